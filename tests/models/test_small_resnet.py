@@ -1,0 +1,126 @@
+from functools import cache, partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec
+
+from vse_jax.models.backbones.small_resnet import SmallResNet
+
+tiny = partial(SmallResNet, stem=4, widths=(6, 8), blocks=(1, 1))
+
+
+def pictures(count=4, side=24):
+    image = np.random.default_rng(0).integers(0, 256, (count, side, side, 3), dtype=np.uint8)
+    return jnp.asarray(image)
+
+
+@cache
+def start(net):
+    return jax.jit(lambda: net.init(jax.random.key(0), pictures(1, 16), train=False))()
+
+
+def forward(net, variables, image):
+    return jax.jit(lambda v, x: net.apply(v, x, train=False))(variables, image)
+
+
+def train(net, variables, image):
+    return jax.jit(lambda v, x: net.apply(v, x, train=True, mutable=["batch_stats"]))(
+        variables, image
+    )
+
+
+def test_the_default_grid_is_six_by_six_for_about_thirty_million_multiply_adds():
+    net, image = SmallResNet(), pictures(1, 96)
+    variables = start(net)
+    compiled = jax.jit(lambda v, x: net.apply(v, x, train=False)).lower(variables, image).compile()
+    assert 20e6 < compiled.cost_analysis()["flops"] / 2 < 40e6
+    assert compiled(variables, image).shape == (1, 6, 6, 128)
+    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(variables))
+
+
+@pytest.mark.parametrize(("value", "coordinates"), [(0, True), (0, False), (255, True)])
+def test_gradients_are_finite_on_a_constant_picture(value, coordinates):
+    net = tiny(coordinates=coordinates)
+    image = jnp.full((2, 16, 16, 3), value, jnp.uint8)
+    variables = start(tiny(coordinates=net.coordinates))
+
+    @jax.jit
+    @jax.value_and_grad
+    def loss(params):
+        batch = {"params": params, "batch_stats": variables["batch_stats"]}
+        grid, new = net.apply(batch, image, train=True, mutable=["batch_stats"])
+        return (grid.mean((1, 2)) ** 2).sum() + 0.0 * sum(map(jnp.sum, jax.tree.leaves(new)))
+
+    for leaf in jax.tree.leaves(loss(variables["params"])):
+        assert np.isfinite(leaf).all()
+
+
+def test_training_moves_the_running_statistics_towards_those_of_the_batch():
+    net, image = tiny(momentum=0.9), pictures()
+    variables = start(tiny(coordinates=net.coordinates))
+    kernel = np.asarray(variables["params"]["conv"]["kernel"]).reshape(3, 3, 2, 2, 3, 4)
+    kernel = kernel.transpose(0, 2, 1, 3, 4, 5).reshape(6, 6, 3, 4)
+    padded = np.pad(
+        (np.asarray(image, np.float32) - 127.5) / 127.5, ((0, 0), (0, 2), (0, 2), (0, 0))
+    )
+    windows = np.lib.stride_tricks.sliding_window_view(padded, (6, 6), (1, 2))[:, ::4, ::4]
+    output = np.einsum("bhwcyx,yxco->bhwo", windows, kernel)
+    _, new = train(net, variables, image)
+    moved = new["batch_stats"]["norm"]
+    np.testing.assert_allclose(moved["mean"], 0.1 * output.mean((0, 1, 2)), atol=1e-5)
+    np.testing.assert_allclose(moved["var"], 0.9 + 0.1 * output.var((0, 1, 2)), atol=1e-5)
+
+
+def test_an_average_over_the_grid_tells_left_from_right_only_with_coordinates():
+    # The same four-pixel square, away from the border, at two places of the same phase.
+    image = np.zeros((2, 64, 192, 3), np.uint8)
+    image[0, 32:36, 80:84] = image[1, 32:36, 112:116] = 255
+    image = jnp.asarray(image)
+    gaps = {}
+    for coordinates in (True, False):
+        net = tiny(coordinates=coordinates)
+        variables = jax.tree.map(jnp.copy, start(net))
+        scales = variables["params"]["stage1_block0"]["norm2"]
+        scales["scale"] = jnp.ones_like(scales["scale"])
+        pooled = forward(net, variables, image).mean((1, 2))
+        gaps[coordinates] = np.abs(pooled[0] - pooled[1]).max()
+    assert gaps[False] < 1e-6 < 1e-4 < gaps[True]
+
+
+def test_with_an_axis_name_four_devices_share_the_statistics_of_the_whole_batch():
+    image = pictures(8)
+    alone, shared = tiny(), tiny(axis_name="data")
+    variables = start(alone)
+    grid, new = train(alone, variables, image)
+    mesh = jax.make_mesh((4,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    split, whole = PartitionSpec("data"), PartitionSpec()
+    mapped = jax.jit(
+        jax.shard_map(
+            lambda v, x: shared.apply(v, x, train=True, mutable=["batch_stats"]),
+            mesh=mesh,
+            in_specs=(whole, split),
+            out_specs=(split, whole),
+            check_vma=False,
+        )
+    )
+    shared_grid, shared_new = mapped(variables, image)
+    np.testing.assert_allclose(shared_grid, grid, atol=1e-4)
+    jax.tree.map(partial(np.testing.assert_allclose, atol=1e-5), shared_new, new)
+
+
+def test_bfloat16_is_close_and_keeps_float32_statistics():
+    net, half, image = tiny(), tiny(dtype=jnp.bfloat16), pictures()
+    variables = start(tiny(coordinates=net.coordinates))
+    grid, _ = train(net, variables, image)
+    half_grid, new = train(half, variables, image)
+    assert half_grid.dtype == jnp.bfloat16
+    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(new))
+    difference = np.abs(np.asarray(half_grid, np.float32) - grid)
+    assert difference.mean() < 0.02 * np.abs(grid).mean()
+
+
+def test_a_side_that_is_odd_is_refused():
+    with pytest.raises(ValueError, match="17x16 pixels do not divide into 2x2 blocks"):
+        tiny().init(jax.random.key(0), jnp.zeros((1, 17, 16, 3), jnp.uint8), train=False)

@@ -1,0 +1,301 @@
+"""The report is one file that loads nothing, escapes everything and survives broken logs."""
+
+import base64
+import html.parser
+import io
+import json
+import re
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vse_jax import report
+
+EVIL = "<script>alert('x')</script> & \"quoted\" \ud800"
+VOID = {"meta", "img", "path"}
+
+
+class Page(html.parser.HTMLParser):
+    """Tags, attributes and text of a page; fails where an end tag has no start tag."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.tags, self.links, self.words = [], [], [], []
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag, attributes):
+        attributes = dict(attributes)
+        self.tags.append((tag, attributes))
+        self.links += [value for key, value in attributes.items() if key in ("src", "href")]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.words.append(data)
+
+    @property
+    def text(self):
+        return " ".join("".join(self.words).split())
+
+    def count(self, tag, kind=None):
+        return sum(
+            name == tag and (kind is None or kind in attributes.get("class", "").split())
+            for name, attributes in self.tags
+        )
+
+
+def picture(size=(40, 20), mode="RGB", **options):
+    encoded = io.BytesIO()
+    Image.new(mode, size, "red").save(encoded, "PNG", **options)
+    return encoded.getvalue()
+
+
+def metrics(recall):
+    found = {f"{way}/R@{k}": recall + k for way in ("i2t", "t2i") for k in (1, 5, 10)}
+    for way in ("i2t", "t2i"):
+        found |= {f"{way}/MedR": 7.0, f"{way}/MeanR": 1234.56}
+    return {**found, "rsum": 6 * recall + 32}
+
+
+def queries(text="a dog", count=12):
+    image = report.thumbnail(picture())
+    right = np.bool_(True)
+    captions = [
+        {"text": f"{text} {j}", "score": np.float32(j), "right": right if j == 2 else False}
+        for j in range(5)
+    ]
+    images = [
+        {"image": image, "name": f"{text} {j}.jpg", "score": 0.5, "right": j == 0} for j in range(5)
+    ]
+    return {
+        "i2t": [{"image": image, "name": text, "rank": 3, "captions": captions}] * count,
+        "t2i": [{"text": text, "name": "0.jpg", "rank": 1, "images": images}] * count,
+    }
+
+
+def workdir(tmp_path, lines=(), **fields):
+    fields = {
+        "config": {"seed": 3, "train": {"batch_size": 128}},
+        "dataset": "shapes",
+        "split": "test",
+        "protocol": "shapes_500",
+        "step": 300,
+        "metrics": metrics(20.0),
+    } | fields
+    (tmp_path / "report.json").write_text(json.dumps(fields))
+    if lines:
+        text = "\n".join(line if isinstance(line, str) else json.dumps(line) for line in lines)
+        (tmp_path / "metrics.jsonl").write_text(text)
+    return tmp_path
+
+
+def log(steps=6):
+    for step in range(100, 100 * steps + 1, 100):
+        yield {"step": step, "epoch": step / 200, "loss": 1000 / step, "learning_rate": 2e-4}
+        validation = {f"validation/{key}": value for key, value in metrics(step / 20).items()}
+        yield {"step": step, "epoch": step / 200, **validation}
+
+
+def page_of(path):
+    return Page(path.read_text(encoding="utf-8"))
+
+
+def test_a_whole_report_has_all_its_parts(tmp_path):
+    folder = workdir(
+        tmp_path,
+        log(),
+        name="vse_infinity",
+        oracle=metrics(80.0),
+        skipped={"not a picture": ["a.jpg", "b.jpg"], "nothing": []},
+        warnings=["few captions"],
+        timing={"training, s": 1841.2},
+        command="python -m vse_jax.main --config=configs/shapes.py:vsepp",
+    )
+    path = report.write(folder, queries())
+    assert path == folder / "report.html"
+    page = page_of(path)
+    for part in (
+        "vse_infinity on shapes",
+        "test split · protocol shapes_500 · checkpoint of step 300",
+        "Batch size128",
+        "Image → text21.025.030.071,234.6",
+        "oracle81.085.090.071,234.6",
+        "share of it25.9%29.4%33.3%",
+        "rsum152.0 · oracle 512.0, share 29.7%",
+        "not a picture: 2a.jpg, b.jpg",
+        "few captions",
+        "training, s1.841k",
+        "python -m vse_jax.main --config=configs/shapes.py:vsepp",
+        '"batch_size": 128',
+    ):
+        assert part in page.text
+    assert "nothing: 0" not in page.text
+    assert page.count("figure") == page.count("svg") == 7
+    assert page.count("path", "mark") == 7
+    assert page.count("article") == 24
+    assert page.count("li", "right") == page.count("span", "tick") == 24
+    assert all(
+        attributes["aria-label"] == "right"
+        for tag, attributes in page.tags
+        if attributes.get("class") == "tick"
+    )
+    assert sorted(file.name for file in folder.iterdir()) == [
+        "metrics.jsonl",
+        "queries.json",
+        "report.html",
+        "report.json",
+    ]
+
+
+def test_the_page_loads_nothing_from_anywhere(tmp_path):
+    found = queries()
+    found["i2t"][0]["image"] = "https://example.com/spy.gif"
+    found["t2i"][0]["images"][1]["image"] = "file:///etc/passwd"
+    text = report.write(workdir(tmp_path, log()), found).read_text()
+    page = Page(text)
+    assert page.links
+    assert all(link.startswith("data:image/jpeg;base64,") for link in page.links)
+    assert not re.search(r"https?:|url\(|@import|file:", text)
+    assert not {"script", "link", "iframe", "object", "base"} & {tag for tag, _ in page.tags}
+
+
+def test_everything_a_user_can_name_is_escaped(tmp_path):
+    folder = workdir(
+        tmp_path,
+        [{"step": step, "epoch": 0, EVIL: step} for step in (1, 2)],
+        config={EVIL: EVIL, "model": {"image": {"name": EVIL}}},
+        name=EVIL,
+        dataset=EVIL,
+        split=EVIL,
+        protocol=EVIL,
+        step=EVIL,
+        skipped={EVIL: [EVIL]},
+        warnings=[EVIL],
+        timing={EVIL: EVIL},
+        command=EVIL,
+        metrics={**metrics(1.0), EVIL: 1.0},
+    )
+    text = report.write(folder, queries(EVIL)).read_text()
+    page = Page(text)
+    assert "<script" not in text
+    assert "script" not in {tag for tag, _ in page.tags}
+    assert "<script>alert('x')</script> & \"quoted\"" in page.text
+    known = {"class", "alt", "title", "src", "loading"}
+    assert {key for tag, attributes in page.tags if tag == "img" for key in attributes} <= known
+
+
+def test_rendering_again_uses_the_queries_kept(tmp_path, capsys):
+    folder = workdir(tmp_path)
+    first = report.write(folder, queries("a cat")).read_text()
+    report.main([str(folder)])
+    assert capsys.readouterr().out.strip() == str(folder / "report.html")
+    assert (folder / "report.html").read_text() == first
+    assert page_of(folder / "report.html").count("article") == 24
+
+
+def test_the_least_report_is_a_page(tmp_path):
+    (tmp_path / "report.json").write_text("{}")
+    page = page_of(report.write(tmp_path))
+    assert page.count("figure") == page.count("article") == page.count("table") == 0
+    assert f"--mode=evaluate --workdir={tmp_path}" in page.text
+
+
+def test_other_measures_are_shown_without_retrieval(tmp_path):
+    page = page_of(report.write(workdir(tmp_path, metrics={"caption/BLEU-4": 21.34})))
+    assert "caption/BLEU-421.3" in page.text
+    assert page.count("table") == 0
+
+
+def test_values_that_are_not_finite_are_dashes_and_gaps(tmp_path):
+    bad = {"i2t/R@1": float("nan"), "i2t/R@5": None, "i2t/R@10": float("inf"), "rsum": float("nan")}
+    lines = [*log(2), {"step": 300, "loss": float("nan"), "note": "text", "flag": True}]
+    lines += [{"step": float("nan"), "loss": 1.0}, {"loss": 1.0}]
+    folder = workdir(tmp_path, lines, metrics=bad, oracle={**metrics(0.0), "i2t/R@5": 0.0})
+    text = report.write(folder).read_text()
+    assert "Image → text–––––" in Page(text).text
+    assert not re.search(r"\b(nan|inf)\b", text, re.IGNORECASE)
+    assert "flag" not in text
+
+
+@pytest.mark.parametrize(
+    ("tail", "warned"),
+    [([], False), (['{"step": 700, "lo'], False), (['{"st', {"step": 700}], True), (["3"], False)],
+)
+def test_a_line_cut_short_is_left_out(tmp_path, tail, warned):
+    folder = workdir(tmp_path, [*log(), *tail])
+    assert page_of(report.write(folder)).count("figure") == 7
+    assert ("1 line(s) of metrics.jsonl" in (folder / "report.html").read_text()) == warned
+
+
+def test_a_step_logged_twice_counts_once(tmp_path):
+    folder = workdir(tmp_path, [{"step": s, "loss": v} for s, v in ((2, 8), (1, 9), (2, 7))])
+    page = page_of(report.write(folder))
+    assert page.count("circle") == 2
+    assert "loss at step 2: 7" in page.text
+
+
+@pytest.mark.parametrize("content", [None, "", '{"metrics"'])
+def test_a_workdir_without_a_report_is_an_error(tmp_path, content):
+    if content is not None:
+        (tmp_path / "report.json").write_text(content)
+    with pytest.raises(report.ReportError, match=r"report\.json"):
+        report.write(tmp_path)
+    with pytest.raises(SystemExit, match=r"error: .*report\.json"):
+        report.main([str(tmp_path)])
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        [(5.0, 3.0)],
+        [(0.0, 0.0), (1.0, 0.0)],
+        [(1.0, -2e-9), (2.0, 3e-9)],
+        [(1.0, 1.0), (2.0, 1.0 + 2**-52)],
+        [(float(step), step**2 / 7) for step in range(10_000)],
+        [(1.0, -1e12), (1e7, 1e12)],
+    ],
+)
+def test_a_chart_draws_inside_its_frame(line):
+    drawn = report.chart("title", {"a": line, "b": line[:1]}, marked=line[0][0])
+    Page(drawn)
+    path = re.search(r'class="line c0" d="M([^"]+)"', drawn)[1]
+    points = np.array([[float(value) for value in pair.split()] for pair in path.split("L")])
+    assert len(points) <= 400
+    assert (points[:, 0] >= 42).all()
+    assert (points[:, 0] <= 348).all()
+    assert (points[:, 1] >= 8).all()
+    assert (points[:, 1] <= 178).all()
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "P", "RGBA", "LA", "1"])
+def test_a_thumbnail_is_a_small_upright_jpeg(mode):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    uri = report.thumbnail(picture((300, 200), mode if mode != "LA" else "L", exif=exif), 64)
+    head, data = uri.split(",")
+    assert head == "data:image/jpeg;base64"
+    with Image.open(io.BytesIO(base64.b64decode(data))) as made:
+        assert (made.format, made.mode, made.size) == ("JPEG", "RGB", (43, 64))
+
+
+def test_a_transparent_picture_lies_on_white():
+    encoded = io.BytesIO()
+    Image.new("RGBA", (8, 8), (255, 0, 0, 0)).save(encoded, "PNG")
+    data = base64.b64decode(report.thumbnail(encoded.getvalue()).split(",")[1])
+    with Image.open(io.BytesIO(data)) as made:
+        assert made.getpixel((4, 4)) == (255, 255, 255)
+
+
+@pytest.mark.parametrize("data", [b"", b"not a picture", picture()[:60]])
+def test_what_is_no_picture_is_an_error(data):
+    with pytest.raises(report.ReportError, match="not a picture"):
+        report.thumbnail(data)

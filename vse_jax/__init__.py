@@ -1,0 +1,1 @@
+"""Visual-semantic embeddings in JAX: photos and sentences in one space."""

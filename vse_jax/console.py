@@ -1,0 +1,90 @@
+"""What a person sees of a run while it goes: log lines, a progress bar, TensorBoard."""
+
+import logging
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
+
+
+_console = Console(stderr=True)
+
+
+def set_up_logging(process: int = 0) -> None:
+    """Sends the log of vse_jax to the terminal; processes but the first say warnings only."""
+    if _console.is_terminal:
+        handler: logging.Handler = RichHandler(
+            console=_console, show_path=False, log_time_format="%H:%M:%S", rich_tracebacks=False
+        )
+        handler.setFormatter(logging.Formatter("%(message)s"))
+    else:
+        handler = logging.StreamHandler(sys.stderr)
+        handler.setFormatter(
+            logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%H:%M:%S")
+        )
+    own = logging.getLogger("vse_jax")
+    own.handlers = [handler]
+    own.propagate = False
+    own.setLevel(logging.INFO if process == 0 else logging.WARNING)
+    # Orbax and TFDS log each of their steps; their warnings are kept.
+    logging.getLogger("absl").setLevel(logging.ERROR)
+
+
+class Progress:
+    """A progress bar over steps, on a terminal only; elsewhere the log lines tell."""
+
+    def __init__(self, start: int, end: int) -> None:
+        """Shows `start` of `end` steps done."""
+        self._bar = Bar(
+            TextColumn("training"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            console=_console,
+            transient=True,
+            disable=not _console.is_terminal,
+        )
+        self._task = self._bar.add_task("training", total=end, completed=start)
+
+    def __enter__(self) -> "Progress":
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._bar.stop()
+
+    def advance(self, step: int) -> None:
+        """Shows `step` steps done."""
+        self._bar.update(self._task, completed=step)
+
+
+class TensorBoard:
+    """Writes scalars as TensorBoard events into the workdir."""
+
+    def __init__(self, workdir: Path) -> None:
+        """Opens an event file in `workdir`."""
+        import tensorflow as tf
+
+        self._summary = tf.summary
+        self._writer = tf.summary.create_file_writer(str(workdir))
+
+    def write(self, row: Mapping[str, float]) -> None:
+        """Writes one line of metrics.jsonl."""
+        with self._writer.as_default(step=int(row["step"])):
+            for name, value in row.items():
+                if name != "step":
+                    self._summary.scalar(name, value)
+
+    def close(self) -> None:
+        """Flushes and closes the file."""
+        self._writer.close()

@@ -1,0 +1,49 @@
+"""The data sets a config can name: each function loads one, as `config.data` says."""
+
+from ml_collections import ConfigDict
+
+from vse_jax.config import ConfigError
+from vse_jax.data.split import Dataset
+
+__all__ = ["custom", "flickr8k", "shapes"]
+
+
+def shapes(config: ConfigDict, seed: int) -> Dataset:
+    """Scenes of coloured shapes, drawn on first use."""
+    del seed  # the scenes are the same for every run, so that results compare
+    from vse_jax.data import shapes as module
+
+    train, validation, test = config.shapes_sizes
+    return module.load(config.data_dir, train=train, validation=validation, test=test)
+
+
+def flickr8k(config: ConfigDict, seed: int) -> Dataset:
+    """Flickr8k from `data.manual_dir`."""
+    del seed  # the splits are the official ones
+    from vse_jax.data import flickr8k as module
+
+    return module.load(
+        _needed(config, "manual_dir"),
+        config.data_dir,
+        bad_share=config.bad_share,
+        non_rgb=config.non_rgb,
+    )
+
+
+def custom(config: ConfigDict, seed: int) -> Dataset:
+    """The pictures and captions that the file `data.path` lists, read in place."""
+    from vse_jax.data import custom as module
+
+    return module.load(
+        _needed(config, "path"),
+        config.data_dir,
+        seed=seed,
+        bad_share=config.bad_share,
+        non_rgb=config.non_rgb,
+    )
+
+
+def _needed(config: ConfigDict, field: str) -> str:
+    if config[field] is None:
+        raise ConfigError(f"config field 'data.{field}' is not set; {config.dataset!r} needs it")
+    return config[field]

@@ -1,0 +1,276 @@
+"""Index-driven tf.data: batches are a pure function of (seed, epoch, index).
+
+A position counts training examples from the start of the run: position p is example
+`shuffle(p mod n)` of epoch `p div n`. So there is no shuffle buffer, resuming is starting
+the range later, and every number of processes sees the same global batches. A batch may
+straddle two epochs, so every example of an epoch counts exactly once.
+"""
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Literal
+
+import numpy as np
+import tensorflow as tf
+
+from vse_jax.data.split import Split
+
+Batch = dict[str, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class Pictures:
+    """How encoded pictures become pixels.
+
+    Attributes:
+      size: pixels a side.
+      crop_area: shares (low, high) of the area that a random training crop keeps.
+      flip: whether training pictures are mirrored at random.
+    """
+
+    size: int
+    crop_area: tuple[float, float] = (1.0, 1.0)
+    flip: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Examples:
+    """A split made ready: tokens in memory, pictures as pixels or as cached features.
+
+    Attributes:
+      split: pictures, captions and their pairing.
+      tokens: int32 [m, l] of every caption.
+      token_mask: bool [m, l].
+      pictures: how to decode; used where there are no features.
+      features: [n, r, f] of every picture, memory-mapped; None for pixels.
+    """
+
+    split: Split
+    tokens: np.ndarray
+    token_mask: np.ndarray
+    pictures: Pictures
+    features: np.ndarray | None = None
+
+
+def epoch_size(split: Split, epoch: Literal["captions", "images"]) -> int:
+    """Examples in an epoch: every caption once, or every picture once."""
+    return len(split.captions) if epoch == "captions" else len(split.images)
+
+
+def train_batches(
+    examples: Examples,
+    *,
+    seed: int,
+    batch_size: int,
+    start: int,
+    steps: int,
+    epoch: Literal["captions", "images"],
+    process: int = 0,
+    processes: int = 1,
+    shuffle_captions: bool = False,
+) -> Iterator[Batch]:
+    """This process's rows of the global training batches `start` to `steps` - 1.
+
+    Args:
+      examples: the training split.
+      seed: of order and augmentation.
+      batch_size: rows over all processes.
+      start: number of the first batch.
+      steps: number of the batch after the last.
+      epoch: "captions" (every caption once) or "images" (every picture once, with a caption
+        drawn at random).
+      process: number of this process; it takes the process-th equal part of each batch.
+      processes: how many there are.
+      shuffle_captions: pairs pictures with captions of others, by one fixed permutation.
+    """
+    share = batch_size // processes
+    caption_image = examples.split.caption_image
+    first_caption = np.searchsorted(caption_image, np.arange(len(examples.split.images) + 1))
+    pairing = np.arange(len(examples.split.captions))
+    if shuffle_captions:
+        pairing = np.random.default_rng(seed).permutation(pairing)
+    size = epoch_size(examples.split, epoch)
+
+    def positions(step: tf.Tensor) -> tf.Tensor:
+        first = step * batch_size + process * share
+        return tf.range(first, first + share)
+
+    def choose(position: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """Picture and caption numbers of each position."""
+        number = _shuffled(position, size, seed)
+        if epoch == "captions":
+            picture = tf.gather(tf.constant(caption_image, tf.int64), number)
+            return picture, tf.gather(tf.constant(pairing, tf.int64), number)
+        first = tf.gather(tf.constant(first_caption, tf.int64), number)
+        count = tf.gather(tf.constant(first_caption, tf.int64), number + 1) - first
+        drawn = tf.map_fn(
+            lambda p: tf.random.stateless_uniform([], tf.stack([seed + 1, p]), dtype=tf.float64),
+            position,
+            fn_output_signature=tf.float64,
+        )
+        # A product of a draw below 1 can still round up to the count itself.
+        offset = tf.minimum(tf.cast(drawn * tf.cast(count, tf.float64), tf.int64), count - 1)
+        return number, tf.gather(tf.constant(pairing, tf.int64), first + offset)
+
+    dataset = tf.data.Dataset.range(start, steps).map(positions)
+    dataset = dataset.map(lambda position: (position, *choose(position)))
+    dataset = _with_pictures(dataset, examples, share, seed)
+
+    def assemble(position: tf.Tensor, picture: tf.Tensor, caption: tf.Tensor, seen: dict) -> dict:
+        del position
+        return seen | {
+            "tokens": tf.gather(tf.constant(examples.tokens), caption),
+            "token_mask": tf.gather(tf.constant(examples.token_mask), caption),
+            "image_id": tf.cast(picture, tf.int32),
+            "caption_id": tf.cast(caption, tf.int32),
+            "weight": tf.ones_like(picture, tf.float32),
+        }
+
+    return _numpy(dataset.map(assemble))
+
+
+def image_batches(
+    examples: Examples, *, batch_size: int, process: int = 0, processes: int = 1
+) -> Iterator[Batch]:
+    """Every picture once, in order, undistorted; the last batch padded with weight 0.
+
+    Each process gets its equal part of every batch of `batch_size` rows.
+    """
+    plain = dataclasses.replace(examples, pictures=Pictures(examples.pictures.size))
+    share = batch_size // processes
+
+    def rows(batch: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        first = batch * batch_size + process * share
+        number = tf.range(first, first + share)
+        clipped = tf.minimum(number, len(examples.split.images) - 1)
+        return number, clipped, clipped
+
+    batches = -(-len(examples.split.images) // batch_size)
+    dataset = tf.data.Dataset.range(batches).map(rows)
+    dataset = _with_pictures(dataset, plain, share, seed=0)
+
+    def assemble(number: tf.Tensor, picture: tf.Tensor, _: tf.Tensor, seen: dict) -> dict:
+        real = number < len(examples.split.images)
+        return seen | {
+            "image_id": tf.cast(picture, tf.int32),
+            "weight": tf.cast(real, tf.float32),
+        }
+
+    return _numpy(dataset.map(assemble))
+
+
+def caption_batches(
+    tokens: np.ndarray,
+    token_mask: np.ndarray,
+    *,
+    batch_size: int,
+    process: int = 0,
+    processes: int = 1,
+) -> Iterator[Batch]:
+    """Every caption once, in order; the last batch padded with weight 0."""
+    share = batch_size // processes
+    for start in range(0, len(tokens), batch_size):
+        number = start + process * share + np.arange(share)
+        row = np.minimum(number, len(tokens) - 1)
+        yield {
+            "tokens": tokens[row],
+            "token_mask": token_mask[row],
+            "caption_id": row.astype(np.int32),
+            "weight": (number < len(tokens)).astype(np.float32),
+        }
+
+
+def decode(data: tf.Tensor, size: int) -> tf.Tensor:
+    """An encoded picture as uint8 [size, size, 3]: whole, resized bilinearly with antialiasing."""
+    picture = tf.io.decode_image(data, channels=3, expand_animations=False)
+    return _resize(picture, size)
+
+
+def _shuffled(position: tf.Tensor, size: int, seed: int) -> tf.Tensor:
+    """The example at each position: a permutation of 0..size-1 anew each epoch."""
+    constant = tf.zeros_like(position)
+    seeds = tf.stack([constant + seed, position // size, constant], axis=1)
+    # The raw operation: tf.random.experimental.index_shuffle takes one seed for all positions.
+    return tf.raw_ops.RandomIndexShuffle(
+        index=position % size, seed=seeds, max_index=constant + size - 1, rounds=4
+    )
+
+
+def _with_pictures(
+    dataset: tf.data.Dataset, examples: Examples, share: int, seed: int
+) -> tf.data.Dataset:
+    """Adds {"image": ...} or {"features", "feature_mask"} to (position, picture, caption) rows."""
+    if examples.features is not None:
+        features = examples.features
+
+        def look_up(picture: np.ndarray) -> np.ndarray:
+            return np.asarray(features[picture], np.float32)
+
+        def with_features(position: tf.Tensor, picture: tf.Tensor, caption: tf.Tensor) -> tuple:
+            found = tf.numpy_function(look_up, [picture], tf.float32, stateful=False)
+            found = tf.ensure_shape(found, (share, *features.shape[1:]))
+            mask = tf.ones((share, features.shape[1]), tf.bool)
+            return position, picture, caption, {"features": found, "feature_mask": mask}
+
+        return dataset.map(with_features)
+
+    def read(picture: np.ndarray) -> np.ndarray:
+        return np.asarray(examples.split.read(picture.tolist()), object)
+
+    def with_bytes(position: tf.Tensor, picture: tf.Tensor, caption: tf.Tensor) -> tuple:
+        data = tf.numpy_function(read, [picture], tf.string, stateful=False)
+        return position, picture, caption, tf.ensure_shape(data, (share,))
+
+    def with_pixels(
+        position: tf.Tensor, picture: tf.Tensor, caption: tf.Tensor, data: tf.Tensor
+    ) -> tuple:
+        pixels = _augmented(data, position, examples.pictures, seed)
+        return position, picture, caption, {"image": pixels}
+
+    return (
+        dataset.map(with_bytes, num_parallel_calls=tf.data.AUTOTUNE)
+        .unbatch()
+        .map(with_pixels, num_parallel_calls=tf.data.AUTOTUNE)
+        .batch(share, drop_remainder=True)
+    )
+
+
+def _augmented(data: tf.Tensor, position: tf.Tensor, how: Pictures, seed: int) -> tf.Tensor:
+    """Decoded, cropped and mirrored by a draw that depends on (seed, position) alone."""
+    low, high = how.crop_area
+    picture = tf.io.decode_image(data, channels=3, expand_animations=False)
+    if low < 1.0:
+        draw = tf.random.stateless_uniform([4], tf.stack([tf.constant(seed, tf.int64), position]))
+        size = tf.cast(tf.shape(picture)[:2], tf.float32)
+        area = low + (high - low) * draw[0]
+        # Sides differ by at most 4/3; neither may leave the picture.
+        ratio = tf.exp((2.0 * draw[1] - 1.0) * tf.math.log(4.0 / 3.0) / 2.0)
+        sides = tf.minimum(tf.sqrt(area) * tf.stack([ratio, 1.0 / ratio]), 1.0) * size
+        sides = tf.maximum(tf.cast(tf.round(sides), tf.int32), 1)
+        corner = tf.cast(draw[2:] * tf.cast(tf.shape(picture)[:2] - sides + 1, tf.float32), tf.int32)
+        corner = tf.minimum(corner, tf.shape(picture)[:2] - sides)
+        picture = tf.slice(picture, tf.concat([corner, [0]], 0), tf.concat([sides, [3]], 0))
+    pixels = _resize(picture, how.size)
+    if how.flip:
+        coin = tf.random.stateless_uniform([], tf.stack([tf.constant(~seed, tf.int64), position]))
+        pixels = tf.cond(coin < 0.5, lambda: pixels, lambda: tf.reverse(pixels, [1]))
+    return pixels
+
+
+def _resize(picture: tf.Tensor, size: int) -> tf.Tensor:
+    """uint8 [size, size, 3], untouched where it has that size already."""
+
+    def resized() -> tf.Tensor:
+        scaled = tf.image.resize(tf.cast(picture, tf.float32), (size, size), antialias=True)
+        return tf.cast(tf.clip_by_value(tf.round(scaled), 0.0, 255.0), tf.uint8)
+
+    same = tf.reduce_all(tf.shape(picture)[:2] == size)
+    pixels = tf.cond(same, lambda: picture, resized)
+    return tf.ensure_shape(pixels, (size, size, 3))
+
+
+def _numpy(dataset: tf.data.Dataset) -> Iterator[Batch]:
+    options = tf.data.Options()
+    options.deterministic = True
+    options.autotune.ram_budget = 1 << 30
+    return dataset.prefetch(2).with_options(options).as_numpy_iterator()

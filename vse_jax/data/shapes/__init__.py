@@ -1,0 +1,50 @@
+"""`shapes`, the embedded data set: drawn scenes, described by a grammar, from a seed."""
+
+import os
+
+from vse_jax.data import records
+from vse_jax.data.shapes.attributes import SHAPES
+from vse_jax.data.shapes.builder import SPLITS, Shapes, ShapesConfig
+from vse_jax.data.shapes.similarity import caption_similarity, oracle_scores, scene_similarity
+from vse_jax.data.split import DataError, Dataset
+
+__all__ = ["SHAPES", "caption_similarity", "load", "oracle_scores", "scene_similarity"]
+
+
+def load(
+    data_dir: str | os.PathLike[str],
+    *,
+    seed: int = 0,
+    train: int = 4000,
+    validation: int = 500,
+    test: int = 500,
+) -> Dataset:
+    """The data set `shapes`, drawn into `data_dir` at first use (half a minute at most).
+
+    Pictures are 96x96 JPEG with five captions each: whole scene, part, relation, count, vague.
+    Labels index `SHAPES`: the shape of the largest object. Scene i of a split lists its objects
+    in the order of `boxes[i]`, each with a "snippet" in words; `scene.sample` and
+    `similarity` describe the scenes and the meanings.
+
+    Args:
+      data_dir: folder of prepared data; each seed and each set of sizes has its own in there.
+      seed: non-negative; the same seed gives the same bytes.
+      train: pictures for training; so for `validation` and `test`.
+
+    Raises:
+      DataError: if a size or the seed is out of range, or the folder cannot be written.
+    """
+    sizes = {"train": train, "validation": validation, "test": test}
+    for split, size in sizes.items():
+        if size < 1:
+            raise DataError(f"shapes: {split} has {size} pictures; it needs at least 1")
+    if seed < 0:
+        raise DataError(f"shapes: seed is {seed}; it must be 0 or more")
+    builder = Shapes(data_dir, ShapesConfig(seed=seed, sizes=(train, validation, test)))
+    records.prepare(builder)
+    return Dataset(
+        name="shapes",
+        splits={split: records.read_split(builder, split) for split in SPLITS},
+        fingerprint=records.fingerprint(builder),
+        protocol=f"shapes_{test}",
+    )

@@ -1,0 +1,145 @@
+"""What of the files' records is fit for use, and what is left out, counted and named."""
+
+import collections
+import dataclasses
+import hashlib
+import json
+import os
+import pathlib
+from collections.abc import Mapping, Sequence
+
+from absl import logging
+
+from vse_jax.data import captions_files, pictures
+from vse_jax.data.split import DataError
+
+NON_RGB = ("skip", "convert")
+NO_CAPTIONS = "photo without captions"
+NO_PHOTO = "caption without photo"
+EMPTY_CAPTION = "empty caption"
+
+
+@dataclasses.dataclass(frozen=True)
+class Sifted:
+    """What is left of a list of records.
+
+    Attributes:
+      records: those with a sound picture and a caption; captions stripped, none empty.
+      paths: the picture's file, by image name.
+      digests: SHA-256 (hex) of the picture, by image name.
+      skipped: reason -> names of what was left out.
+    """
+
+    records: list[captions_files.Record]
+    paths: Mapping[str, str]
+    digests: Mapping[str, str]
+    skipped: Mapping[str, tuple[str, ...]]
+
+
+def check_options(bad_share: float, non_rgb: str) -> None:
+    """Raises DataError where `data.bad_share` or `data.non_rgb` is not a value they can have."""
+    if not 0 <= bad_share <= 1:
+        raise DataError(f"data.bad_share is {bad_share}; expected a share from 0 to 1")
+    if non_rgb not in NON_RGB:
+        raise DataError(f"data.non_rgb is {non_rgb!r}; expected one of {', '.join(NON_RGB)}")
+
+
+def sift(
+    records: Sequence[captions_files.Record],
+    folder: pathlib.Path,
+    cache: pathlib.Path,
+    *,
+    bad_share: float,
+    non_rgb: str,
+) -> Sifted:
+    """The records whose picture is sound and which have a caption.
+
+    Args:
+      records: as read from the files.
+      folder: what relative picture paths are relative to.
+      cache: file that remembers which pictures were verified.
+      bad_share: largest share of the pictures found that may be unfit.
+      non_rgb: "skip" or "convert", see `pictures.problem`.
+
+    Raises:
+      DataError: if no picture is there, or more than `bad_share` of them are unfit.
+    """
+    skipped: dict[str, list[str]] = collections.defaultdict(list)
+    with_captions = [
+        captioned for record in records if (captioned := _with_captions(record, skipped))
+    ]
+    root = os.path.abspath(folder)
+    paths = {record.image: os.path.join(root, record.image) for record in with_captions}
+    findings = pictures.verify_files(list(paths.values()), cache)
+    kept: list[captions_files.Record] = []
+    bad: dict[str, list[str]] = collections.defaultdict(list)
+    for record in with_captions:
+        reason = findings[paths[record.image]].problem(non_rgb)
+        if reason == pictures.MISSING:
+            skipped[NO_PHOTO].append(record.image)
+        elif reason:
+            bad[reason].append(record.image)
+        else:
+            kept.append(record)
+    found = len(with_captions) - len(skipped[NO_PHOTO])
+    if with_captions and not found:
+        raise DataError(
+            f"none of the {len(paths)} pictures is there; the first, {with_captions[0].where}, is "
+            f"looked for at {paths[with_captions[0].image]}"
+        )
+    refuse_too_many(bad, found, bad_share)
+    return Sifted(
+        records=kept,
+        paths=paths,
+        digests={record.image: findings[paths[record.image]].digest or "" for record in kept},
+        skipped={reason: tuple(names) for reason, names in {**skipped, **bad}.items() if names},
+    )
+
+
+def refuse_too_many(bad: Mapping[str, Sequence[str]], total: int, bad_share: float) -> None:
+    """Raises DataError where more than `bad_share` of `total` pictures are in `bad` (by reason)."""
+    count = sum(len(names) for names in bad.values())
+    if count <= bad_share * total:
+        return
+    reasons = "; ".join(f"{reason}: {count_and_name(names)}" for reason, names in bad.items())
+    convert = ' or data.non_rgb to "convert"' if "not RGB" in bad else ""
+    raise DataError(
+        f"{count} of {total} pictures are unfit, more than data.bad_share = {bad_share:g} allows: "
+        f"{reasons}. Replace them, or set data.bad_share higher{convert}"
+    )
+
+
+def fingerprint(sifted: Sifted) -> str:
+    """SHA-256 (hex) of every picture's content, captions, split, label and boxes, in order."""
+    digest = hashlib.sha256()
+    for record in sifted.records:
+        boxes = None if record.boxes is None else record.boxes.tolist()
+        entry = (record.split, record.image, sifted.digests[record.image], record.captions)
+        digest.update(json.dumps((*entry, record.label, boxes)).encode() + b"\n")
+    return digest.hexdigest()
+
+
+def log_skipped(name: str, skipped: Mapping[str, Sequence[str]]) -> None:
+    """Logs how many pictures and captions each reason left out, with the first names."""
+    for reason, names in skipped.items():
+        logging.warning("%s: skipped, %s: %s", name, reason, count_and_name(names))
+
+
+def count_and_name(names: Sequence[str], shown: int = 5) -> str:
+    """The count and the first names, such as "7 (a.jpg, b.jpg, ...)"."""
+    rest = ", ..." if len(names) > shown else ""
+    return f"{len(names)} ({', '.join(names[:shown])}{rest})"
+
+
+def _with_captions(
+    record: captions_files.Record, skipped: dict[str, list[str]]
+) -> captions_files.Record | None:
+    """The record with its captions stripped and the empty ones dropped; None with none left."""
+    captions = [caption.strip() for caption in record.captions]
+    for number, caption in enumerate(captions):
+        if not caption:
+            skipped[EMPTY_CAPTION].append(f"{record.image}#{number}")
+    if not any(captions):
+        skipped[NO_CAPTIONS].append(record.image)
+        return None
+    return dataclasses.replace(record, captions=[caption for caption in captions if caption])

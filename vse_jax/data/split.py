@@ -1,0 +1,57 @@
+"""What a data set is to the rest of the house: captions and ids in memory, pictures by number."""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+
+class DataError(Exception):
+    """A mistake in the user's data: says which file, line or record, what was met, what is right."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+    """One split: n pictures, m captions, everything but the pixels in memory.
+
+    A picture's id is its number in `images` (0..n-1), a caption's its number in `captions`.
+
+    Attributes:
+      images: n names (file name or key) for people: logs, reports.
+      captions: m raw sentences, ordered by picture.
+      caption_image: int32 [m], the picture number of each caption, ascending.
+      read: encoded pictures (JPEG, PNG, ...) by picture numbers, in the order asked for.
+      labels: int32 [n] class of each picture, -1 where it has none; None without classes.
+      boxes: n arrays float32 [r_i, 4] as (y0, x0, y1, x1) in [0, 1]; None without boxes.
+      scenes: n JSON-like descriptions of what is in the picture (`shapes` only).
+      meanings: m JSON-like descriptions of what each caption says (`shapes` only).
+    """
+
+    images: Sequence[str]
+    captions: Sequence[str]
+    caption_image: np.ndarray
+    read: Callable[[Sequence[int]], list[bytes]]
+    labels: np.ndarray | None = None
+    boxes: Sequence[np.ndarray] | None = None
+    scenes: Sequence[Any] | None = None
+    meanings: Sequence[Any] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+    """The splits of a data set and what had to be left out of it.
+
+    Attributes:
+      name: as in reports, e.g. "flickr8k".
+      splits: "train", "validation", "test" (the last may be missing for users' own data).
+      fingerprint: hex digest that changes whenever a picture, a caption or a split changes.
+      protocol: name of the test protocol, e.g. "flickr8k_1k"; says the expected test size.
+      skipped: reason -> names of what was left out, e.g. {"not a picture": ("a.jpg",)}.
+    """
+
+    name: str
+    splits: Mapping[str, Split]
+    fingerprint: str
+    protocol: str
+    skipped: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)

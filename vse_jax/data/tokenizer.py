@@ -1,0 +1,137 @@
+"""Word tokenizers on the `tokenizers` library: two presets, vocabulary from training captions."""
+
+import dataclasses
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from tokenizers import Regex, normalizers, pre_tokenizers
+from tokenizers import Tokenizer as Words
+from tokenizers.models import WordLevel
+from tokenizers.processors import TemplateProcessing
+from tokenizers.trainers import WordLevelTrainer
+
+from vse_jax.data.split import DataError
+
+PAD, START, END, UNKNOWN = "<pad>", "<start>", "<end>", "<unk>"
+SPECIAL = [PAD, START, END, UNKNOWN]
+# How often a training caption must use a word for it to enter the vocabulary.
+MIN_COUNT = {"vse": 4, "dvsa": 5}
+
+
+@dataclasses.dataclass(frozen=True)
+class Tokenizer:
+    """Sentences to padded token numbers.
+
+    Attributes:
+      preset: "vse" maps unknown words to <unk>; "dvsa" drops them.
+      words: the tokenizer of the library, as saved.
+      max_tokens: of a sentence, <start> and <end> included.
+    """
+
+    preset: str
+    words: Words
+    max_tokens: int
+
+    @property
+    def vocabulary(self) -> int:
+        """How many token numbers there are."""
+        return self.words.get_vocab_size()
+
+    def tokenize(self, sentences: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """(tokens int32 [b, l], mask bool [b, l]) with l the longest of these, at least 1.
+
+        Longer sentences are cut so that <end> stays the last token.
+        """
+        rows = [encoding.ids for encoding in self.words.encode_batch(list(sentences))]
+        if self.preset == "dvsa":
+            unknown = self.words.token_to_id(UNKNOWN)
+            rows = [[token for token in row if token != unknown] for row in rows]
+        end = self.words.token_to_id(END)
+        rows = [
+            row if len(row) <= self.max_tokens else [*row[: self.max_tokens - 1], end]
+            for row in rows
+        ]
+        length = max(map(len, rows), default=1)
+        tokens = np.zeros((len(rows), length), np.int32)
+        mask = np.zeros((len(rows), length), bool)
+        for number, row in enumerate(rows):
+            tokens[number, : len(row)] = row
+            mask[number, : len(row)] = True
+        return tokens, mask
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes the library's JSON, atomically."""
+        temporary = Path(f"{path}.tmp")
+        temporary.write_text(self.words.to_str(pretty=True), encoding="utf-8")
+        temporary.replace(path)
+
+
+def train(captions: Sequence[str], preset: Literal["vse", "dvsa"], max_tokens: int) -> Tokenizer:
+    """A tokenizer whose words are those of the training captions.
+
+    "vse": lower-cased words, seen 4 times. "dvsa": lower case, everything but letters, digits
+    and spaces dropped, seen 5 times. Source: SYSTEMS of Faghri et al. 2018; Karpathy &
+    Fei-Fei 2015.
+    """
+    words = Words(WordLevel(unk_token=UNKNOWN))
+    if preset == "vse":
+        words.normalizer = normalizers.Lowercase()
+        pattern = Regex(r"[\p{L}\p{N}_]+(?:['’][\p{L}\p{N}_]+)*")
+        words.pre_tokenizer = pre_tokenizers.Sequence(
+            [pre_tokenizers.Split(pattern, "removed", invert=True)]
+        )
+    else:
+        words.normalizer = normalizers.Sequence(
+            [normalizers.Lowercase(), normalizers.Replace(Regex(r"[^a-z0-9\s]"), "")]
+        )
+        words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    trainer = WordLevelTrainer(
+        min_frequency=MIN_COUNT[preset], special_tokens=SPECIAL, show_progress=False
+    )
+    words.train_from_iterator(captions, trainer)
+    words.post_processor = TemplateProcessing(
+        single=f"{START} $A {END}",
+        special_tokens=[(token, SPECIAL.index(token)) for token in (START, END)],
+    )
+    return Tokenizer(preset, words, max_tokens)
+
+
+def load(path: str | os.PathLike[str], preset: str, max_tokens: int) -> Tokenizer:
+    """The tokenizer that `Tokenizer.save` wrote; raises DataError where it is none."""
+    try:
+        return Tokenizer(preset, Words.from_file(os.fspath(path)), max_tokens)
+    except Exception as error:  # the library raises bare Exception
+        raise DataError(f"{path}: no tokenizer file: {error}") from error
+
+
+def read_glove(
+    path: str | os.PathLike[str], tokenizer: Tokenizer, width: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """(vectors float32 [vocabulary, width], found bool [vocabulary]) from GloVe's text format.
+
+    Raises:
+      DataError: no such file, or a line that is not a word and `width` numbers.
+    """
+    vocabulary = tokenizer.words.get_vocab()
+    vectors = np.zeros((tokenizer.vocabulary, width), np.float32)
+    found = np.zeros(tokenizer.vocabulary, bool)
+    try:
+        with open(path, encoding="utf-8") as lines:
+            for number, line in enumerate(lines, 1):
+                word, *values = line.rstrip("\n").split(" ")
+                if word not in vocabulary:
+                    continue
+                try:
+                    vectors[vocabulary[word]] = np.asarray(values, np.float32)
+                except ValueError as error:
+                    raise DataError(
+                        f"{path}:{number}: {word!r} with {len(values)} values; expected a word "
+                        f"and {width} numbers (model.text.words)"
+                    ) from error
+                found[vocabulary[word]] = True
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: word vectors cannot be read: {error}") from error
+    return vectors, found

@@ -1,0 +1,19 @@
+"""The exceptions that are a user's mistake or a user's disk: told in one line, no trace."""
+
+from vse_jax.checkpoint import CheckpointError
+from vse_jax.config import ConfigError
+from vse_jax.data.split import DataError
+from vse_jax.evaluators.retrieval import EvaluationError
+from vse_jax.models.backbones.weights import WeightsError
+from vse_jax.train_step import NonFiniteLoss
+from vse_jax.workdir import WorkdirError
+
+USER_ERRORS = (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    EvaluationError,
+    NonFiniteLoss,
+    WeightsError,
+    WorkdirError,
+)

@@ -1,0 +1,163 @@
+"""A run made ready: data, tokenizer, model and devices, from a config and a workdir."""
+
+import dataclasses
+import logging
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from vse_jax import assembly, config, parallel, workdir
+from vse_jax.data import datasets, features, pipeline, tokenizer
+from vse_jax.data.split import DataError, Dataset
+from vse_jax.encode import Encoder
+from vse_jax.models.backbones.weights import digest
+
+log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """The fixed pieces of a run.
+
+    Attributes:
+      config: validated.
+      workdir: where its files go.
+      devices: over which it is mapped.
+      dataset: as loaded.
+      tokenizer: of the training captions.
+      built: the model and the variables it starts from.
+      examples: split name -> what batches are made of.
+      encoder: the towers, mapped over the devices.
+    """
+
+    config: ConfigDict
+    workdir: Path
+    devices: parallel.Devices
+    dataset: Dataset
+    tokenizer: tokenizer.Tokenizer
+    built: assembly.Built
+    examples: dict[str, pipeline.Examples]
+    encoder: Encoder
+
+
+def prepare(conf: ConfigDict, folder: Path) -> Experiment:
+    """Validates the config, claims the workdir, loads data, builds the model, caches features.
+
+    Raises:
+      ConfigError, WorkdirError, DataError, WeightsError: for the user's mistakes.
+    """
+    devices = parallel.Devices.all(conf.parallel)
+    config.validate(conf, devices.count)
+    parallel.first_process_first(
+        "claim", lambda: workdir.claim(folder, conf, parallel.is_first_process())
+    )
+    load = config.choose(datasets, conf.data.dataset, "data.dataset")
+    dataset = parallel.first_process_first("data", lambda: load(conf.data, conf.seed))
+    _describe(dataset)
+    words = _tokenizer(conf, folder, dataset)
+    built = assembly.build_model(conf, words.vocabulary)
+    if conf.model.text.glove is not None:
+        vectors, found = tokenizer.read_glove(conf.model.text.glove, words, conf.model.text.words)
+        built = assembly.with_word_vectors(built, vectors, found)
+        log.info("word vectors: %d of %d words found", found.sum(), len(found))
+    encoder = Encoder(built.model, devices)
+    examples = _examples(conf, dataset, words)
+    if assembly.features_are_cached(conf):
+        examples = _with_features(conf, dataset, built, encoder, examples)
+    return Experiment(conf, folder, devices, dataset, words, built, examples, encoder)
+
+
+def _describe(dataset: Dataset) -> None:
+    for name, split in dataset.splits.items():
+        log.info(
+            "%s %s: %d pictures, %d captions",
+            dataset.name, name, len(split.images), len(split.captions),
+        )  # fmt: skip
+    for reason, names in dataset.skipped.items():
+        log.warning("left out, %s: %d (%s)", reason, len(names), shorten(names))
+
+
+def shorten(names: object, most: int = 5) -> str:
+    """The first few names, and how many more there are."""
+    listed = list(names)  # type: ignore[call-overload]
+    more = f", ... {len(listed) - most} more" if len(listed) > most else ""
+    return ", ".join(listed[:most]) + more
+
+
+def _tokenizer(conf: ConfigDict, folder: Path, dataset: Dataset) -> tokenizer.Tokenizer:
+    """The workdir's tokenizer, made from the training captions by the first run there."""
+    path = folder / workdir.TOKENIZER
+
+    def make() -> None:
+        if not path.exists() and parallel.is_first_process():
+            words = tokenizer.train(
+                dataset.splits["train"].captions, conf.data.tokenizer, conf.data.max_tokens
+            )
+            words.save(path)
+
+    parallel.first_process_first("tokenizer", make)
+    return tokenizer.load(path, conf.data.tokenizer, conf.data.max_tokens)
+
+
+def _examples(
+    conf: ConfigDict, dataset: Dataset, words: tokenizer.Tokenizer
+) -> dict[str, pipeline.Examples]:
+    examples = {}
+    for name, split in dataset.splits.items():
+        if not len(split.images) or not len(split.captions):
+            raise DataError(f"{dataset.name}: the {name} split is empty")
+        tokens, mask = words.tokenize(split.captions)
+        pictures = pipeline.Pictures(conf.data.image_size, conf.data.crop_area, conf.data.flip)
+        examples[name] = pipeline.Examples(split, tokens, mask, pictures)
+    return examples
+
+
+def _with_features(
+    conf: ConfigDict,
+    dataset: Dataset,
+    built: assembly.Built,
+    encoder: Encoder,
+    examples: dict[str, pipeline.Examples],
+) -> dict[str, pipeline.Examples]:
+    """The same with the frozen backbone's features, computed on first use."""
+    image = conf.model.image
+    key = features.key(
+        data=dataset.fingerprint,
+        backbone=image.backbone,
+        weights=digest(image.weights),
+        image_size=conf.data.image_size,
+        features=image.features,
+        precision=conf.precision,
+    )
+    folder = features.find(conf.data.data_dir, key)
+    # Every process must take the same way, or the collectives below would wait for ever.
+    if not parallel.all_agree(folder is not None):
+        total = sum(len(split.images) for split in dataset.splits.values())
+        log.info("computing the features of %d pictures, once", total)
+        variables = encoder.variables(built.variables["params"], built.variables["batch_stats"])
+
+        def batches(name: str) -> Iterator[np.ndarray]:
+            pixels = pipeline.image_batches(
+                examples[name], batch_size=conf.evaluate.batch_size, **parallel.process_share()
+            )
+            return encoder.features(variables, pixels)
+
+        features.write(
+            conf.data.data_dir,
+            key,
+            {n: (len(s.images), partial(batches, n)) for n, s in dataset.splits.items()},
+            store=parallel.is_first_process(),
+        )
+        parallel.barrier("features")
+        folder = features.find(conf.data.data_dir, key)
+        assert folder is not None
+    log.info("features in %s", folder)
+    return {
+        name: dataclasses.replace(
+            e, features=features.load(folder, name, len(e.split.images))
+        )
+        for name, e in examples.items()
+    }

@@ -1,0 +1,96 @@
+"""python -m vse_jax.main --config=configs/shapes.py --workdir=runs/shapes.
+
+Trains, then evaluates; `--mode=evaluate` evaluates a workdir again. The same command goes
+on with a run that was stopped.
+"""
+
+import logging
+import os
+import signal
+import sys
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+from absl import app, flags
+from ml_collections import config_flags
+
+from vse_jax import config, console, parallel
+from vse_jax.errors import USER_ERRORS
+
+log = logging.getLogger("vse_jax.main")
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
+_MODE = flags.DEFINE_enum("mode", "train", ["train", "evaluate"], "What to do.")
+_COORDINATOR = flags.DEFINE_string("coordinator", None, "host:port of process 0, if several.")
+_PROCESSES = flags.DEFINE_integer("processes", None, "How many processes there are.")
+_PROCESS = flags.DEFINE_integer("process", None, "Number of this process, from 0.")
+
+
+def main(argv: Sequence[str]) -> None:
+    """Runs the mode that the flags name; a user's mistake ends in one clear line and exit 1."""
+    del argv
+    try:
+        _run(Path(_WORKDIR.value))
+    except USER_ERRORS as error:
+        log.error("%s", error)  # noqa: TRY400 (the message is for people, without a trace)
+        # Other processes wait in collectives; they must not be waited for.
+        sys.stderr.flush()
+        os._exit(1) if _COORDINATOR.value else sys.exit(1)
+
+
+def _run(workdir: Path) -> None:
+    parallel.initialize(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
+    console.set_up_logging(_PROCESS.value or 0)
+    cache = os.environ.get("JAX_COMPILATION_CACHE_DIR", "~/.cache/vse_jax/xla")
+    jax.config.update("jax_compilation_cache_dir", os.path.expanduser(cache))
+    # TensorFlow is imported here, late, so that wrong flags are told at once.
+    from vse_jax import evaluate, train
+
+    if _MODE.value == "evaluate":
+        evaluate.evaluate_workdir(workdir)
+        return
+    devices = jax.devices()
+    log.info("%d x %s, JAX %s", len(devices), devices[0].device_kind, jax.__version__)
+    train.train(_CONFIG.value, workdir, _stop_on_signal())
+
+
+def _stop_on_signal() -> threading.Event:
+    """An event that SIGTERM or the first Ctrl-C sets; the second Ctrl-C ends at once."""
+    stop = threading.Event()
+
+    def handle(number: int, frame: object) -> None:
+        del frame
+        if stop.is_set() and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        stop.set()
+        log.warning("%s: stopping at the next step", signal.Signals(number).name)
+
+    if parallel.process_share()["processes"] == 1:
+        # With several processes JAX's preemption service listens instead.
+        signal.signal(signal.SIGTERM, handle)
+        signal.signal(signal.SIGINT, handle)
+    return stop
+
+
+def _parse(argv: Sequence[str]) -> list[str]:
+    """Parses the flags; a mistake in one ends in one line, not a stack trace."""
+    try:
+        for argument in argv[1:]:
+            if argument.startswith("--config."):
+                config.check_name(argument.removeprefix("--config.").split("=")[0])
+        remaining = flags.FLAGS(argv)
+        if _WORKDIR.value is None:
+            raise flags.ValidationError("--workdir is missing: the folder of the run")
+        if _MODE.value == "train" and _CONFIG.value is None:
+            raise flags.ValidationError("--config is missing: a file of configs/")
+    except (flags.Error, config.ConfigError, TypeError, ValueError, OSError) as error:
+        sys.stderr.write(f"vse_jax: {' '.join(str(error).split())}\n")
+        sys.exit(2)
+    return remaining
+
+
+if __name__ == "__main__":
+    app.run(main, flags_parser=_parse)

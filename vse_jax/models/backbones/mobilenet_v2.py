@@ -1,0 +1,319 @@
+"""MobileNetV2 and its ImageNet classifier, with the public Hugging Face weights.
+
+Source: Sandler et al., MobileNetV2: Inverted Residuals and Linear Bottlenecks, CVPR 2018;
+fields and names after `transformers`' MobileNetV2ForImageClassification, whose logits the
+tests compare with.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import KW_ONLY, fields
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, UInt8
+
+from vse_jax.models.backbones import weights
+from vse_jax.models.backbones.weights import WeightsError
+
+Dtype = Any
+
+IMAGE_SIZE = 224
+MEAN = 127.5
+STD = 127.5
+
+RULES: weights.Rules = [(r"^layer_(\d+)/", r"layer/\1/")]
+
+_PREFIX = "mobilenet_v2."
+_HEAD = r"^classifier\."
+_NOT_HEAD = r"^(?!classifier\.)"
+# Table 2 of the paper: channels after the stem and after each block, and each block's stride.
+_CHANNELS = (16, 24, 24, 32, 32, 32, 64, 64, 64, 64, 96, 96, 96, 160, 160, 160, 320)
+_STRIDES = (2, 1, 2, 1, 1, 2, 1, 1, 1, 1, 1, 1, 2, 1, 1, 1)
+_DEPTHWISE_INIT = nn.initializers.variance_scaling(
+    2.0, "fan_in", "truncated_normal", in_axis=(), out_axis=-1
+)
+_ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+    "relu6": nn.relu6,
+    "relu": nn.relu,
+    "silu": nn.silu,
+    "swish": nn.silu,
+    "hard_swish": nn.hard_swish,
+    "hardswish": nn.hard_swish,
+}
+
+
+class MobileNetV2(nn.Module):
+    """Grid features of pictures: 224 x 224 pixels become 7 x 7 cells of 1,280 channels.
+
+    Attributes:
+      depth_multiplier: factor on every layer's channels: 0.35, 0.5, 0.75, 1.0 or 1.4.
+      depth_divisible_by: channels are rounded to a multiple of it.
+      min_depth: the least channels of a layer.
+      expand_ratio: channels inside a block over those before it.
+      output_stride: pixels a cell along either side: 8, 16 (dilated blocks) or 32.
+      first_layer_is_expansion: the first convolution is the first block's expansion.
+      finegrained_output: keep 1,280 channels at the end when `depth_multiplier` is below 1.
+      tf_padding: pad as TensorFlow does, more below and right where a stride halves the map.
+      hidden_act: the activation's name.
+      layer_norm_eps: epsilon of batch norm.
+      momentum: of the running batch statistics.
+      dtype: precision of the computation; parameters and statistics stay float32.
+      axis_name: mapped axis over which batch statistics are shared, for the statistics
+        of the global batch; None for those of this device's share.
+    """
+
+    depth_multiplier: float = 1.0
+    depth_divisible_by: int = 8
+    min_depth: int = 8
+    expand_ratio: float = 6.0
+    output_stride: int = 32
+    first_layer_is_expansion: bool = True
+    finegrained_output: bool = True
+    tf_padding: bool = True
+    hidden_act: str = "relu6"
+    layer_norm_eps: float = 0.001
+    momentum: float = 0.99
+    dtype: Dtype = jnp.float32
+    axis_name: str | None = None
+
+    @nn.compact
+    def __call__(self, image: UInt8[Array, "b h w 3"], *, train: bool) -> Float[Array, "b h2 w2 c"]:
+        """The last feature map; `train` decides on batch or running statistics."""
+        layer = partial(
+            _ConvLayer,
+            activation=_ACTIVATIONS[self.hidden_act],
+            norm=partial(
+                nn.BatchNorm,
+                use_running_average=not train,
+                momentum=self.momentum,
+                epsilon=self.layer_norm_eps,
+                dtype=self.dtype,
+                axis_name=self.axis_name,
+            ),
+            tf_padding=self.tf_padding,
+            dtype=self.dtype,
+        )
+        x = (image.astype(self.dtype) - MEAN) / STD
+        widths = [self._depth(channels) for channels in _CHANNELS]
+        stem = partial(_Stem, self._depth(32), widths[0], self.first_layer_is_expansion, layer)
+        x = stem(name="conv_stem")(x)
+        reached, dilation = 2, 1
+        for i, (width, stride) in enumerate(zip(widths[1:], _STRIDES, strict=True)):
+            inside = self._rounded(x.shape[-1] * self.expand_ratio)
+            block = partial(_Block, inside, width, name=f"layer_{i}")
+            if reached == self.output_stride:
+                x = block(1, dilation, layer)(x)
+                dilation *= stride  # A stride not taken dilates the blocks after this one.
+            else:
+                x = block(stride, 1, layer)(x)
+                reached *= stride
+        return layer(self.channels, 1, name="conv_1x1")(x)
+
+    @property
+    def channels(self) -> int:
+        """Channels of the last feature map."""
+        keep = self.finegrained_output and self.depth_multiplier < 1.0
+        return 1280 if keep else self._depth(1280)
+
+    def _depth(self, channels: int) -> int:
+        return self._rounded(channels * self.depth_multiplier)
+
+    def _rounded(self, channels: float) -> int:
+        return make_divisible(round(channels), self.depth_divisible_by, self.min_depth)
+
+
+class Classifier(nn.Module):
+    """ImageNet's logits of pooled features, or of any region's: class 0 is the background."""
+
+    classes: int = 1001
+    dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, pooled: Float[Array, "*b c"]) -> Float[Array, "*b k"]:
+        """Logits of each vector; a picture's are those of its grid's average."""
+        return nn.Dense(self.classes, dtype=self.dtype, name="classifier")(pooled)
+
+
+def from_pretrained(
+    source: str | Path, *, dtype: Dtype = jnp.float32, axis_name: str | None = None
+) -> tuple[MobileNetV2, dict[str, Any]]:
+    """The module that `config.json` describes and its variables, `params` and `batch_stats`.
+
+    Args:
+      source: a local folder or a name on the Hugging Face hub, see `weights.locate`.
+      dtype: precision of the computation.
+      axis_name: see `MobileNetV2`.
+
+    Raises:
+      WeightsError: weights are missing, damaged or do not fit the configuration.
+    """
+    folder = weights.locate(source)
+    module = _module(folder, dtype, axis_name)
+    tensors = weights.load_safetensors(folder)
+    # The headless class saves the same tensors without the prefix.
+    prefixed = any(name.startswith(_PREFIX) for name in tensors)
+    rules = [*RULES, (r"^", _PREFIX)] if prefixed else RULES
+    picture = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.uint8)
+    template = jax.eval_shape(partial(module.init, train=False), jax.random.key(0), picture)
+    return module, weights.convert(tensors, template, rules, ignore=[_HEAD], source=folder)
+
+
+def classifier_from_pretrained(
+    source: str | Path, *, dtype: Dtype = jnp.float32
+) -> tuple[Classifier, dict[str, Any]]:
+    """ImageNet's classifier over the pooled features of the same `source`, and its variables.
+
+    Raises:
+      WeightsError: `source` has no classifier, or one of another shape than its configuration.
+    """
+    folder = weights.locate(source)
+    tensors = weights.load_safetensors(folder)
+    if "classifier.weight" not in tensors:
+        raise WeightsError(f"weights {folder}: no classifier.weight, so they carry no classifier")
+    labels = weights.load_config(folder).get("id2label")
+    module = Classifier(len(labels or tensors["classifier.weight"]), dtype)
+    pooled = jax.ShapeDtypeStruct((1, _module(folder, dtype, None).channels), dtype)
+    template = jax.eval_shape(module.init, jax.random.key(0), pooled)
+    return module, weights.convert(tensors, template, (), ignore=[_NOT_HEAD], source=folder)
+
+
+def make_divisible(channels: int, divisor: int = 8, least: int = 8) -> int:
+    """The multiple of `divisor` nearest to `channels`, no more than a tenth below it."""
+    rounded = max(least, int(channels + divisor / 2) // divisor * divisor)
+    return rounded + divisor if rounded < 0.9 * channels else rounded
+
+
+def _module(folder: Path, dtype: Dtype, axis_name: str | None) -> MobileNetV2:
+    config = weights.load_config(folder)
+    for key, right in (("model_type", "mobilenet_v2"), ("num_channels", 3)):
+        if config.get(key, right) != right:
+            raise WeightsError(f"weights {folder}: {key} is {config[key]!r}, expected {right!r}")
+    if config.get("hidden_act", "relu6") not in _ACTIVATIONS:
+        raise WeightsError(
+            f"weights {folder}: hidden_act is {config['hidden_act']!r}, expected one of "
+            f"{sorted(_ACTIVATIONS)}"
+        )
+    known = {field.name for field in fields(MobileNetV2)} - {
+        "momentum",
+        "dtype",
+        "axis_name",
+        "name",
+    }
+    kept: Mapping[str, Any] = {key: config[key] for key in known & config.keys()}
+    return MobileNetV2(**kept, dtype=dtype, axis_name=axis_name)
+
+
+class _Stem(nn.Module):
+    """The first convolution, which halves the picture, and a block whose expansion it may be."""
+
+    inside: int
+    width: int
+    first_layer_is_expansion: bool
+    layer: Callable[..., nn.Module]
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 d"]:
+        x = self.layer(self.inside, 3, 2, name="first_conv")(x)
+        if not self.first_layer_is_expansion:
+            x = self.layer(self.inside, 1, name="expand_1x1")(x)
+        x = self.layer(self.inside, 3, depthwise=True, name="conv_3x3")(x)
+        return self.layer(self.width, 1, activation=None, name="reduce_1x1")(x)
+
+
+class _Block(nn.Module):
+    """The inverted residual with a linear bottleneck; section 3.3 of the paper."""
+
+    inside: int
+    width: int
+    stride: int
+    dilation: int
+    layer: Callable[..., nn.Module]
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 d"]:
+        y = self.layer(self.inside, 1, name="expand_1x1")(x)
+        depthwise = partial(self.layer, depthwise=True, name="conv_3x3")
+        y = depthwise(self.inside, 3, self.stride, self.dilation)(y)
+        y = self.layer(self.width, 1, activation=None, name="reduce_1x1")(y)
+        return x + y if self.stride == 1 and x.shape == y.shape else y
+
+
+class _ConvLayer(nn.Module):
+    """Convolution without bias, batch norm, activation."""
+
+    width: int
+    kernel: int
+    stride: int = 1
+    dilation: int = 1
+    _: KW_ONLY
+    activation: Callable[[Array], Array] | None
+    norm: Callable[..., nn.Module]
+    tf_padding: bool
+    dtype: Dtype
+    depthwise: bool = False
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 d"]:
+        pads = [_padding(self, size) for size in x.shape[1:3]]
+        if self.depthwise:
+            convolution: nn.Module = _Depthwise(
+                self.kernel, self.stride, self.dilation, pads, self.dtype, name="convolution"
+            )
+        else:
+            convolution = nn.Conv(
+                self.width,
+                (self.kernel, self.kernel),
+                self.stride,
+                pads,
+                use_bias=False,
+                dtype=self.dtype,
+                name="convolution",
+            )
+        x = self.norm(name="normalization")(convolution(x))
+        return x if self.activation is None else self.activation(x)
+
+
+class _Depthwise(nn.Module):
+    """Convolution of each channel by itself, as a sum over the kernel's shifted products.
+
+    XLA fuses the sum into one loop; on a CPU its own grouped convolution takes 20 to 50
+    times as long.
+    """
+
+    kernel_size: int
+    stride: int
+    dilation: int
+    padding: Sequence[tuple[int, int]]
+    dtype: Dtype
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c"]:
+        size = self.kernel_size
+        kernel = self.param("kernel", _DEPTHWISE_INIT, (size, size, 1, x.shape[-1]))
+        x, kernel = nn.dtypes.promote_dtype(x, kernel, dtype=self.dtype)
+        x = jnp.pad(x, ((0, 0), *self.padding, (0, 0)))
+        reach = self.dilation * (size - 1)
+        down, across = (
+            [slice(d, length - reach + d, self.stride) for d in range(0, reach + 1, self.dilation)]
+            for length in x.shape[1:3]
+        )
+        return sum(
+            x[:, down[i], across[j]] * kernel[None, None, i, j]
+            for i in range(size)
+            for j in range(size)
+        )
+
+
+def _padding(layer: _ConvLayer, size: int) -> tuple[int, int]:
+    """Zeros before and after a side of `size` cells.
+
+    TensorFlow's SAME puts the odd one after; PyTorch's padding is the same on both sides.
+    """
+    if not layer.tf_padding:
+        return (layer.kernel // 2 * layer.dilation,) * 2
+    total = max(layer.kernel - (size % layer.stride or layer.stride), 0)
+    return total // 2 * layer.dilation, (total - total // 2) * layer.dilation

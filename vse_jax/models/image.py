@@ -1,0 +1,81 @@
+"""The image side: backbone or cached features -> linear -> the common space."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, UInt8
+
+from vse_jax.models.encoding import Encoding
+from vse_jax.models.normalize import l2_normalize
+
+
+class ImageEncoder(nn.Module):
+    """Pictures, or features of them, to the common space: linear, then length 1.
+
+    `pooled` is the projected mean over the parts, `local` each projected part. Source:
+    Faghri et al., VSE++, BMVC 2018, section 3.3.
+
+    Attributes:
+      dimension: of the common space.
+      backbone: pixels -> grid map; None where only features are given.
+      pool: whether a backbone's grid is averaged to one part first.
+      frozen: whether the backbone is used as it is: no gradient, running statistics.
+      normalize_features: whether each part's features are scaled to length 1 first.
+      dropout: share of feature channels dropped in training.
+      dtype: of the computation.
+    """
+
+    dimension: int
+    backbone: nn.Module | None = None
+    pool: bool = True
+    frozen: bool = False
+    normalize_features: bool = False
+    dropout: float = 0.0
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self,
+        image: UInt8[Array, "b h w 3"] | None,
+        features: Float[Array, "b n f"] | None,
+        mask: Bool[Array, "b n"] | None,
+        *,
+        train: bool,
+    ) -> Encoding:
+        """Encodes pixels, or else the given features and their mask."""
+        if image is not None:
+            features, mask = self._parts(image, train)
+        elif features is None or mask is None:
+            raise ValueError("neither pixels nor features with their mask were given")
+        if self.normalize_features:
+            features = l2_normalize(features)
+        features = nn.Dropout(self.dropout, deterministic=not train)(features)
+        project = nn.Dense(
+            self.dimension,
+            kernel_init=nn.initializers.xavier_uniform(),
+            dtype=self.dtype,
+            name="project",
+        )
+        count = jnp.maximum(jnp.sum(mask, axis=1, keepdims=True), 1)
+        mean = jnp.sum(jnp.where(mask[..., None], features, 0.0), axis=1) / count
+        return Encoding(
+            local=l2_normalize(project(features).astype(jnp.float32)) * mask[..., None],
+            mask=mask,
+            pooled=l2_normalize(project(mean).astype(jnp.float32)),
+        )
+
+    def _parts(
+        self, image: UInt8[Array, "b h w 3"], train: bool
+    ) -> tuple[Float[Array, "b n f"], Bool[Array, "b n"]]:
+        assert self.backbone is not None
+        grid = self.backbone(image, train=train and not self.frozen)
+        if self.frozen:
+            grid = jax.lax.stop_gradient(grid)
+        parts = parts_of(grid, self.pool)
+        return parts, jnp.ones(parts.shape[:2], bool)
+
+
+def parts_of(grid: Float[Array, "b h w c"], pool: bool) -> Float[Array, "b n c"]:
+    """A grid map as float32 parts: its cells, row by row, or their mean alone."""
+    cells = grid.astype(jnp.float32).reshape(grid.shape[0], -1, grid.shape[-1])
+    return jnp.mean(cells, axis=1, keepdims=True) if pool else cells

@@ -1,0 +1,115 @@
+"""The triplet hinge over the global batch: LMH, LSH, and LSH for a start."""
+
+from collections.abc import Callable
+from typing import Literal
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, PRNGKeyArray
+
+from vse_jax import parallel
+from vse_jax.losses import triplet as losses
+from vse_jax.models.similarity import Similarity, dot
+from vse_jax.objectives.base import Batch, Metrics, Objective, Outputs, Spec
+
+
+@flax.struct.dataclass
+class TripletState:
+    """Counts the steps, for the warm-up.
+
+    Attributes:
+      step: steps taken.
+      warmup_steps: steps over all negatives before the hardest ones are mined.
+    """
+
+    step: Int[Array, ""]
+    warmup_steps: Int[Array, ""]
+
+
+def triplet(
+    margin: float,
+    negatives: Literal["hardest", "all"],
+    warmup_epochs: float,
+    chunk: int,
+    similarity: Similarity = dot,
+) -> Objective:
+    """The hinge of every pair of the global batch against its negatives, both directions.
+
+    The loss is the sum over the pairs, as published. From scratch the hardest negatives
+    alone collapse all embeddings to one point, where every pair costs 2 x margin and the
+    gradient all but vanishes; `warmup_epochs` over all negatives avoid it. The metric
+    `collapse` is the loss of a pair over 2 x margin while hardest negatives are used (near 1
+    for long: collapsed), else 0. Source: Faghri et al., VSE++, BMVC 2018.
+
+    Args:
+      margin: of the hinge.
+      negatives: "hardest" (LMH) or "all" (LSH).
+      warmup_epochs: epochs of "all" before "hardest".
+      chunk: pairs scored at a time; memory grows with rows of a device x chunk.
+      similarity: of two embeddings.
+    """
+
+    def init(rng: PRNGKeyArray, spec: Spec) -> TripletState:
+        del rng
+        warmup = round(warmup_epochs * spec.steps_per_epoch) if negatives == "hardest" else 0
+        return TripletState(jnp.zeros((), jnp.int32), jnp.asarray(warmup, jnp.int32))
+
+    def apply(
+        state: TripletState, outputs: Outputs, batch: Batch
+    ) -> tuple[Float[Array, ""], TripletState, Metrics]:
+        local = _Pairs(
+            outputs["image"].pooled.astype(jnp.float32),
+            outputs["text"].pooled.astype(jnp.float32),
+            batch["image_id"],
+            batch["weight"] > 0,
+        )
+        everywhere = parallel.all_gather(local)
+        positive = similarity.rows(local.images, local.texts)
+
+        def both(hinge: Callable) -> tuple[Float[Array, ""], Float[Array, "2 b"]]:
+            image_loss, image_hardest = hinge(
+                similarity, local.images, local.ids, positive, local.where,
+                everywhere.texts, everywhere.ids, everywhere.where, margin, chunk,
+            )  # fmt: skip
+            text_loss, text_hardest = hinge(
+                similarity, local.texts, local.ids, positive, local.where,
+                everywhere.images, everywhere.ids, everywhere.where, margin, chunk,
+            )  # fmt: skip
+            return image_loss + text_loss, jnp.stack([image_hardest, text_hardest])
+
+        warming = state.step < state.warmup_steps
+        if negatives == "all":
+            loss, hardest = both(losses.all_hinge)
+        else:
+            loss, hardest = jax.lax.cond(
+                warming, lambda: both(losses.all_hinge), lambda: both(losses.hardest_hinge)
+            )
+        loss = loss * parallel.device_count()
+
+        pairs = jnp.maximum(jnp.sum(everywhere.where), 1)
+        per_pair = parallel.mean(loss) / pairs
+        mined = jnp.where(warming, 0.0, 1.0) if negatives == "hardest" else 0.0
+        usable = local.where[None] & (hardest > -jnp.inf)
+        metrics = {
+            "loss_per_pair": per_pair,
+            "collapse": mined * per_pair / (2 * margin),
+            "positive": parallel.total(jnp.sum(jnp.where(local.where, positive, 0.0))) / pairs,
+            "hardest_negative": parallel.total(jnp.sum(jnp.where(usable, hardest, 0.0)))
+            / jnp.maximum(parallel.total(jnp.sum(usable)), 1),
+            "violating": parallel.total(
+                jnp.sum(usable & (margin + hardest - positive[None] > 0), dtype=jnp.float32)
+            )
+            / (2 * pairs),
+        }
+        return loss, state.replace(step=state.step + 1), metrics
+
+    return Objective(init, apply)
+
+
+@flax.struct.dataclass
+class _Pairs:
+    images: Float[Array, "b d"]
+    texts: Float[Array, "b d"]
+    ids: Int[Array, "b"]
+    where: Array

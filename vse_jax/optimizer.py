@@ -1,0 +1,108 @@
+"""Schedule, clipping, Adam, and which parameters move at which rate."""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import optax
+from flax import traverse_util
+from jaxtyping import Array
+from ml_collections import ConfigDict
+
+from vse_jax.config import ConfigError
+
+Rules = Sequence[tuple[str, float | None]]
+# Parameters by whole name, "text/gru/weight_hh".
+Flat = Mapping[str, Array]
+
+
+def flatten(params: Any) -> dict[str, Array]:
+    """The tree as one dict of whole names, levels joined by "/"."""
+    return traverse_util.flatten_dict(params, sep="/")
+
+
+def unflatten(params: Flat) -> dict[str, Any]:
+    """The tree that `flatten` took apart."""
+    return traverse_util.unflatten_dict(dict(params), sep="/")
+
+
+def multiplier(name: str, rules: Rules) -> float | None:
+    """The learning-rate factor of the first rule that matches the whole name; 1 if none does."""
+    for pattern, factor in rules:
+        if re.fullmatch(pattern, name):
+            return factor
+    return 1.0
+
+
+def partition(params: Any, rules: Rules) -> tuple[dict[str, Array], dict[str, Array]]:
+    """(trainable, frozen) parameters by whole name.
+
+    Raises:
+      ConfigError: a pattern is no regular expression or matches nothing.
+    """
+    flat = flatten(params)
+    for pattern, _ in rules:
+        try:
+            matched = any(re.fullmatch(pattern, name) for name in flat)
+        except re.error as error:
+            raise ConfigError(f"'train.freeze' holds {pattern!r}: not a pattern: {error}") from error
+        if not matched:
+            raise ConfigError(
+                f"'train.freeze' holds {pattern!r}, which matches no parameter; "
+                f"names look like {', '.join(sorted(flat)[:3])}"
+            )
+    trainable = {k: v for k, v in flat.items() if multiplier(k, rules) is not None}
+    if not trainable:
+        raise ConfigError("'train.freeze' freezes every parameter: nothing would be learned")
+    return trainable, {k: v for k, v in flat.items() if k not in trainable}
+
+
+def schedule(config: ConfigDict, steps: int, steps_per_epoch: float) -> optax.Schedule:
+    """The learning rate of each step, as `config.train` says, over `steps` steps."""
+    peak, warmup = config.learning_rate, round(config.warmup_epochs * steps_per_epoch)
+    if config.schedule == "cosine":
+        main = optax.cosine_decay_schedule(peak, max(steps - warmup, 1))
+    elif config.schedule == "step":
+        boundaries = {
+            round(epoch * steps_per_epoch) - warmup: config.decay_factor
+            for epoch in config.decay_epochs
+        }
+        main = optax.piecewise_constant_schedule(peak, boundaries)
+    else:
+        main = optax.constant_schedule(peak)
+    if not warmup:
+        return main
+    return optax.join_schedules([optax.linear_schedule(0.0, peak, warmup), main], [warmup])
+
+
+def make_optimizer(
+    config: ConfigDict, trainable: Flat, learning_rate: optax.Schedule
+) -> optax.GradientTransformation:
+    """Clip by global norm, Adam, decoupled decay of matrices, factor by name, learning rate.
+
+    Args:
+      config: the section `train`.
+      trainable: parameters by whole name, for the factors of `train.freeze`.
+      learning_rate: of each step.
+    """
+    factors = {name: multiplier(name, config.freeze) or 0.0 for name in trainable}
+    matrices = {name: value.ndim > 1 for name, value in trainable.items()}
+
+    def scale(updates: Any, params: Any = None) -> Any:
+        del params
+        return {name: update * factors[name] for name, update in updates.items()}
+
+    chain = [optax.scale_by_adam()]
+    if config.clip_norm is not None:
+        chain.insert(0, optax.clip_by_global_norm(config.clip_norm))
+    if config.weight_decay:
+        chain.append(optax.add_decayed_weights(config.weight_decay, mask=matrices))
+    if any(factor != 1.0 for factor in factors.values()):
+        chain.append(optax.stateless(scale))
+    return optax.chain(*chain, optax.scale_by_learning_rate(learning_rate))
+
+
+def average(ema: Flat, params: Flat, decay: float) -> dict[str, Array]:
+    """ema <- decay * ema + (1 - decay) * params."""
+    return jax.tree.map(lambda e, p: decay * e + (1.0 - decay) * p, dict(ema), dict(params))

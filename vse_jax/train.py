@@ -1,0 +1,287 @@
+"""The loop: set up, restore, step, log, validate, save, evaluate."""
+
+import collections
+import logging
+import math
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from vse_jax import assembly, evaluate, experiment, optimizer, parallel, train_step, workdir
+from vse_jax.checkpoint import Checkpoints
+from vse_jax.console import Progress, TensorBoard
+from vse_jax.data import pipeline
+from vse_jax.experiment import Experiment
+from vse_jax.objectives.base import Spec
+from vse_jax.train_state import TrainState
+
+log = logging.getLogger(__name__)
+# The collapse: this many log lines in a row within this distance of 2 x margin per pair.
+COLLAPSE_LINES, COLLAPSE_DISTANCE = 10, 0.03
+COLLAPSE_ADVICE = (
+    "the embeddings have collapsed: the loss has stayed at 2 x margin per pair. Start softer: "
+    "raise objective.triplet.warmup_epochs, lower train.learning_rate or raise train.warmup_epochs"
+)
+
+
+def train(config: ConfigDict, folder: Path, stop: threading.Event | None = None) -> bool:
+    """Trains from where the workdir stands to the end, then evaluates the best checkpoint.
+
+    Args:
+      config: of the run.
+      folder: the workdir.
+      stop: when set, the run saves and returns at the next step.
+
+    Returns:
+      Whether the run came to its end.
+
+    Raises:
+      train_step.NonFiniteLoss: the last good checkpoint is kept.
+      ConfigError, WorkdirError, DataError, WeightsError, CheckpointError: see their modules.
+    """
+    run = experiment.prepare(config, folder)
+    last = Checkpoints(folder / "checkpoints" / "last", keep=2)
+    best = Checkpoints(folder / "checkpoints" / "best", keep=2)
+    template = initial_state(run)
+    state = last.restore(template)
+    if state is None:
+        state = template
+    else:
+        log.info("resumed at step %d", int(state.step))
+    loop = Loop(run, state, last, best, stop or threading.Event())
+    try:
+        finished = loop.run()
+    finally:
+        loop.close()
+    if finished:
+        warnings = warnings_of(loop.metrics.rows, config)
+        evaluate.write_report(run, evaluate.best_state(run, template), warnings)
+    return finished
+
+
+def initial_state(run: Experiment) -> TrainState:
+    """The state before the first step, as host arrays."""
+    config = run.config
+    trainable, _ = optimizer.partition(run.built.variables["params"], config.train.freeze)
+    state = train_step.init_state(
+        run.built.variables,
+        assembly.build_objective(config),
+        _optimizer(run, trainable),
+        Spec(
+            dimension=config.model.dimension,
+            images=len(run.dataset.splits["train"].images),
+            steps_per_epoch=math.ceil(steps_per_epoch(run)),
+        ),
+        config.train.freeze,
+        config.seed,
+        ema=config.train.ema > 0,
+    )
+    return jax.tree.map(np.asarray, state)
+
+
+def steps_per_epoch(run: Experiment) -> float:
+    """Examples of an epoch over those of a batch; batches may straddle epochs."""
+    size = pipeline.epoch_size(run.dataset.splits["train"], run.config.data.epoch)
+    return size / run.config.train.batch_size
+
+
+def total_steps(run: Experiment) -> int:
+    """Steps of the whole training."""
+    if run.config.train.steps is not None:
+        return run.config.train.steps
+    return math.ceil(run.config.train.epochs * steps_per_epoch(run))
+
+
+def warnings_of(rows: Sequence[Mapping[str, Any]], config: ConfigDict) -> list[str]:
+    """What the log of a training warns of: the collapse."""
+    del config
+    run_length = 0
+    for row in rows:
+        if "triplet/collapse" not in row:
+            continue
+        near = abs(row["triplet/collapse"] - 1.0) < COLLAPSE_DISTANCE
+        run_length = run_length + 1 if near else 0
+        if run_length == COLLAPSE_LINES:
+            return [f"step {row['step']}: {COLLAPSE_ADVICE}"]
+    return []
+
+
+def _optimizer(run: Experiment, trainable: Mapping[str, Any]) -> Any:
+    rate = optimizer.schedule(run.config.train, total_steps(run), steps_per_epoch(run))
+    return optimizer.make_optimizer(run.config.train, trainable, rate)
+
+
+class Loop:
+    """Steps a state to its end; every side effect of training happens here."""
+
+    def __init__(
+        self,
+        run: Experiment,
+        state: TrainState,
+        last: Checkpoints,
+        best: Checkpoints,
+        stop: threading.Event,
+    ) -> None:
+        """Starts at the step of `state` (host arrays)."""
+        config = run.config
+        self.run_, self.last, self.best, self.stop = run, last, best, stop
+        self.start, self.end = int(state.step), total_steps(run)
+        self.epoch_steps = steps_per_epoch(run)
+        trainable, _ = optimizer.partition(state.params, config.train.freeze)
+        self.rate = optimizer.schedule(config.train, self.end, self.epoch_steps)
+        step = train_step.make_step(
+            run.built.model,
+            assembly.build_objective(config),
+            optimizer.make_optimizer(config.train, trainable, self.rate),
+            config.train.freeze,
+            config.seed,
+            config.train.ema,
+        )
+        self.step = run.devices.map(
+            step, ("replicated", "split"), ("replicated", "replicated"), donate=(0,)
+        )
+        self.state = run.devices.replicate(state)
+        writes = parallel.is_first_process()
+        self.metrics = workdir.MetricsLog(run.workdir, self.start, writes)
+        self.board = TensorBoard(run.workdir) if writes else None
+        self.waited = 0.0
+        self.pending: collections.deque[tuple[int, np.ndarray, Any]] = collections.deque()
+        self.warned = bool(warnings_of(self.metrics.rows, config))
+
+    def run(self) -> bool:
+        """Steps to the end; False if stopped before."""
+        if self.start >= self.end:
+            return True
+        batches = self.run_.devices.prefetch(self._timed(self._batches()))
+        with Progress(self.start, self.end) as progress:
+            mark, mark_step = time.perf_counter(), self.start
+            for number, (host, batch) in enumerate(batches, self.start + 1):
+                self.state, metrics = self.step(self.state, batch)
+                self.pending.append((number, host["image_id"], metrics))
+                self._check(keep=1)
+                if number % self.run_.config.train.log_every == 0 or number == self.end:
+                    self._log(number, time.perf_counter() - mark, number - mark_step)
+                    mark, mark_step = time.perf_counter(), number
+                    self.waited = 0.0
+                progress.advance(number)
+                if self._ends_interval(number):
+                    self._validate(number)
+                    mark, mark_step = time.perf_counter(), number
+                    self.waited = 0.0
+                elif number % self.run_.config.train.checkpoint_every == 0:
+                    self._save(number)
+                if number < self.end and parallel.agreed_interruption(number, self.stop.is_set()):
+                    self._save(number)
+                    log.warning("stopped at step %d; the same command goes on from here", number)
+                    return False
+        return True
+
+    def close(self) -> None:
+        """Waits for what is being written."""
+        self.last.close()
+        self.best.close()
+        self.metrics.close()
+        if self.board is not None:
+            self.board.close()
+
+    def _batches(self) -> Iterator[dict[str, np.ndarray]]:
+        config = self.run_.config
+        return pipeline.train_batches(
+            self.run_.examples["train"],
+            seed=config.seed,
+            batch_size=config.train.batch_size,
+            start=self.start,
+            steps=self.end,
+            epoch=config.data.epoch,
+            shuffle_captions=config.data.shuffle_captions,
+            **parallel.process_share(),
+        )
+
+    def _timed(self, batches: Iterator[dict[str, np.ndarray]]) -> Iterator[dict[str, np.ndarray]]:
+        """The batches, counting the seconds spent waiting for them."""
+        while True:
+            begun = time.perf_counter()
+            batch = next(batches, None)
+            self.waited += time.perf_counter() - begun
+            if batch is None:
+                return
+            yield batch
+
+    def _ends_interval(self, number: int) -> bool:
+        """Whether an interval of `train.validate_every` epochs ends with this step."""
+        every = self.run_.config.train.validate_every * self.epoch_steps
+        return number == self.end or math.floor(number / every) > math.floor((number - 1) / every)
+
+    def _check(self, keep: int) -> Any:
+        """Looks at finished steps, all but the newest `keep`; returns the metrics of the last.
+
+        A step is looked at while the next one runs, so that the devices never wait for it.
+        """
+        found = None
+        while len(self.pending) > keep:
+            number, image_ids, metrics = self.pending.popleft()
+            found = self.run_.devices.fetch(metrics)
+            if not all(np.isfinite(found[name]) for name in ("loss", "gradient_norm")):
+                names = self.run_.dataset.splits["train"].images
+                raise train_step.NonFiniteLoss(
+                    f"step {number}: loss {found['loss']}, gradient norm {found['gradient_norm']}; "
+                    f"nothing of it was saved. Pictures of the batch, as id=name: "
+                    + experiment.shorten([f"{i}={names[i]}" for i in image_ids], len(image_ids))
+                )
+        return found
+
+    def _log(self, number: int, seconds: float, steps: int) -> None:
+        found = self._check(keep=0)
+        rate = steps * self.run_.config.train.batch_size / seconds
+        waiting = self.waited / seconds
+        row = {"step": number, "epoch": number / self.epoch_steps}
+        row |= {name: float(value) for name, value in found.items()}
+        row["learning_rate"] = float(self.rate(number - 1))
+        self._record(row | {"time/images_per_second": rate, "time/waiting_for_data": waiting})
+        left = (self.end - number) * seconds / steps
+        log.info(
+            "step %d/%d  loss %.4f  %.0f images/s  waiting for data %.0f%%  ETA %s",
+            number, self.end, row["loss"], rate, 100 * waiting, _duration(left),
+        )  # fmt: skip
+        if not self.warned and (warnings := warnings_of(self.metrics.rows, self.run_.config)):
+            log.warning(warnings[0])
+            self.warned = True
+
+    def _record(self, row: dict[str, float]) -> None:
+        self.metrics.add(row)
+        if self.board is not None:
+            self.board.write(row)
+
+    def _validate(self, number: int) -> None:
+        self._check(keep=0)
+        state = self.run_.devices.fetch(self.state)
+        split = self.run_.dataset.splits["validation"]
+        embeddings = evaluate.encode(self.run_, state, "validation")
+        found = evaluate.measure(split, embeddings)
+        better = found["rsum"] > max(self.metrics.values("validation/rsum"), default=-1.0)
+        self._record(
+            {"step": number, "epoch": number / self.epoch_steps}
+            | {f"validation/{name}": value for name, value in found.items()}
+        )
+        log.info("epoch %.1f  validation %s", number / self.epoch_steps, evaluate.summary(found))
+        self.metrics.sync()
+        if better:
+            self.best.save(number, state)
+        self.last.save(number, state)
+
+    def _save(self, number: int) -> None:
+        self._check(keep=0)
+        self.metrics.sync()
+        self.last.save(number, self.run_.devices.fetch(self.state))
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}"

@@ -1,0 +1,123 @@
+"""The step of one device: forward, objective, gradient, all-reduce, update."""
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float
+
+from vse_jax import parallel
+from vse_jax.objectives.base import Batch, Metrics, Objective, Spec
+from vse_jax.optimizer import Rules, average, flatten, partition, unflatten
+from vse_jax.train_state import TrainState
+
+
+class NonFiniteLoss(Exception):  # noqa: N818 (it says what happened)
+    """A loss or gradient that is NaN or infinite: names the step and the pictures."""
+
+
+def init_state(
+    variables: Any,
+    objective: Objective,
+    optimizer: optax.GradientTransformation,
+    spec: Spec,
+    rules: Rules,
+    seed: int,
+    ema: bool,
+) -> TrainState:
+    """The state before the first step.
+
+    Args:
+      variables: {"params": ..., "batch_stats"?: ...}, pretrained weights already inside.
+      objective: whose state to start.
+      optimizer: over the trainable parameters, by whole name.
+      spec: for the objective.
+      rules: `train.freeze`.
+      seed: of the run.
+      ema: whether to keep a moving average of the parameters.
+    """
+    trainable, _ = partition(variables["params"], rules)
+    rng = jax.random.fold_in(jax.random.key(seed), 1)
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=variables["params"],
+        batch_stats=variables.get("batch_stats", {}),
+        opt_state=optimizer.init(trainable),
+        objective_state=objective.init(rng, spec),
+        ema=jax.tree.map(jnp.copy, trainable) if ema else None,
+    )
+
+
+def make_step(
+    model: nn.Module,
+    objective: Objective,
+    optimizer: optax.GradientTransformation,
+    rules: Rules,
+    seed: int,
+    ema_decay: float,
+) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+    """A step (state, this device's rows) -> (new state, metrics), for `Devices.map`.
+
+    Metrics are the same on every device: `loss`, `gradient_norm` (before clipping) and the
+    objective's own.
+    """
+
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        trainable, frozen = partition(state.params, rules)
+        rng = jax.random.fold_in(jax.random.key(seed), state.step)
+        rng = jax.random.fold_in(rng, parallel.device_index())
+
+        def loss_of(trainable: dict[str, Array]) -> tuple[Float[Array, ""], Any]:
+            variables = {
+                "params": unflatten(trainable | frozen),
+                "batch_stats": state.batch_stats,
+            }
+            outputs, updated = model.apply(
+                variables, batch, train=True, rngs={"dropout": rng}, mutable=["batch_stats"]
+            )
+            loss, objective_state, metrics = objective.apply(state.objective_state, outputs, batch)
+            return loss, (updated.get("batch_stats", {}), objective_state, metrics)
+
+        (loss, (batch_stats, objective_state, metrics)), gradient = jax.value_and_grad(
+            loss_of, has_aux=True
+        )(trainable)
+        gradient, loss = parallel.mean((gradient, loss))
+        updates, opt_state = optimizer.update(gradient, state.opt_state, trainable)
+        trainable = optax.apply_updates(trainable, updates)
+        ema = state.ema if state.ema is None else average(state.ema, trainable, ema_decay)
+        metrics = {"loss": loss, "gradient_norm": optax.global_norm(gradient)} | metrics
+        return state.replace(
+            step=state.step + 1,
+            params=unflatten(trainable | frozen),
+            # A model fed with cached features leaves the backbone's statistics out.
+            batch_stats=unflatten(flatten(state.batch_stats) | flatten(parallel.mean(batch_stats))),
+            opt_state=opt_state,
+            objective_state=objective_state,
+            ema=ema,
+        ), metrics
+
+    return step
+
+
+def evaluation_params(state: TrainState) -> Any:
+    """The parameters to evaluate: the moving average where there is one."""
+    return state.params if state.ema is None else unflatten(flatten(state.params) | state.ema)
+
+
+def make_encode(model: nn.Module, side: str) -> Callable[[Any, Batch], Float[Array, "b d"]]:
+    """(variables, this device's rows) -> float32 embeddings of the global batch, on every device.
+
+    Args:
+      model: with `encode_image` and `encode_text`.
+      side: "image" or "text".
+    """
+
+    def encode(variables: Any, batch: Batch) -> Float[Array, "b d"]:
+        method = model.encode_image if side == "image" else model.encode_text
+        encoding = model.apply(variables, batch, train=False, method=method)
+        return parallel.all_gather(encoding.pooled.astype(jnp.float32))
+
+    return encode

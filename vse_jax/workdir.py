@@ -1,0 +1,138 @@
+"""The files of a run: written atomically, read back with clear errors."""
+
+import json
+import logging
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from vse_jax import config as configs
+
+log = logging.getLogger(__name__)
+
+CONFIG, TOKENIZER, METRICS, REPORT = "config.json", "tokenizer.json", "metrics.jsonl", "report.json"
+
+
+class WorkdirError(Exception):
+    """A workdir that cannot be used as asked: says which, why, and what to do."""
+
+
+def write_text(path: str | os.PathLike[str], text: str) -> None:
+    """Writes a file whole or not at all.
+
+    Raises:
+      WorkdirError: no permission, or no space.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        with open(temporary, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        raise WorkdirError(f"{path} cannot be written: {error.strerror}") from error
+
+
+def claim(workdir: Path, config: ConfigDict, first: bool) -> None:
+    """Makes the workdir belong to this config, or finds that it does already.
+
+    Args:
+      workdir: made if need be.
+      config: of the run.
+      first: whether this process is the one that writes.
+
+    Raises:
+      WorkdirError: it belongs to another config, or cannot be written.
+    """
+    path = workdir / CONFIG
+    if path.exists():
+        different = configs.differences(read_config(workdir), config)
+        if different:
+            raise WorkdirError(
+                f"{workdir} belongs to another config:\n  "
+                + "\n  ".join(different)
+                + "\nUse another --workdir, or the config it was begun with"
+            )
+    elif first:
+        try:
+            workdir.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise WorkdirError(f"{workdir} cannot be made: {error.strerror}") from error
+        write_text(path, configs.to_json(config))
+
+
+def read_config(workdir: Path) -> ConfigDict:
+    """The config of a finished or running workdir.
+
+    Raises:
+      WorkdirError: there is none.
+      ConfigError: it has fields that this version does not know.
+    """
+    try:
+        text = (workdir / CONFIG).read_text(encoding="utf-8")
+    except OSError as error:
+        raise WorkdirError(
+            f"{workdir} is no workdir of vse_jax: {CONFIG} cannot be read ({error.strerror})"
+        ) from error
+    return configs.from_json(text)
+
+
+class MetricsLog:
+    """`metrics.jsonl`: one JSON object a line, kept in step with the checkpoints."""
+
+    def __init__(self, workdir: Path, step: int, write: bool = True) -> None:
+        """Continues the log after `step`: later lines, of a run cut short, are dropped.
+
+        Args:
+          workdir: of the run.
+          step: of the state that training goes on from.
+          write: whether this process writes; the others only remember.
+        """
+        self.rows = [row for row in read_metrics(workdir) if row["step"] <= step]
+        self._file = None
+        if write:
+            write_text(workdir / METRICS, "".join(json.dumps(row) + "\n" for row in self.rows))
+            self._file = open(workdir / METRICS, "a", encoding="utf-8")  # noqa: SIM115
+
+    def add(self, row: Mapping[str, float]) -> None:
+        """Appends a line and hands it to the system at once."""
+        self.rows.append(dict(row))
+        if self._file is not None:
+            self._file.write(json.dumps(self.rows[-1]) + "\n")
+            self._file.flush()
+
+    def sync(self) -> None:
+        """Returns when all lines are on disk."""
+        if self._file is not None:
+            os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        """Lets go of the file."""
+        if self._file is not None:
+            self._file.close()
+
+    def values(self, name: str) -> list[float]:
+        """Every value of one metric, in order."""
+        return [row[name] for row in self.rows if name in row]
+
+
+def read_metrics(workdir: Path) -> list[dict[str, Any]]:
+    """The lines of `metrics.jsonl`; a last line cut short by a crash is left out."""
+    try:
+        lines = (workdir / METRICS).read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        return []
+    return list(_parsed(lines))
+
+
+def _parsed(lines: Iterable[str]) -> Iterable[dict[str, Any]]:
+    for number, line in enumerate(lines, 1):
+        try:
+            yield json.loads(line)
+        except json.JSONDecodeError:
+            log.warning("%s:%d: not JSON, left out", METRICS, number)
