@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from vse_jax import config as configs
 from vse_jax import parallel
-from vse_jax.models import backbones
+from vse_jax.models.backbones import catalogue
 from vse_jax.models.image import ImageEncoder
 from vse_jax.models.model import VisualSemanticModel
 from vse_jax.models.text import GRUTextEncoder
@@ -72,7 +72,7 @@ def build_model(config: ConfigDict, vocabulary: int) -> Built:
       WeightsError: the weights are missing or do not fit.
     """
     section = config.model
-    make = configs.choose(backbones, section.image.backbone, "model.image.backbone")
+    make = configs.choose(catalogue, section.image.backbone, "model.image.backbone")
     frozen = backbone_is_frozen(config)
     if frozen and section.image.weights is None:
         raise configs.ConfigError(

@@ -66,7 +66,7 @@ class Checkpoints:
                 self._put_aside(step)
         if steps:
             raise CheckpointError(
-                f"{self.folder}: every checkpoint ({', '.join(map(str, sorted(steps)))}) is damaged; "
+                f"{self.folder}: every checkpoint ({', '.join(map(str, steps))}) is damaged; "
                 f"they are kept in {self.folder}.damaged. Use another --workdir to begin anew"
             )
         return None
@@ -116,6 +116,42 @@ class Checkpoints:
             (self.folder / str(step)).rename(damaged / f"{step}.{number}")
         parallel.barrier(f"put aside {step}")
         self._manager = self._open()
+
+
+def read_newest(folder: str | os.PathLike[str]) -> dict[str, Any]:
+    """The newest whole checkpoint of a folder as nested dicts of host arrays, nothing changed.
+
+    Raises:
+      CheckpointError: there is none.
+    """
+    path = Path(os.path.abspath(folder))
+    names = [child.name for child in path.iterdir()] if path.is_dir() else []
+    for step in sorted((int(name) for name in names if name.isdigit()), reverse=True):
+        try:
+            return _verified(path / str(step))
+        except Exception as error:  # whatever Orbax and TensorStore raise for a bad file
+            log.warning("checkpoint %d is damaged, trying the one before: %s", step, error)
+    raise CheckpointError(f"{path} has no usable checkpoint; train the workdir first")
+
+
+def _verified(checkpoint: Path) -> dict[str, Any]:
+    """The arrays of one checkpoint, each checked against its checksum."""
+    with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
+        found = checkpointer.restore(
+            checkpoint,
+            args=ocp.args.Composite(
+                state=ocp.args.PyTreeRestore(), checksums=ocp.args.JsonRestore()
+            ),
+        )
+    leaves = {k: np.asarray(v) for k, v in _flat(found["state"]).items()}
+    for name, checksum in found["checksums"].items():
+        if name not in leaves or _checksum(leaves[name]) != checksum:
+            raise CheckpointError(f"{name} does not match its checksum")
+    return traverse_util.unflatten_dict(leaves, sep="/")
+
+
+def _flat(tree: Any) -> dict[str, Any]:
+    return traverse_util.flatten_dict(tree, sep="/")
 
 
 def _leaves(state: Any) -> dict[str, np.ndarray]:

@@ -48,7 +48,7 @@ def default_config() -> ConfigDict:
     # An epoch is every training caption once ("captions") or every picture once with a
     # caption drawn at random ("images").
     data.epoch = "captions"
-    # Which tokenizer preset: "vse" (words seen 4 times, others <unk>) or "dvsa" (5, others dropped).
+    # Which tokenizer: "vse" (words seen 4 times, others <unk>) or "dvsa" (5 times, others dropped).
     data.tokenizer = "vse"
     # Captions are cut to this many tokens, <start> and <end> included.
     data.max_tokens = 40
@@ -105,7 +105,8 @@ def default_config() -> ConfigDict:
     train.batch_size = 128
     # Peak learning rate of Adam.
     train.learning_rate = 2e-4
-    # How it falls: "cosine" (to 0 at the end), "constant", or "step" (x decay_factor at decay_epochs).
+    # How it falls: "cosine" (to 0 at the end), "constant", or "step" (x decay_factor at each of
+    # decay_epochs).
     train.schedule = "cosine"
     # Epochs at which "step" decays.
     train.decay_epochs = (15.0,)
@@ -188,13 +189,18 @@ def validate(config: ConfigDict, devices: int = 1) -> None:
         _check_type(name, value, types[name])
     for name, choices in CHOICES.items():
         if given[name] not in choices:
-            raise ConfigError(f"config field {name!r} is {given[name]!r}{_nearest(given[name], choices)}; it may be {_either(choices)}")
+            raise ConfigError(
+                f"config field {name!r} is {given[name]!r}{_nearest(given[name], choices)}; "
+                f"it may be {_either(choices)}"
+            )
     for name in POSITIVE:
         if given[name] is not None and not given[name] > 0:
             raise ConfigError(f"config field {name!r} is {given[name]}; it must be above 0")
     for name, (low, high) in RANGES.items():
         if not low <= given[name] <= high:
-            raise ConfigError(f"config field {name!r} is {given[name]}; it must lie in [{low}, {high}]")
+            raise ConfigError(
+                f"config field {name!r} is {given[name]}; it must lie in [{low}, {high}]"
+            )
     _check_together(given, devices)
 
 
@@ -209,19 +215,42 @@ def _check_together(given: Mapping[str, Any], devices: int) -> None:
     """Raises ConfigError where fields contradict each other."""
     for name in ("train.batch_size", "evaluate.batch_size"):
         if given[name] % devices:
-            raise ConfigError(f"config field {name!r} is {given[name]}, which {devices} devices cannot share equally")
+            raise ConfigError(
+                f"config field {name!r} is {given[name]}, which {devices} devices cannot share "
+                "equally"
+            )
+    for name in ("data.crop_area", "train.decay_epochs"):
+        if not all(isinstance(value, int | float) for value in given[name]):
+            raise ConfigError(
+                f"config field {name!r} is {given[name]}; it must be a tuple of numbers"
+            )
     low_high = given["data.crop_area"]
     if len(low_high) != 2 or not 0 < low_high[0] <= low_high[1] <= 1:
-        raise ConfigError(f"config field 'data.crop_area' is {low_high}; it must be (low, high) with 0 < low <= high <= 1")
-    if len(given["data.shapes_sizes"]) != 3 or min(given["data.shapes_sizes"]) < 1:
-        raise ConfigError(f"config field 'data.shapes_sizes' is {given['data.shapes_sizes']}; it must be three numbers above 0: train, validation, test")
+        raise ConfigError(
+            f"config field 'data.crop_area' is {low_high}; it must be (low, high) "
+            "with 0 < low <= high <= 1"
+        )
+    sizes = given["data.shapes_sizes"]
+    if len(sizes) != 3 or not all(isinstance(size, int) and size > 0 for size in sizes):
+        raise ConfigError(
+            f"config field 'data.shapes_sizes' is {given['data.shapes_sizes']}; it must be three "
+            "numbers above 0: train, validation, test"
+        )
     if given["data.max_tokens"] < 3:
-        raise ConfigError("config field 'data.max_tokens' must be at least 3: <start>, a word, <end>")
+        raise ConfigError(
+            "config field 'data.max_tokens' must be at least 3: <start>, a word, <end>"
+        )
     if given["objective.triplet.weight"] == 0:
-        raise ConfigError("every objective has weight 0: nothing would be learned; set 'objective.triplet.weight'")
+        raise ConfigError(
+            "every objective has weight 0: nothing would be learned; set 'objective.triplet.weight'"
+        )
     for rule in given["train.freeze"]:
-        if len(rule) != 2 or not isinstance(rule[0], str) or not (rule[1] is None or isinstance(rule[1], int | float)):
-            raise ConfigError(f"config field 'train.freeze' holds {rule!r}; each entry must be (pattern, factor or None)")
+        pair = isinstance(rule, tuple) and len(rule) == 2 and isinstance(rule[0], str)
+        if not pair or not (rule[1] is None or isinstance(rule[1], int | float)):
+            raise ConfigError(
+                f"config field 'train.freeze' holds {rule!r}; each entry must be "
+                "(pattern, factor or None)"
+            )
 
 
 def fields(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -254,8 +283,12 @@ def from_json(text: str) -> ConfigDict:
         values = json.loads(text)
     except json.JSONDecodeError as error:
         raise ConfigError(f"config.json is not JSON: line {error.lineno}: {error.msg}") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"config.json holds a {type(values).__name__}, not an object of fields")
+    types = {name: config_type(config, name) for name, _ in fields(config)}
     for name, value in fields(ConfigDict(values)):
         check_name(name)
+        _check_type(name, _tuples(value), types[name])
         *parents, leaf = name.split(".")
         target = config
         for parent in parents:
@@ -278,7 +311,9 @@ def choose(module: ModuleType, name: str, field: str) -> Any:
     """The attribute `name` of `module`; an unknown one is a ConfigError that lists the known."""
     known = list(module.__all__)
     if name not in known:
-        raise ConfigError(f"config field {field!r} is {name!r}{_nearest(name, known)}; it may be {_either(known)}")
+        raise ConfigError(
+            f"config field {field!r} is {name!r}{_nearest(name, known)}; it may be {_either(known)}"
+        )
     return getattr(module, name)
 
 
@@ -290,7 +325,8 @@ def _check_type(name: str, value: Any, wanted: type) -> None:
     accepted = (int, float) if wanted is float else wanted
     if not isinstance(value, accepted) or (isinstance(value, bool) and wanted is not bool):
         raise ConfigError(
-            f"config field {name!r} is {value!r} ({type(value).__name__}); it must be {wanted.__name__}"
+            f"config field {name!r} is {value!r} ({type(value).__name__}); "
+            f"it must be {wanted.__name__}"
         )
 
 

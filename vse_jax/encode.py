@@ -23,11 +23,11 @@ class Encoder:
         self._devices = devices
 
         def image(variables: Any, batch: Batch) -> tuple[Array, Array]:
-            encoding = model.apply(variables, batch, train=False, method=model.encode_image)
+            encoding: Any = model.apply(variables, batch, train=False, method=model.encode_image)
             return _everywhere(encoding.pooled), parallel.all_gather(batch["weight"])
 
         def text(variables: Any, batch: Batch) -> tuple[Array, Array]:
-            encoding = model.apply(variables, batch, train=False, method=model.encode_text)
+            encoding: Any = model.apply(variables, batch, train=False, method=model.encode_text)
             return _everywhere(encoding.pooled), parallel.all_gather(batch["weight"])
 
         def features(variables: Any, batch: Batch) -> Float[Array, "b n f"]:

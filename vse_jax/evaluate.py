@@ -35,9 +35,7 @@ class Embeddings:
 
 def encode(experiment: Experiment, state: TrainState, split: str) -> Embeddings:
     """Embeddings of a split under the state's evaluation parameters (host arrays)."""
-    variables = experiment.encoder.variables(
-        train_step.evaluation_params(state), state.batch_stats
-    )
+    variables = experiment.encoder.variables(train_step.evaluation_params(state), state.batch_stats)
     examples = experiment.examples[split]
     size = experiment.config.evaluate.batch_size
     images = pipeline.image_batches(examples, batch_size=size, **parallel.process_share())
@@ -110,7 +108,11 @@ def write_report(
     truth = oracle(split)
     log.info("%s %s %s", dataset.name, name, summary(metrics))
     if truth is not None:
-        log.info("oracle %s; share of its rsum %.1f%%", summary(truth), 100 * metrics["rsum"] / truth["rsum"])
+        log.info(
+            "oracle %s; share of its rsum %.1f%%",
+            summary(truth),
+            100 * metrics["rsum"] / truth["rsum"],
+        )
     if parallel.is_first_process():
         content: dict[str, Any] = {
             "config": experiment.config.to_dict(),

@@ -153,11 +153,10 @@ def _with_features(
         )
         parallel.barrier("features")
         folder = features.find(conf.data.data_dir, key)
-        assert folder is not None
+    if folder is None:
+        raise DataError(f"features {key} are gone from {conf.data.data_dir}; start again")
     log.info("features in %s", folder)
     return {
-        name: dataclasses.replace(
-            e, features=features.load(folder, name, len(e.split.images))
-        )
+        name: dataclasses.replace(e, features=features.load(folder, name, len(e.split.images)))
         for name, e in examples.items()
     }

@@ -33,9 +33,9 @@ def main(argv: Sequence[str]) -> None:
     """Runs the mode that the flags name; a user's mistake ends in one clear line and exit 1."""
     del argv
     try:
-        _run(Path(_WORKDIR.value))
+        _run(Path(str(_WORKDIR.value)))
     except USER_ERRORS as error:
-        log.error("%s", error)  # noqa: TRY400 (the message is for people, without a trace)
+        log.error("%s", error)
         # Other processes wait in collectives; they must not be waited for.
         sys.stderr.flush()
         os._exit(1) if _COORDINATOR.value else sys.exit(1)

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 import optax
 from flax import traverse_util
 from jaxtyping import Array
@@ -13,11 +14,12 @@ from ml_collections import ConfigDict
 from vse_jax.config import ConfigError
 
 Rules = Sequence[tuple[str, float | None]]
-# Parameters by whole name, "text/gru/weight_hh".
-Flat = Mapping[str, Array]
+# Parameters by whole name, "text/gru/weight_hh"; on a device, or on the host.
+Leaf = Array | np.ndarray
+Flat = Mapping[str, Leaf]
 
 
-def flatten(params: Any) -> dict[str, Array]:
+def flatten(params: Any) -> dict[str, Leaf]:
     """The tree as one dict of whole names, levels joined by "/"."""
     return traverse_util.flatten_dict(params, sep="/")
 
@@ -35,7 +37,7 @@ def multiplier(name: str, rules: Rules) -> float | None:
     return 1.0
 
 
-def partition(params: Any, rules: Rules) -> tuple[dict[str, Array], dict[str, Array]]:
+def partition(params: Any, rules: Rules) -> tuple[dict[str, Leaf], dict[str, Leaf]]:
     """(trainable, frozen) parameters by whole name.
 
     Raises:
@@ -46,7 +48,9 @@ def partition(params: Any, rules: Rules) -> tuple[dict[str, Array], dict[str, Ar
         try:
             matched = any(re.fullmatch(pattern, name) for name in flat)
         except re.error as error:
-            raise ConfigError(f"'train.freeze' holds {pattern!r}: not a pattern: {error}") from error
+            raise ConfigError(
+                f"'train.freeze' holds {pattern!r}: not a pattern: {error}"
+            ) from error
         if not matched:
             raise ConfigError(
                 f"'train.freeze' holds {pattern!r}, which matches no parameter; "
@@ -64,10 +68,10 @@ def schedule(config: ConfigDict, steps: int, steps_per_epoch: float) -> optax.Sc
     if config.schedule == "cosine":
         main = optax.cosine_decay_schedule(peak, max(steps - warmup, 1))
     elif config.schedule == "step":
-        boundaries = {
-            round(epoch * steps_per_epoch) - warmup: config.decay_factor
-            for epoch in config.decay_epochs
-        }
+        boundaries: dict[int, float] = {}
+        for epoch in config.decay_epochs:
+            step = round(epoch * steps_per_epoch) - warmup
+            boundaries[step] = boundaries.get(step, 1.0) * config.decay_factor
         main = optax.piecewise_constant_schedule(peak, boundaries)
     else:
         main = optax.constant_schedule(peak)

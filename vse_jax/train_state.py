@@ -3,11 +3,9 @@
 from typing import Any
 
 import flax.struct
-from jaxtyping import Array, Int
 
 
-@flax.struct.dataclass
-class TrainState:
+class TrainState(flax.struct.PyTreeNode):
     """Everything a step reads and writes; a checkpoint holds it whole.
 
     Attributes:
@@ -19,7 +17,7 @@ class TrainState:
       ema: moving average of the parameters that are not frozen, or None.
     """
 
-    step: Int[Array, ""]
+    step: Any
     params: Any
     batch_stats: Any
     opt_state: Any

@@ -104,20 +104,9 @@ def make_step(
 
 def evaluation_params(state: TrainState) -> Any:
     """The parameters to evaluate: the moving average where there is one."""
-    return state.params if state.ema is None else unflatten(flatten(state.params) | state.ema)
+    return merge_ema(state.params, state.ema)
 
 
-def make_encode(model: nn.Module, side: str) -> Callable[[Any, Batch], Float[Array, "b d"]]:
-    """(variables, this device's rows) -> float32 embeddings of the global batch, on every device.
-
-    Args:
-      model: with `encode_image` and `encode_text`.
-      side: "image" or "text".
-    """
-
-    def encode(variables: Any, batch: Batch) -> Float[Array, "b d"]:
-        method = model.encode_image if side == "image" else model.encode_text
-        encoding = model.apply(variables, batch, train=False, method=method)
-        return parallel.all_gather(encoding.pooled.astype(jnp.float32))
-
-    return encode
+def merge_ema(params: Any, ema: Any) -> Any:
+    """The parameters with those that have a moving average replaced by it."""
+    return params if ema is None else unflatten(flatten(params) | flatten(ema))

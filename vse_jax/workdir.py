@@ -1,5 +1,6 @@
 """The files of a run: written atomically, read back with clear errors."""
 
+import contextlib
 import json
 import logging
 import os
@@ -35,7 +36,9 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
             os.fsync(file.fileno())
         temporary.replace(path)
     except OSError as error:
-        raise WorkdirError(f"{path} cannot be written: {error.strerror}") from error
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise _unwritten(path, error) from error
 
 
 def claim(workdir: Path, config: ConfigDict, first: bool) -> None:
@@ -75,9 +78,10 @@ def read_config(workdir: Path) -> ConfigDict:
     """
     try:
         text = (workdir / CONFIG).read_text(encoding="utf-8")
-    except OSError as error:
+    except (OSError, UnicodeDecodeError) as error:
         raise WorkdirError(
-            f"{workdir} is no workdir of vse_jax: {CONFIG} cannot be read ({error.strerror})"
+            f"{workdir} is no workdir of vse_jax: {CONFIG} cannot be read "
+            f"({getattr(error, 'strerror', 'not UTF-8')})"
         ) from error
     return configs.from_json(text)
 
@@ -94,29 +98,37 @@ class MetricsLog:
           write: whether this process writes; the others only remember.
         """
         self.rows = [row for row in read_metrics(workdir) if row["step"] <= step]
-        self._file = None
+        self._path, self._file = workdir / METRICS, None
         if write:
-            write_text(workdir / METRICS, "".join(json.dumps(row) + "\n" for row in self.rows))
-            self._file = open(workdir / METRICS, "a", encoding="utf-8")  # noqa: SIM115
+            write_text(self._path, "".join(json.dumps(row) + "\n" for row in self.rows))
+            self._file = open(self._path, "a", encoding="utf-8")  # noqa: SIM115
 
-    def add(self, row: Mapping[str, float]) -> None:
-        """Appends a line and hands it to the system at once."""
+    def add(self, row: Mapping[str, float | int]) -> None:
+        """Appends a line and hands it to the system at once; WorkdirError where it cannot."""
         self.rows.append(dict(row))
         if self._file is not None:
-            self._file.write(json.dumps(self.rows[-1]) + "\n")
-            self._file.flush()
+            try:
+                self._file.write(json.dumps(self.rows[-1]) + "\n")
+                self._file.flush()
+            except OSError as error:
+                raise _unwritten(self._path, error) from error
 
     def sync(self) -> None:
-        """Returns when all lines are on disk."""
+        """Returns when all lines are on disk; WorkdirError where they cannot be."""
         if self._file is not None:
-            os.fsync(self._file.fileno())
+            try:
+                os.fsync(self._file.fileno())
+            except OSError as error:
+                raise _unwritten(self._path, error) from error
 
     def close(self) -> None:
         """Lets go of the file."""
         if self._file is not None:
-            self._file.close()
+            # A line that could not be written has been told of already.
+            with contextlib.suppress(OSError):
+                self._file.close()
 
-    def values(self, name: str) -> list[float]:
+    def values(self, name: str) -> list[float | int]:
         """Every value of one metric, in order."""
         return [row[name] for row in self.rows if name in row]
 
@@ -124,10 +136,16 @@ class MetricsLog:
 def read_metrics(workdir: Path) -> list[dict[str, Any]]:
     """The lines of `metrics.jsonl`; a last line cut short by a crash is left out."""
     try:
-        lines = (workdir / METRICS).read_text(encoding="utf-8").splitlines()
+        text = (workdir / METRICS).read_text(encoding="utf-8", errors="replace")
     except FileNotFoundError:
         return []
-    return list(_parsed(lines))
+    except OSError as error:
+        raise WorkdirError(f"{workdir / METRICS} cannot be read: {error.strerror}") from error
+    return list(_parsed(text.splitlines()))
+
+
+def _unwritten(path: Path, error: OSError) -> WorkdirError:
+    return WorkdirError(f"{path} cannot be written: {error.strerror}")
 
 
 def _parsed(lines: Iterable[str]) -> Iterable[dict[str, Any]]:

@@ -109,9 +109,9 @@ def test_random_weights_give_the_logits_of_transformers(
     image = noise(side)
     grid, logits = ours(tmp_path, image)
     expected_grid, expected_logits = theirs(torch, model, image)
-    assert expected_logits.std() > 0.001
+    assert expected_logits.std() > 0.01
     np.testing.assert_allclose(grid, expected_grid, atol=1e-4, rtol=1e-4)
-    np.testing.assert_allclose(logits, expected_logits, atol=1e-4, rtol=1e-4)
+    np.testing.assert_allclose(logits, expected_logits, atol=1e-4, rtol=0)
 
 
 @pytest.mark.torch
@@ -132,7 +132,7 @@ def test_the_real_weights_give_the_logits_of_transformers(torch, transformers):
     expected_grid, expected_logits = theirs(torch, model, image)
     assert grid.shape == (len(image), 7, 7, 1280)
     np.testing.assert_allclose(grid, expected_grid, atol=1e-4, rtol=1e-4)
-    np.testing.assert_allclose(logits, expected_logits, atol=1e-4, rtol=1e-4)
+    np.testing.assert_allclose(logits, expected_logits, atol=1e-4, rtol=0)
 
 
 @needs_weights

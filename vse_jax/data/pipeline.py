@@ -247,7 +247,9 @@ def _augmented(data: tf.Tensor, position: tf.Tensor, how: Pictures, seed: int) -
         ratio = tf.exp((2.0 * draw[1] - 1.0) * tf.math.log(4.0 / 3.0) / 2.0)
         sides = tf.minimum(tf.sqrt(area) * tf.stack([ratio, 1.0 / ratio]), 1.0) * size
         sides = tf.maximum(tf.cast(tf.round(sides), tf.int32), 1)
-        corner = tf.cast(draw[2:] * tf.cast(tf.shape(picture)[:2] - sides + 1, tf.float32), tf.int32)
+        corner = tf.cast(
+            draw[2:] * tf.cast(tf.shape(picture)[:2] - sides + 1, tf.float32), tf.int32
+        )
         corner = tf.minimum(corner, tf.shape(picture)[:2] - sides)
         picture = tf.slice(picture, tf.concat([corner, [0]], 0), tf.concat([sides, [3]], 0))
     pixels = _resize(picture, how.size)

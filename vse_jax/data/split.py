@@ -8,7 +8,7 @@ import numpy as np
 
 
 class DataError(Exception):
-    """A mistake in the user's data: says which file, line or record, what was met, what is right."""
+    """A mistake in the user's data: says where, what was met and what would be right."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -47,9 +47,9 @@ class Tokenizer:
         """
         rows = [encoding.ids for encoding in self.words.encode_batch(list(sentences))]
         if self.preset == "dvsa":
-            unknown = self.words.token_to_id(UNKNOWN)
+            unknown = SPECIAL.index(UNKNOWN)
             rows = [[token for token in row if token != unknown] for row in rows]
-        end = self.words.token_to_id(END)
+        end = SPECIAL.index(END)
         rows = [
             row if len(row) <= self.max_tokens else [*row[: self.max_tokens - 1], end]
             for row in rows

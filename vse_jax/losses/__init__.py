@@ -1,0 +1,1 @@
+"""The mathematics of each objective: arrays in, arrays out."""

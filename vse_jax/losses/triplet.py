@@ -172,9 +172,7 @@ def _blocks(
     key_ids: Int[Array, "n"],
     key_where: Bool[Array, "n"],
     chunk: int,
-) -> tuple[
-    Float[Array, "k c d"], Int[Array, "k c"], Bool[Array, "k c"], Int[Array, "k"]
-]:
+) -> tuple[Float[Array, "k c d"], Int[Array, "k c"], Bool[Array, "k c"], Int[Array, "k"]]:
     """The keys as k blocks of one size, the last one padded with keys that do not count."""
     n, d = keys.shape
     chunk = min(chunk, n)

@@ -1,0 +1,1 @@
+"""Encoders, similarities and the assembled model."""

@@ -4,8 +4,7 @@ import flax.struct
 from jaxtyping import Array, Bool, Float
 
 
-@flax.struct.dataclass
-class Encoding:
+class Encoding(flax.struct.PyTreeNode):
     """A batch of pictures or sentences in the common space.
 
     Attributes:

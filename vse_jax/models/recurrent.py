@@ -94,7 +94,7 @@ def gru(
     """States of a GRU over the first `lengths` inputs of each caption, from a zero state.
 
     r = sigmoid(W_ir x + b_ir + W_hr h + b_hr), z likewise, n = tanh(W_in x + b_in + r (W_hn h +
-    b_hn)), h' = (1 - z) n + z h: PyTorch's `nn.GRU` on packed sequences. With `reverse` each caption
+    b_hn)), h' = (1 - z) n + z h: PyTorch's `nn.GRU` on packed sequences. With `reverse` a caption
     is read from its last token to its first, and `last` is the state after the first. Products
     take `dtype` operands and sum in float32; the state, its gradient and the weights' are float32.
     The same inputs give the same bits. Inputs beyond a caption's length are never read.
@@ -229,7 +229,7 @@ def _outputs(
 def _forward(
     params: GRUParams, packing: Packing, x: Float[Array, "p e"], dtype: Any, *, keep: bool
 ) -> tuple[Float[Array, "b h"], Float[Array, "p h"], Float[Array, "k h4"]]:
-    """Last states, the state before each token and, if `keep`, r, z, n and W_hn h + b_hn of each."""
+    """Last states, the state before each token and, if `keep`, its r, z, n and W_hn h + b_hn."""
     levels, hidden = _levels(packing.order.shape[0]), params.weight_hh.shape[1]
     # Transposed once: a product with the transpose of a large right factor is slower at each step.
     w_ih, w_hh = lax.optimization_barrier(
@@ -254,7 +254,7 @@ def _forward(
     gates = jnp.zeros((x.shape[0] if keep else 0, 4 * hidden))
     for rows in reversed(levels):
         t, h, prior, gates = lax.while_loop(
-            lambda carry, rows=rows: _runs(packing, carry[0], rows),
+            partial(_runs, packing, rows),
             partial(step, rows),
             (t, state[:rows], prior, gates),
         )
@@ -267,10 +267,11 @@ def _alive(packing: Packing, t: Int[Array, ""], rows: int) -> Bool[Array, "r 1"]
     return (jnp.arange(rows) < packing.active[t])[:, None]
 
 
-def _runs(packing: Packing, t: Int[Array, ""], rows: int) -> Bool[Array, ""]:
-    """Whether step t exists and has this many rows."""
-    within = (t >= 0) & (t < packing.steps)
-    return within & (packing.rows[jnp.clip(t, 0, packing.rows.shape[0] - 1)] == rows)
+def _runs(packing: Packing, rows: int, carry: Any) -> Bool[Array, ""]:
+    """Whether the carry's step exists and has this many rows."""
+    t = carry[0]
+    exists = (t >= 0) & (t < packing.steps)
+    return exists & (packing.rows[jnp.clip(t, 0, packing.rows.shape[0] - 1)] == rows)
 
 
 def _gate_gradient(
@@ -312,7 +313,7 @@ def _state_gradient(
     t, d_state = packing.steps - 1, jnp.zeros(prior.shape)
     for rows in levels:
         t, d, d_state = lax.while_loop(
-            lambda carry, rows=rows: _runs(packing, carry[0], rows),
+            partial(_runs, packing, rows),
             partial(step, rows),
             (t, d_lanes[:rows], d_state),
         )
@@ -349,13 +350,14 @@ def _weight_gradient(
         dx = _write(dx, _dot(by_x, w_ih, 1, dtype), start)
         return start + size, jax.tree.map(jnp.add, grads, part), dx
 
+    def left(least: int, carry: Any) -> Bool[Array, ""]:
+        return total - carry[0] >= least
+
     grads = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape), params)
     carry: Any = (jnp.int32(0), grads, jnp.zeros(x.shape))
     for size in _BLOCKS:
         if size <= x.shape[0]:
             least = size if size > _BLOCKS[-1] else 1
-            carry = lax.while_loop(
-                lambda carry, least=least: total - carry[0] >= least, partial(block, size), carry
-            )
+            carry = lax.while_loop(partial(left, least), partial(block, size), carry)
     _, grads, dx = carry
     return grads, dx

@@ -1,0 +1,1 @@
+"""What is optimised: (init, apply) pairs with a state of their own."""

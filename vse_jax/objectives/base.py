@@ -15,8 +15,7 @@ Batch = Mapping[str, Array]
 Metrics = dict[str, Float[Array, ""]]
 
 
-@flax.struct.dataclass
-class Spec:
+class Spec(flax.struct.PyTreeNode):
     """What an objective may know before the first step.
 
     Attributes:
@@ -58,7 +57,9 @@ def weighted_sum(terms: Mapping[str, tuple[float, Objective]]) -> Objective:
     def apply(
         state: State, outputs: Outputs, batch: Batch
     ) -> tuple[Float[Array, ""], State, Metrics]:
-        losses, states, metrics = [], {}, {}
+        losses: list[Float[Array, ""]] = []
+        states: dict[str, State] = {}
+        metrics: Metrics = {}
         for name, (weight, objective) in sorted(terms.items()):
             loss, states[name], own = objective.apply(state[name], outputs, batch)
             losses.append(weight * loss)

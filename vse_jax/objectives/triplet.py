@@ -1,7 +1,7 @@
 """The triplet hinge over the global batch: LMH, LSH, and LSH for a start."""
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import flax.struct
 import jax
@@ -14,17 +14,19 @@ from vse_jax.models.similarity import Similarity, dot
 from vse_jax.objectives.base import Batch, Metrics, Objective, Outputs, Spec
 
 
-@flax.struct.dataclass
-class TripletState:
+class TripletState(flax.struct.PyTreeNode):
     """Counts the steps, for the warm-up.
 
+    The fields are `Any` as those of `TrainState`: on the host they are NumPy arrays, and
+    between the steps of `jax.pmap` they have an axis of devices in front.
+
     Attributes:
-      step: steps taken.
-      warmup_steps: steps over all negatives before the hardest ones are mined.
+      step: int32, steps taken.
+      warmup_steps: int32, steps over all negatives before the hardest ones are mined.
     """
 
-    step: Int[Array, ""]
-    warmup_steps: Int[Array, ""]
+    step: Any
+    warmup_steps: Any
 
 
 def triplet(
@@ -40,7 +42,7 @@ def triplet(
     alone collapse all embeddings to one point, where every pair costs 2 x margin and the
     gradient all but vanishes; `warmup_epochs` over all negatives avoid it. The metric
     `collapse` is the loss of a pair over 2 x margin while hardest negatives are used (near 1
-    for long: collapsed), else 0. Source: Faghri et al., VSE++, BMVC 2018.
+    for long: collapsed), else 0, as for a margin of 0. Source: Faghri et al., VSE++, BMVC 2018.
 
     Args:
       margin: of the hinge.
@@ -89,11 +91,12 @@ def triplet(
 
         pairs = jnp.maximum(jnp.sum(everywhere.where), 1)
         per_pair = parallel.mean(loss) / pairs
-        mined = jnp.where(warming, 0.0, 1.0) if negatives == "hardest" else 0.0
+        watched = negatives == "hardest" and margin > 0
+        collapse = jnp.where(warming, 0.0, per_pair / (2 * margin)) if watched else jnp.zeros(())
         usable = local.where[None] & (hardest > -jnp.inf)
         metrics = {
             "loss_per_pair": per_pair,
-            "collapse": mined * per_pair / (2 * margin),
+            "collapse": collapse,
             "positive": parallel.total(jnp.sum(jnp.where(local.where, positive, 0.0))) / pairs,
             "hardest_negative": parallel.total(jnp.sum(jnp.where(usable, hardest, 0.0)))
             / jnp.maximum(parallel.total(jnp.sum(usable)), 1),
@@ -107,8 +110,7 @@ def triplet(
     return Objective(init, apply)
 
 
-@flax.struct.dataclass
-class _Pairs:
+class _Pairs(flax.struct.PyTreeNode):
     images: Float[Array, "b d"]
     texts: Float[Array, "b d"]
     ids: Int[Array, "b"]

@@ -280,8 +280,8 @@ class _ConvLayer(nn.Module):
 class _Depthwise(nn.Module):
     """Convolution of each channel by itself, as a sum over the kernel's shifted products.
 
-    XLA fuses the sum into one loop; on a CPU its own grouped convolution takes 20 to 50
-    times as long.
+    XLA fuses the sum into one loop; on a CPU its own grouped convolution took over 20 times
+    as long forward and 3 to 30 times with the gradient.
     """
 
     kernel_size: int

@@ -1,0 +1,252 @@
+import importlib.util
+import json
+import pathlib
+import re
+import types
+
+import pytest
+from ml_collections import ConfigDict
+
+from vse_jax import config as configs
+from vse_jax.config import ConfigError, default_config, validate
+
+REPOSITORY = pathlib.Path(__file__).parents[1]
+
+
+def changed(**values):
+    """The default config with fields set by dotted name, "__" for the dots."""
+    config = default_config()
+    with config.ignore_type():
+        for name, value in values.items():
+            *parents, leaf = name.split("__")
+            section = config
+            for parent in parents:
+                section = section[parent]
+            section[leaf] = value
+    return config
+
+
+def test_the_defaults_are_valid():
+    validate(default_config())
+
+
+def test_an_unknown_field_is_named_with_the_nearest():
+    config = default_config()
+    config.train.batch_sise = 3
+    with pytest.raises(
+        ConfigError,
+        match=r"unknown config field 'train\.batch_sise'; did you mean 'train\.batch_size'",
+    ):
+        validate(config)
+    config = default_config()
+    config.zzzzzzzz = 3
+    with pytest.raises(ConfigError, match=r"unknown config field 'zzzzzzzz'$"):
+        validate(config)
+
+
+def test_a_missing_field_is_named():
+    config = default_config()
+    del config.data.flip
+    with pytest.raises(ConfigError, match=r"'data\.flip' is missing"):
+        validate(config)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "wanted"),
+    [
+        ("train__batch_size", "128", "int"),
+        ("train__batch_size", 12.5, "int"),
+        ("train__batch_size", True, "int"),
+        ("train__learning_rate", "fast", "float"),
+        ("data__flip", 1, "bool"),
+        ("data__path", 3, "str"),
+        ("data__crop_area", 0.5, "tuple"),
+        ("train__steps", 1.5, "int"),
+        ("seed", None, "int"),
+    ],
+)
+def test_a_mistyped_value_is_named_with_the_type_it_must_have(field, value, wanted):
+    name = re.escape(field.replace("__", "."))
+    with pytest.raises(ConfigError, match=f"'{name}' .*must be {wanted}$"):
+        validate(changed(**{field: value}))
+
+
+def test_a_whole_number_will_do_for_a_float():
+    validate(changed(train__epochs=3, train__clip_norm=2))
+
+
+@pytest.mark.parametrize("field", sorted(configs.CHOICES))
+def test_a_wrong_choice_is_told_the_choices(field):
+    choices = configs.CHOICES[field]
+    for right in choices:
+        validate(changed(**{field.replace(".", "__"): right}))
+    wrong = choices[0] + "x"
+    with pytest.raises(ConfigError) as error:
+        validate(changed(**{field.replace(".", "__"): wrong}))
+    message = str(error.value)
+    assert f"{field!r} is {wrong!r}; did you mean {choices[0]!r}?" in message
+    assert all(repr(choice) in message for choice in choices)
+
+
+@pytest.mark.parametrize("value", [0, -1])
+@pytest.mark.parametrize("field", configs.POSITIVE)
+def test_what_must_be_above_zero(field, value):
+    with pytest.raises(ConfigError, match=f"{re.escape(field)}.* must be above 0"):
+        validate(changed(**{field.replace(".", "__"): value}))
+
+
+@pytest.mark.parametrize(
+    ("field", "wrong"),
+    [
+        ("data.bad_share", 1.01),
+        ("data.bad_share", -0.01),
+        ("model.image.dropout", 1.0),
+        ("model.text.dropout", 1.0),
+        ("objective.triplet.weight", -1.0),
+        ("objective.triplet.margin", -0.2),
+        ("objective.triplet.warmup_epochs", -1.0),
+        ("train.decay_factor", 1.5),
+        ("train.warmup_epochs", -0.1),
+        ("train.weight_decay", -1e-4),
+        ("train.ema", 1.0),
+        ("train.ema", float("nan")),
+        ("evaluate.queries", -1),
+    ],
+)
+def test_what_is_out_of_range(field, wrong):
+    with pytest.raises(ConfigError, match=rf"'{re.escape(field)}' is .*must lie in \["):
+        validate(changed(**{field.replace(".", "__"): wrong}))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"train__batch_size": 6}, "'train.batch_size' is 6, which 4 devices"),
+        ({"evaluate__batch_size": 10}, "'evaluate.batch_size' is 10, which 4 devices"),
+        ({"data__crop_area": (0.0, 1.0)}, "'data.crop_area'"),
+        ({"data__crop_area": (0.8, 0.5)}, "'data.crop_area'"),
+        ({"data__crop_area": (0.8, 1.1)}, "'data.crop_area'"),
+        ({"data__crop_area": (0.8,)}, "'data.crop_area'"),
+        ({"data__crop_area": ("a", "b")}, "'data.crop_area'"),
+        ({"data__shapes_sizes": (10, 10)}, "'data.shapes_sizes'"),
+        ({"data__shapes_sizes": (10, 10, 0)}, "'data.shapes_sizes'"),
+        ({"data__shapes_sizes": (10, 10, 1.5)}, "'data.shapes_sizes'"),
+        ({"train__decay_epochs": (1.0, "two")}, "'train.decay_epochs'"),
+        ({"data__max_tokens": 2}, "'data.max_tokens' must be at least 3"),
+        ({"objective__triplet__weight": 0.0}, "every objective has weight 0"),
+        ({"train__freeze": (("a",),)}, "'train.freeze' holds"),
+        ({"train__freeze": ((3, None),)}, "'train.freeze' holds"),
+        ({"train__freeze": (("a", "b"),)}, "'train.freeze' holds"),
+        ({"train__freeze": (3,)}, "'train.freeze' holds 3"),
+        # The comma forgotten: a pair where a tuple of pairs belongs.
+        ({"train__freeze": ("image/.*", None)}, "'train.freeze' holds 'image/.*'"),
+    ],
+)
+def test_fields_that_contradict_each_other(changes, message):
+    with pytest.raises(ConfigError, match=message.replace(".", r"\.").replace("*", r"\*")):
+        validate(changed(**changes), devices=4)
+
+
+def test_what_devices_can_share_is_accepted():
+    validate(changed(train__batch_size=8, evaluate__batch_size=4), devices=4)
+    validate(changed(train__freeze=(("image/.*", None), ("text/.*", 0.1))))
+
+
+def test_json_brings_back_every_field():
+    config = changed(
+        seed=7,
+        data__path="a.jsonl",
+        data__crop_area=(0.5, 1.0),
+        train__steps=12,
+        train__clip_norm=2.0,
+        train__freeze=(("image/backbone/.*", None), ("text/.*", 0.5)),
+    )
+    back = configs.from_json(configs.to_json(config))
+    validate(back)
+    assert dict(configs.fields(back)) == dict(configs.fields(config))
+    assert configs.differences(back, config) == []
+    assert json.loads(configs.to_json(config))["train"]["freeze"][0] == ["image/backbone/.*", None]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"seed": 1', "config.json is not JSON: line 1"),
+        ('{"sed": 1}', "unknown config field 'sed'; did you mean 'seed'"),
+        ('{"train": {"batch_size": "many"}}', "'train.batch_size' is 'many'"),
+        ('{"train": 3}', "'train'"),
+        ("[1, 2]", "config.json"),
+    ],
+)
+def test_json_that_is_no_config_of_ours(text, message):
+    with pytest.raises(ConfigError, match=message.replace(".", r"\.")):
+        configs.from_json(text)
+
+
+def test_differences_name_each_field_and_both_values():
+    old, new = default_config(), changed(seed=3, train__freeze=(("a", None),))
+    assert configs.differences(old, new) == [
+        "seed: 0 there, 3 here",
+        "train.freeze: () there, (('a', None),) here",
+    ]
+
+
+def test_choose_knows_only_what_the_module_offers():
+    module = types.ModuleType("module")
+    module.__all__ = ["small_resnet", "mobilenet_v2"]
+    module.small_resnet, module.hidden = "found", "hidden"
+    assert configs.choose(module, "small_resnet", "model.image.backbone") == "found"
+    with pytest.raises(ConfigError) as error:
+        configs.choose(module, "small_resnet2", "model.image.backbone")
+    assert str(error.value) == (
+        "config field 'model.image.backbone' is 'small_resnet2'; did you mean 'small_resnet'?; "
+        "it may be 'mobilenet_v2' or 'small_resnet'"
+    )
+    with pytest.raises(ConfigError, match="'hidden'"):
+        configs.choose(module, "hidden", "model.image.backbone")
+
+
+def test_every_field_has_a_comment_right_above_it():
+    lines = pathlib.Path(configs.__file__).read_text().splitlines()
+    start = next(i for i, line in enumerate(lines) if line.startswith("def default_config"))
+    end = next(i for i in range(start, len(lines)) if lines[i].strip() == "return config")
+    commented = []
+    for number in range(start, end):
+        field = re.match(r"    [a-z_]+\.([a-z_]+) = (?!.*ConfigDict\(\))", lines[number])
+        if field:
+            assert lines[number - 1].strip().startswith("# "), lines[number]
+            commented.append(field[1])
+    fields = [name.split(".")[-1] for name, _ in configs.fields(default_config())]
+    assert sorted(commented) == sorted(fields)
+
+
+@pytest.mark.parametrize(
+    ("name", "argument"),
+    [
+        ("shapes", None),
+        ("shapes", "vsepp"),
+        ("flickr8k", None),
+        ("flickr8k", "vsepp"),
+        ("custom", "list.csv"),
+    ],
+)
+def test_the_presets_are_valid(name, argument):
+    config = preset(name).get_config(*([argument] if argument else []))
+    assert isinstance(config, ConfigDict)
+    validate(config)
+    assert config.data.dataset == name
+    if name == "custom":
+        assert config.data.path == argument
+
+
+@pytest.mark.parametrize("name", ["shapes", "flickr8k"])
+def test_a_preset_does_not_know_any_system(name):
+    with pytest.raises(ConfigError, match=rf"configs/{name}\.py has no system 'vsepp2'.*'vsepp'"):
+        preset(name).get_config("vsepp2")
+
+
+def preset(name):
+    spec = importlib.util.spec_from_file_location(name, REPOSITORY / "configs" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

@@ -1,0 +1,153 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vse_jax import parallel
+from vse_jax.parallel import Devices
+
+MODES = ["shard_map", "pmap"]
+ROWS = np.arange(24, dtype=np.float32).reshape(8, 3)
+
+
+@pytest.fixture(params=[(mode, count) for mode in MODES for count in (1, 4)], ids=str)
+def devices(request):
+    mode, count = request.param
+    return Devices(mode, tuple(jax.devices()[:count]))
+
+
+def test_all_devices():
+    found = Devices.all("pmap")
+    assert (found.mode, found.count) == ("pmap", 4)
+    assert found.mesh.axis_names == (parallel.AXIS,)
+
+
+def test_collectives_see_every_row_in_order(devices):
+    def function(batch):
+        x = batch["x"]
+        return {
+            "mean": parallel.mean(jnp.sum(x, axis=0)),
+            "total": parallel.total({"rows": jnp.asarray(x.shape[0])}),
+            "all": parallel.all_gather((x, 2 * x)),
+            "index": parallel.all_gather(parallel.device_index()[None]),
+            "count": jnp.asarray(parallel.device_count()),
+        }
+
+    mapped = devices.map(function, ("split",), "replicated")
+    found = devices.fetch(mapped(devices.split({"x": ROWS})))
+    np.testing.assert_allclose(found["mean"], ROWS.sum(axis=0) / devices.count, rtol=1e-6)
+    assert found["total"]["rows"] == 8
+    np.testing.assert_array_equal(found["all"][0], ROWS)
+    np.testing.assert_array_equal(found["all"][1], 2 * ROWS)
+    np.testing.assert_array_equal(found["index"], np.arange(devices.count))
+    assert found["count"] == devices.count
+
+
+def test_replicated_values_come_back_as_they_went(devices):
+    tree = {
+        "scalar": np.asarray(3, np.int32),
+        "matrix": np.arange(6, dtype=np.float32).reshape(2, 3),
+        "half": np.asarray([1.5, -2.0], jnp.bfloat16),
+        "empty": {},
+        "none": None,
+        "flags": (np.asarray([True, False]),),
+    }
+    back = devices.fetch(devices.replicate(tree))
+    assert jax.tree.structure(back) == jax.tree.structure(tree)
+    for one, other in zip(jax.tree.leaves(back), jax.tree.leaves(tree), strict=True):
+        assert isinstance(one, np.ndarray)
+        assert one.dtype == other.dtype
+        np.testing.assert_array_equal(one, other)
+    again = devices.fetch(devices.map(lambda x: x, ("replicated",), "replicated")(
+        devices.replicate(tree)
+    ))  # fmt: skip
+    assert jax.tree.all(jax.tree.map(np.array_equal, again, tree))
+
+
+def test_every_device_holds_a_replicated_value_and_its_own_rows(devices):
+    replicated = devices.replicate(ROWS)
+    shards = [np.asarray(s.data) for s in replicated.addressable_shards]
+    assert len(shards) == devices.count
+    for shard in shards:
+        np.testing.assert_array_equal(shard.reshape(8, 3), ROWS)
+    split = devices.split({"x": ROWS})["x"]
+    own = {s.device: np.asarray(s.data).reshape(-1, 3) for s in split.addressable_shards}
+    for device, rows in zip(devices.devices, np.split(ROWS, devices.count), strict=True):
+        np.testing.assert_array_equal(own[device], rows)
+
+
+def test_what_is_fetched_survives_the_donation_of_its_source(devices):
+    state = devices.replicate({"x": ROWS})
+    host = devices.fetch(state)
+    step = devices.map(
+        lambda s: jax.tree.map(lambda x: x + 1, s), ("replicated",), "replicated", donate=(0,)
+    )
+    new = step(state)
+    assert state["x"].is_deleted()
+    np.testing.assert_array_equal(host["x"], ROWS)
+    np.testing.assert_array_equal(devices.fetch(new)["x"], ROWS + 1)
+
+
+def test_nothing_else_is_donated(devices):
+    state, batch = devices.replicate(ROWS[0]), devices.split({"x": ROWS})
+    step = devices.map(
+        lambda s, b: (s + parallel.mean(jnp.sum(b["x"])), jnp.zeros(())),
+        ("replicated", "split"),
+        ("replicated", "replicated"),
+    )
+    step(state, batch)
+    assert not state.is_deleted()
+    assert not batch["x"].is_deleted()
+
+
+def test_the_mean_of_the_gradients_is_the_gradient_of_the_whole(devices):
+    """Under the default `check_vma=True` it would be `count` times too large (see DESIGN)."""
+    weights = np.random.default_rng(0).normal(size=(3, 2)).astype(np.float32)
+
+    def loss_of(weights, rows, everyone):
+        """Also through what was gathered: each row against the mean of all."""
+        return jnp.mean(jnp.tanh(rows @ weights) * jnp.mean(everyone @ weights, axis=0)[None])
+
+    def function(weights, batch):
+        def local(weights):
+            scores = jnp.tanh(batch["x"] @ weights)
+            everyone = parallel.all_gather(batch["x"] @ weights)
+            return jnp.mean(scores * jnp.mean(everyone, axis=0)[None])
+
+        return parallel.mean(jax.value_and_grad(local)(weights))
+
+    rows = ROWS / 24
+    mapped = devices.map(function, ("replicated", "split"), "replicated")
+    loss, gradient = devices.fetch(mapped(devices.replicate(weights), devices.split({"x": rows})))
+    expected, slope = jax.value_and_grad(loss_of)(weights, rows, rows)
+    np.testing.assert_allclose(loss, expected, rtol=1e-5)
+    np.testing.assert_allclose(gradient, slope, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_prefetch_sends_every_batch_once_in_order(mode):
+    devices = Devices(mode, tuple(jax.devices()))
+    drawn = []
+
+    def batches():
+        for number in range(5):
+            drawn.append(number)
+            yield {"x": np.full((4, 1), number, np.float32)}
+
+    seen = []
+    for number, (host, device) in enumerate(devices.prefetch(batches(), size=2)):
+        assert len(drawn) == min(number + 3, 5)
+        np.testing.assert_array_equal(np.asarray(device["x"]).reshape(4, 1), host["x"])
+        seen.append(int(host["x"][0, 0]))
+    assert seen == drawn == list(range(5))
+
+
+def test_a_single_process_is_the_first_and_agrees_with_itself():
+    parallel.initialize(None, None, None)
+    parallel.barrier("nobody to wait for")
+    assert parallel.process_share() == {"process": 0, "processes": 1}
+    assert parallel.is_first_process()
+    assert parallel.all_agree(True)
+    assert not parallel.all_agree(False)
+    assert parallel.first_process_first("name", lambda: 3) == 3
+    assert [parallel.agreed_interruption(1, flag) for flag in (True, False)] == [True, False]

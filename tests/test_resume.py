@@ -1,0 +1,237 @@
+"""A run killed at random moments ends bit-identical to an undisturbed one.
+
+VSE_JAX_KILLS says how many kills each set-up gets (default 2); `scripts` of the README use 20.
+"""
+
+import json
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+from flax import traverse_util
+
+KILLS = int(os.environ.get("VSE_JAX_KILLS", "2"))
+REPOSITORY = Path(__file__).parents[1]
+STEPS = 48
+# (processes, devices of each)
+SETUPS = {"one device": (1, 1), "four devices": (1, 4), "two by two": (2, 2)}
+FLAGS = [
+    "--config=configs/shapes.py",
+    "--config.data.shapes_sizes=(96, 24, 24)",
+    "--config.data.image_size=32",
+    "--config.model.dimension=16",
+    "--config.model.text.words=8",
+    f"--config.train.steps={STEPS}",
+    "--config.train.batch_size=16",
+    "--config.train.ema=0.9",
+    "--config.train.log_every=1",
+    "--config.train.checkpoint_every=5",
+    "--config.train.validate_every=0.4",
+    "--config.objective.triplet.warmup_epochs=0.7",
+    "--config.evaluate.batch_size=16",
+    "--config.evaluate.queries=2",
+]
+
+
+def start(workdir: Path, data_dir: Path, setup: str, *flags: str) -> list[subprocess.Popen[str]]:
+    processes, devices = SETUPS[setup]
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        port = probe.getsockname()[1]
+    environment = os.environ | {
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "JAX_PLATFORMS": "cpu",
+        "JAX_COMPILATION_CACHE_DIR": str(data_dir / "xla"),
+    }
+    command = [sys.executable, "-m", "vse_jax.main", f"--workdir={workdir}", *FLAGS]
+    command += [f"--config.data.data_dir={data_dir}", *flags]
+    several = [f"--coordinator=localhost:{port}", f"--processes={processes}"]
+    return [
+        subprocess.Popen(
+            command + ([*several, f"--process={number}"] if processes > 1 else []),
+            cwd=REPOSITORY,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for number in range(processes)
+    ]
+
+
+def wait(running: list[subprocess.Popen[str]], seconds: float) -> bool:
+    """Whether all ended, well, within the time."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        codes = [process.poll() for process in running]
+        if all(code is not None for code in codes):
+            outputs = "\n".join(process.communicate()[0] for process in running)
+            assert codes == [0] * len(codes), outputs
+            return True
+        time.sleep(0.02)
+    return False
+
+
+def kill(running: list[subprocess.Popen[str]]) -> None:
+    for process in running:
+        process.send_signal(signal.SIGKILL)
+    for process in running:
+        process.communicate()
+
+
+def checkpoint(workdir: Path, kind: str) -> dict[str, np.ndarray]:
+    """Every array of the newest checkpoint."""
+    folder = max((workdir / "checkpoints" / kind).iterdir(), key=lambda path: int(path.name))
+    restored = ocp.PyTreeCheckpointer().restore(folder / "state")
+    flat = traverse_util.flatten_dict(restored, sep="/")
+    return {"folder": np.asarray(int(folder.name))} | {k: np.asarray(v) for k, v in flat.items()}
+
+
+def metrics(workdir: Path) -> list[dict[str, float]]:
+    """What was logged, without what the clock says."""
+    rows = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
+    return [{k: v for k, v in row.items() if not k.startswith("time/")} for row in rows]
+
+
+def assert_identical(found: Path, expected: Path) -> None:
+    assert metrics(found) == metrics(expected)
+    for kind in ("last", "best"):
+        left, right = checkpoint(found, kind), checkpoint(expected, kind)
+        assert left.keys() == right.keys()
+        for name in left:
+            np.testing.assert_array_equal(left[name], right[name], err_msg=f"{kind}: {name}")
+    reports = [json.loads((folder / "report.json").read_text()) for folder in (found, expected)]
+    assert reports[0]["metrics"] == reports[1]["metrics"]
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("data")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(
+    data_dir: Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, tuple[Path, float]]:
+    """Workdir and seconds of an undisturbed run of each set-up, the second there (warm caches)."""
+    runs = {}
+    for setup in SETUPS:
+        folder = tmp_path_factory.mktemp("undisturbed")
+        assert wait(start(folder / "first", data_dir, setup), 300)
+        begun = time.monotonic()
+        assert wait(start(folder / "second", data_dir, setup), 300)
+        runs[setup] = folder / "second", time.monotonic() - begun
+        assert_identical(folder / "second", folder / "first")
+    return runs
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("setup", SETUPS)
+def test_killed_runs_end_like_undisturbed_ones(
+    setup: str,
+    data_dir: Path,
+    undisturbed: dict[str, tuple[Path, float]],
+    tmp_path: Path,
+) -> None:
+    expected, seconds = undisturbed[setup]
+    moments = random.Random(setup)
+    kills = runs = 0
+    while kills < KILLS:
+        workdir = tmp_path / f"run{runs}"
+        runs += 1
+        while True:
+            running = start(workdir, data_dir, setup)
+            if wait(running, moments.uniform(0.2, 1.0) * seconds if kills < KILLS else 300):
+                break
+            kill(running)
+            kills += 1
+        assert_identical(workdir, expected)
+
+
+@pytest.mark.slow
+def test_every_number_of_devices_gives_the_same_numbers(
+    undisturbed: dict[str, tuple[Path, float]],
+) -> None:
+    """Losses and gradient norms agree to 1e-5 until rounding has had steps to grow."""
+    rows = {
+        setup: [row for row in metrics(workdir) if "loss" in row]
+        for setup, (workdir, _) in undisturbed.items()
+    }
+    for number in range(5):
+        for name in ("loss", "gradient_norm"):
+            values = [rows[setup][number][name] for setup in SETUPS]
+            np.testing.assert_allclose(values, values[0], rtol=1e-5, err_msg=f"{name} {number}")
+
+
+@pytest.mark.slow
+def test_sigterm_saves_and_the_same_command_goes_on(
+    data_dir: Path, undisturbed: dict[str, tuple[Path, float]], tmp_path: Path
+) -> None:
+    expected, _ = undisturbed["one device"]
+    workdir = tmp_path / "run"
+    running = start(workdir, data_dir, "one device")
+    while not (workdir / "metrics.jsonl").exists() or len(metrics(workdir)) < 8:
+        assert running[0].poll() is None, running[0].communicate()[0]
+        time.sleep(0.01)
+    running[0].send_signal(signal.SIGTERM)
+    output, _ = running[0].communicate(timeout=120)
+    assert running[0].returncode == 0, output
+    assert "goes on from here" in output
+    assert not (workdir / "report.json").exists()
+    assert wait(start(workdir, data_dir, "one device"), 300)
+    assert_identical(workdir, expected)
+
+
+@pytest.mark.slow
+def test_damaged_checkpoint_falls_back_to_the_one_before(
+    data_dir: Path, undisturbed: dict[str, tuple[Path, float]], tmp_path: Path
+) -> None:
+    expected, _ = undisturbed["one device"]
+    workdir = tmp_path / "run"
+    assert wait(start(workdir, data_dir, "one device"), 300)
+    newest = workdir / "checkpoints" / "last" / str(STEPS)
+    largest = max(newest.rglob("*"), key=lambda path: path.stat().st_size * path.is_file())
+    os.truncate(largest, largest.stat().st_size // 2)
+    running = start(workdir, data_dir, "one device")
+    output, _ = running[0].communicate(timeout=300)
+    assert running[0].returncode == 0, output
+    assert f"checkpoint {STEPS} is damaged" in output
+    assert "resumed at step" in output
+    assert_identical(workdir, expected)
+
+
+@pytest.mark.slow
+def test_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpoint(
+    data_dir: Path, tmp_path: Path
+) -> None:
+    workdir = tmp_path / "run"
+    flags = ["--config.train.learning_rate=1e30", "--config.train.checkpoint_every=1"]
+    running = start(workdir, data_dir, "one device", *flags)
+    output, _ = running[0].communicate(timeout=300)
+    assert running[0].returncode == 1, output
+    message = next(line for line in output.splitlines() if "gradient norm" in line)
+    assert "Traceback" not in output
+    step = int(message.split("step ")[1].split(":")[0])
+    assert message.count("=") >= 16  # every picture of the batch
+    saved = checkpoint(workdir, "last")
+    assert saved["folder"] < step
+    finite = [np.isfinite(value).all() for name, value in saved.items() if "params" in name]
+    assert all(finite)
+
+
+def test_workdir_of_another_config_is_refused(data_dir: Path, tmp_path: Path) -> None:
+    workdir = tmp_path / "run"
+    assert wait(start(workdir, data_dir, "one device", "--config.train.steps=1"), 300)
+    running = start(workdir, data_dir, "one device", "--config.seed=7")
+    output, _ = running[0].communicate(timeout=300)
+    assert running[0].returncode == 1
+    assert "seed: 0 there, 7 here" in output
+    assert "Traceback" not in output

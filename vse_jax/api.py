@@ -1,0 +1,155 @@
+"""vse_jax.load(workdir) -> a trained model for pictures and sentences; needs no TensorFlow."""
+
+import io
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float
+from PIL import Image
+
+from vse_jax import assembly, checkpoint, parallel, train_step, workdir
+from vse_jax.data import tokenizer
+from vse_jax.data.split import DataError
+from vse_jax.encode import Encoder, HostBatch
+from vse_jax.models.similarity import dot
+
+Picture = str | os.PathLike[str] | bytes | np.ndarray
+
+
+class Model:
+    """A trained workdir, ready to encode and compare.
+
+    Attributes:
+      config: of the run.
+      step: of the checkpoint that was loaded.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str]) -> None:
+        """Loads the best checkpoint of a workdir; see `load`."""
+        path = Path(folder)
+        self.config = workdir.read_config(path)
+        self._tokenizer = tokenizer.load(
+            path / workdir.TOKENIZER, self.config.data.tokenizer, self.config.data.max_tokens
+        )
+        built = assembly.build_model(self.config, self._tokenizer.vocabulary)
+        tree = checkpoint.read_newest(path / "checkpoints" / "best")
+        self.step = int(tree["step"])
+        self._devices = parallel.Devices.all(self.config.parallel)
+        self._encoder = Encoder(built.model, self._devices)
+        self._variables = self._encoder.variables(
+            train_step.merge_ema(tree["params"], tree.get("ema")), tree.get("batch_stats", {})
+        )
+
+    def encode_images(
+        self, pictures: Sequence[Picture] | np.ndarray, batch_size: int = 64
+    ) -> Float[np.ndarray, "n d"]:
+        """Embeddings float32 of pictures, in order.
+
+        Args:
+          pictures: each a path, encoded bytes (JPEG, PNG, ...) or uint8 [h, w, 3]; of any sizes.
+          batch_size: pictures encoded at a time.
+
+        Raises:
+          DataError: a picture cannot be read; says which.
+        """
+        size = self.config.data.image_size
+
+        def batches() -> Iterator[HostBatch]:
+            with ThreadPoolExecutor() as threads:
+                for start, count, padded in self._slices(len(pictures), batch_size):
+                    chosen = [(n, pictures[n]) for n in range(start, start + count)]
+                    pixels = list(threads.map(lambda item: _pixels(item[0], item[1], size), chosen))
+                    image = np.zeros((padded, size, size, 3), np.uint8)
+                    image[:count] = pixels
+                    yield {"image": image, "weight": _weight(count, padded)}
+
+        if not len(pictures):
+            return self._nothing()
+        return self._encoder.images(self._variables, batches())
+
+    def encode_texts(
+        self, sentences: Sequence[str], batch_size: int = 256
+    ) -> Float[np.ndarray, "n d"]:
+        """Embeddings float32 of sentences, in order.
+
+        Args:
+          sentences: of any number and length; unknown words count as <unk> or are dropped, as
+            in training.
+          batch_size: sentences encoded at a time.
+
+        Raises:
+          TypeError: `sentences` is a single string, or holds something else.
+        """
+        if isinstance(sentences, str) or not all(isinstance(text, str) for text in sentences):
+            raise TypeError("encode_texts takes a list of strings, e.g. ['two dogs in snow']")
+
+        def batches() -> Iterator[HostBatch]:
+            for start, count, padded in self._slices(len(sentences), batch_size):
+                found, known = self._tokenizer.tokenize(sentences[start : start + count])
+                tokens = np.zeros((padded, self.config.data.max_tokens), np.int32)
+                mask = np.zeros(tokens.shape, bool)
+                tokens[:count, : found.shape[1]] = found
+                mask[:count, : found.shape[1]] = known
+                yield {
+                    "tokens": tokens,
+                    "token_mask": mask,
+                    "weight": _weight(count, padded),
+                }
+
+        if not len(sentences):
+            return self._nothing()
+        return self._encoder.texts(self._variables, batches())
+
+    def similarity(
+        self, images: Float[np.ndarray, "n d"], texts: Float[np.ndarray, "m d"]
+    ) -> Float[np.ndarray, "n m"]:
+        """Scores float32 of every picture with every sentence; larger is closer."""
+        return np.asarray(dot.matrix(jnp.asarray(images), jnp.asarray(texts)))
+
+    def _slices(self, total: int, batch_size: int) -> Iterator[tuple[int, int, int]]:
+        """(first, how many, padded to) of each batch; few padded sizes, so few compilations."""
+        for start in range(0, total, batch_size):
+            count = min(batch_size, total - start)
+            padded = min(batch_size, 1 << (count - 1).bit_length())
+            yield start, count, -(-padded // self._devices.count) * self._devices.count
+
+    def _nothing(self) -> Float[np.ndarray, "0 d"]:
+        return np.zeros((0, self.config.model.dimension), np.float32)
+
+
+def load(folder: str | os.PathLike[str]) -> Model:
+    """The model of a trained workdir: its best checkpoint, or the newest that is whole.
+
+    Raises:
+      WorkdirError: not a workdir.
+      CheckpointError: no usable checkpoint.
+    """
+    return Model(folder)
+
+
+def _weight(count: int, padded: int) -> Float[np.ndarray, "b"]:
+    return (np.arange(padded) < count).astype(np.float32)
+
+
+def _pixels(number: int, picture: Picture, size: int) -> np.ndarray:
+    """uint8 [size, size, 3], resized whole: bilinear with antialiasing, as in training."""
+    try:
+        if isinstance(picture, np.ndarray):
+            if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3:
+                raise DataError(
+                    f"picture {number} is {picture.dtype}{list(picture.shape)}; "
+                    "expected uint8 [h, w, 3]"
+                )
+            image = Image.fromarray(picture)
+        else:
+            source = io.BytesIO(picture) if isinstance(picture, bytes) else picture
+            with Image.open(source) as opened:
+                image = opened.convert("RGB")
+    except (OSError, ValueError, Image.DecompressionBombError) as error:
+        name = "bytes" if isinstance(picture, bytes) else picture
+        raise DataError(f"picture {number} ({name}) cannot be read: {error}") from error
+    return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR))
