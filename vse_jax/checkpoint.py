@@ -54,16 +54,19 @@ class Checkpoints:
         A damaged one is put aside with a warning (`<folder>.damaged`), and the one before used.
 
         Raises:
-          CheckpointError: there are checkpoints, and every one is damaged.
+          CheckpointError: there are checkpoints, and every one is damaged; or the newest whole
+            one has other arrays than `template`, and stays where it is.
         """
-        steps = sorted(self._manager.all_steps(), reverse=True)
-        for step in steps:
+        steps = sorted(self._manager.all_steps())
+        for step in reversed(steps):
             try:
-                return self._read(step, template)
+                leaves = self._read(step)
             except Exception as error:  # whatever Orbax and TensorStore raise for a bad file
                 message = str(error).splitlines()[0] if str(error) else type(error).__name__
                 log.warning("checkpoint %d is damaged, trying the one before: %s", step, message)
                 self._put_aside(step)
+            else:
+                return _fitted(leaves, template, f"{self.folder}: checkpoint {step}")
         if steps:
             raise CheckpointError(
                 f"{self.folder}: every checkpoint ({', '.join(map(str, steps))}) is damaged; "
@@ -86,26 +89,14 @@ class Checkpoints:
             item_names=("state", "checksums"),
         )
 
-    def _read(self, step: int, template: Any) -> Any:
-        wanted = _leaves(template)
-        restored = self._manager.restore(
+    def _read(self, step: int) -> dict[str, np.ndarray]:
+        found = self._manager.restore(
             step,
             args=ocp.args.Composite(
-                state=ocp.args.StandardRestore(traverse_util.unflatten_dict(wanted, sep="/")),
-                checksums=ocp.args.JsonRestore(),
+                state=ocp.args.StandardRestore(), checksums=ocp.args.JsonRestore()
             ),
         )
-        found: Mapping[str, np.ndarray] = traverse_util.flatten_dict(restored["state"], sep="/")
-        for name, like in wanted.items():
-            if found[name].shape != like.shape or found[name].dtype != like.dtype:
-                raise CheckpointError(
-                    f"{name} is {found[name].dtype}{list(found[name].shape)}, "
-                    f"expected {like.dtype}{list(like.shape)}"
-                )
-            if _checksum(found[name]) != restored["checksums"].get(name):
-                raise CheckpointError(f"{name} does not match its checksum")
-        treedef = jax.tree.structure(template)
-        return jax.tree.unflatten(treedef, [np.asarray(found[name]) for name in wanted])
+        return _checked(found["state"], found["checksums"])
 
     def _put_aside(self, step: int) -> None:
         self._manager.close()
@@ -143,15 +134,34 @@ def _verified(checkpoint: Path) -> dict[str, Any]:
                 state=ocp.args.PyTreeRestore(), checksums=ocp.args.JsonRestore()
             ),
         )
-    leaves = {k: np.asarray(v) for k, v in _flat(found["state"]).items()}
-    for name, checksum in found["checksums"].items():
-        if name not in leaves or _checksum(leaves[name]) != checksum:
+    return traverse_util.unflatten_dict(_checked(found["state"], found["checksums"]), sep="/")
+
+
+def _checked(state: Any, checksums: Mapping[str, int]) -> dict[str, np.ndarray]:
+    """The arrays as read, by path, none of them missing or changed since they were saved."""
+    flat = traverse_util.flatten_dict(state, sep="/")
+    leaves = {name: np.asarray(leaf) for name, leaf in flat.items()}
+    for name in leaves.keys() | checksums.keys():
+        if name not in leaves or _checksum(leaves[name]) != checksums.get(name):
             raise CheckpointError(f"{name} does not match its checksum")
-    return traverse_util.unflatten_dict(leaves, sep="/")
+    return leaves
 
 
-def _flat(tree: Any) -> dict[str, Any]:
-    return traverse_util.flatten_dict(tree, sep="/")
+def _fitted(leaves: Mapping[str, np.ndarray], template: Any, what: str) -> Any:
+    """The arrays in the structure of `template`."""
+    wanted = {name: _kind(leaf) for name, leaf in _leaves(template).items()}
+    found = {name: _kind(leaf) for name, leaf in leaves.items()}
+    for name in sorted(wanted.keys() | found.keys()):
+        if wanted.get(name) != found.get(name):
+            raise CheckpointError(
+                f"{what} is of another model: {name} is {found.get(name, 'missing')}, "
+                f"expected {wanted.get(name, 'nothing')}. Use another --workdir to begin anew"
+            )
+    return jax.tree.unflatten(jax.tree.structure(template), [leaves[name] for name in wanted])
+
+
+def _kind(array: np.ndarray) -> str:
+    return f"{array.dtype}{list(array.shape)}"
 
 
 def _leaves(state: Any) -> dict[str, np.ndarray]:

@@ -75,7 +75,7 @@ def load(folder: Path, name: str, count: int) -> np.ndarray:
     path = folder / f"{name}.npy"
     try:
         features = np.load(path, mmap_mode="r")
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, EOFError) as error:
         raise DataError(f"{path}: cached features are damaged; delete {folder}") from error
     if len(features) != count:
         raise DataError(f"{path}: features of {len(features)} pictures, expected {count}")

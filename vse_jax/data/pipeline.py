@@ -7,13 +7,14 @@ straddle two epochs, so every example of an epoch counts exactly once.
 """
 
 import dataclasses
+import re
 from collections.abc import Iterator
 from typing import Literal
 
 import numpy as np
 import tensorflow as tf
 
-from vse_jax.data.split import Split
+from vse_jax.data.split import DataError, Split
 
 Batch = dict[str, np.ndarray]
 
@@ -275,4 +276,11 @@ def _numpy(dataset: tf.data.Dataset) -> Iterator[Batch]:
     options = tf.data.Options()
     options.deterministic = True
     options.autotune.ram_budget = 1 << 30
-    return dataset.prefetch(2).with_options(options).as_numpy_iterator()
+    try:
+        yield from dataset.prefetch(2).with_options(options).as_numpy_iterator()
+    except tf.errors.OpError as error:
+        # TensorFlow wraps what a reader of pictures raised in its own stack trace.
+        told = re.search(r"DataError: (.*)", error.message)
+        if told is None:
+            raise
+        raise DataError(told[1]) from error

@@ -1,6 +1,7 @@
 """Word tokenizers on the `tokenizers` library: two presets, vocabulary from training captions."""
 
 import dataclasses
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -121,17 +122,25 @@ def read_glove(
     try:
         with open(path, encoding="utf-8") as lines:
             for number, line in enumerate(lines, 1):
-                word, *values = line.rstrip("\n").split(" ")
-                if word not in vocabulary:
+                word, *values = line.rstrip().split(" ")
+                # Some words of GloVe 840B have spaces: "at name@domain.com 0.1 ...".
+                if word not in vocabulary or (len(values) > width and not _number(values[0])):
                     continue
-                try:
-                    vectors[vocabulary[word]] = np.asarray(values, np.float32)
-                except ValueError as error:
+                if len(values) != width or not all(map(_number, values)):
                     raise DataError(
                         f"{path}:{number}: {word!r} with {len(values)} values; expected a word "
                         f"and {width} numbers (model.text.words)"
-                    ) from error
+                    )
+                vectors[vocabulary[word]] = np.asarray(values, np.float32)
                 found[vocabulary[word]] = True
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: word vectors cannot be read: {error}") from error
     return vectors, found
+
+
+def _number(text: str) -> bool:
+    """Whether a text is a finite number."""
+    try:
+        return math.isfinite(float(text))
+    except ValueError:
+        return False

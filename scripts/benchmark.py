@@ -1,0 +1,91 @@
+"""Measures speed and memory: python scripts/benchmark.py [--only=step,mining] [--output=FILE].
+
+Comparisons take turns in one process (A, B, A, B, ...); a ratio is the median over the rounds,
+with the least and the largest. Prints one table; `--output` writes it as JSON. PyTorch,
+transformers and FAISS are compared with where they are installed (the extras [bench] and
+[parity]); TensorFlow is needed by `pipeline` and `first_step` alone.
+"""
+
+import argparse
+import dataclasses
+import importlib
+import importlib.util
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+if importlib.util.find_spec("vse_jax") is None:
+    sys.path.insert(0, str(ROOT))
+
+from benchmarks.timing import Options, Row, machine, table  # noqa: E402 (after the path)
+
+# In the order in which they run: TensorFlow's threads come last.
+BENCHMARKS = ("peak", "step", "mining", "evaluation", "features", "pipeline", "first_step")
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Runs what the flags name."""
+    flags = _parse(arguments)
+    options = Options(flags.rounds, flags.manual_dir, flags.data_dir, flags.sizes, flags.compile)
+    about = machine()
+    _say("machine: " + ", ".join(f"{key} {value}" for key, value in about.items()))
+    rows: list[Row] = []
+    failures: dict[str, str] = {}
+    for name in flags.only:
+        _say(f"measuring {name}")
+        try:
+            rows += importlib.import_module(f"benchmarks.{name}").run(options)
+        except Exception as error:  # the other measurements still count
+            failures[name] = f"{type(error).__name__}: {error}"
+            _say(f"{name} failed: {failures[name]}")
+    sys.stdout.write(table(rows) + "\n")
+    if flags.output is not None:
+        report = {
+            "machine": about,
+            "options": {key: _plain(value) for key, value in vars(flags).items()},
+            "rows": [dataclasses.asdict(row) for row in rows],
+            "failures": failures,
+        }
+        flags.output.write_text(json.dumps(report, indent=2) + "\n")
+    if failures:
+        sys.exit(1)
+
+
+def _parse(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only", type=_names, default=BENCHMARKS, help=", ".join(BENCHMARKS))
+    parser.add_argument("--rounds", type=int, help="of every comparison (each has its default)")
+    parser.add_argument("--output", type=Path, help="JSON file to write")
+    parser.add_argument("--manual_dir", type=Path, help="Flickr8k's folder; else generated data")
+    parser.add_argument("--data_dir", default="~/.cache/vse_jax", help="for prepared data sets")
+    parser.add_argument("--sizes", type=_sizes, default=Options.sizes, help="pairs, for mining")
+    parser.add_argument("--compile", action="store_true", help="also torch.compile")
+    return parser.parse_args(arguments)
+
+
+def _names(text: str) -> tuple[str, ...]:
+    """The benchmarks named, in the order in which they run."""
+    names = text.split(",")
+    for name in names:
+        if name not in BENCHMARKS:
+            raise argparse.ArgumentTypeError(f"{name!r} is none of {', '.join(BENCHMARKS)}")
+    return tuple(name for name in BENCHMARKS if name in names)
+
+
+def _sizes(text: str) -> tuple[int, ...]:
+    return tuple(map(int, text.split(",")))
+
+
+def _plain(value: object) -> object:
+    return str(value) if isinstance(value, Path) else value
+
+
+def _say(text: str) -> None:
+    sys.stderr.write(f"{text}\n")
+    sys.stderr.flush()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

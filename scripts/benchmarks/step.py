@@ -1,0 +1,238 @@
+"""The training step of configs/flickr8k.py beside PyTorch's."""
+
+import importlib.util
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from benchmarks import peak
+from benchmarks.timing import Options, Row, Timing, alternately, rate, ratio
+from vse_jax import assembly, optimizer, parallel, train_step
+from vse_jax.objectives.base import Spec
+
+ROOT = Path(__file__).parents[2]
+# Flickr8k's training split: 6,000 pictures of 5 captions, 2,632 words seen 4 times or special.
+IMAGES, CAPTIONS_OF_EACH, VOCABULARY = 6000, 5, 2632
+BATCHES = 16
+Batch = dict[str, np.ndarray]
+
+
+class Captions(NamedTuple):
+    """Tokenized captions: [m, l] numbers and mask, size of the vocabulary, where they are from."""
+
+    tokens: np.ndarray
+    mask: np.ndarray
+    vocabulary: int
+    source: str
+
+
+def run(options: Options) -> list[Row]:
+    """Steps a second of both at batch 128, 1,024 channels, 300-d words."""
+    conf = config()
+    captions = real(options.manual_dir, conf) if options.manual_dir else drawn(conf)
+    return measure(conf, captions, options.rounds or 20, options.compile, peak.gflops())
+
+
+def config() -> ConfigDict:
+    """configs/flickr8k.py from the step at which hard negatives begin, at a constant rate."""
+    path = ROOT / "configs" / "flickr8k.py"
+    spec = importlib.util.spec_from_file_location("flickr8k_config", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    conf = module.get_config()
+    conf.objective.triplet.warmup_epochs = 0.0
+    conf.train.schedule = "constant"
+    return conf
+
+
+def real(manual_dir: Path, conf: ConfigDict) -> Captions:
+    """Flickr8k's own captions, through the project's tokenizer."""
+    from vse_jax.data import tokenizer
+
+    path = manual_dir / "Flickr8k_text" / "Flickr8k.token.txt"
+    lines = path.read_text(encoding="utf-8").splitlines()
+    captions = [line.split("\t", 1)[1] for line in lines if line.strip()]
+    words = tokenizer.train(captions, conf.data.tokenizer, conf.data.max_tokens)
+    return Captions(*words.tokenize(captions), words.vocabulary, "Flickr8k's captions")
+
+
+def drawn(conf: ConfigDict, vocabulary: int = VOCABULARY) -> Captions:
+    """Uniform words in captions of Flickr8k's lengths: round(gamma), mean 12.8, deviation 4."""
+    rng = np.random.default_rng(0)
+    mean, deviation, least, most = 12.8, 4.0, 4, conf.data.max_tokens
+    shape = (mean / deviation) ** 2
+    count = IMAGES * CAPTIONS_OF_EACH
+    lengths = np.clip(np.round(rng.gamma(shape, mean / shape, count)), least, most).astype(int)
+    mask = np.arange(most) < lengths[:, None]
+    tokens = np.where(mask, rng.integers(4, vocabulary, (count, most)), 0).astype(np.int32)
+    note = f"lengths round(gamma(mean {mean}, sd {deviation:g})) in [{least}, {most}]"
+    return Captions(tokens, mask, vocabulary, note)
+
+
+def batches(captions: Captions, size: int, width: int, count: int = BATCHES) -> list[Batch]:
+    """`count` batches of captions drawn at random, with random pooled features [b, 1, width].
+
+    Captions of one picture have its features and its id.
+    """
+    rng = np.random.default_rng(1)
+    made = []
+    for _ in range(count):
+        rows = rng.choice(len(captions.tokens), size, replace=False)
+        ids = (rows // CAPTIONS_OF_EACH).astype(np.int32)
+        # Like pooled ReLU6 features, none is below 0.
+        features = [np.random.default_rng(i).gamma(0.5, 1.0, (1, width)) for i in ids]
+        made.append(
+            {
+                "features": np.asarray(features, np.float32),
+                "feature_mask": np.ones((size, 1), bool),
+                "tokens": captions.tokens[rows],
+                "token_mask": captions.mask[rows],
+                "image_id": ids,
+                "caption_id": rows.astype(np.int32),
+                "weight": np.ones(size, np.float32),
+            }
+        )
+    return made
+
+
+class OurStep:
+    """The project's own step over all devices, one host batch a call."""
+
+    def __init__(self, conf: ConfigDict, vocabulary: int) -> None:
+        """Random weights: cached features pass the frozen backbone by."""
+        loose = conf.copy_and_resolve_references()
+        # A frozen backbone would ask for pretrained weights.
+        loose.train.freeze, loose.model.image.weights = (), None
+        built = assembly.build_model(loose, vocabulary)
+        trainable, _ = optimizer.partition(built.variables["params"], conf.train.freeze)
+        epoch = IMAGES * CAPTIONS_OF_EACH / conf.train.batch_size
+        rate = optimizer.schedule(conf.train, round(conf.train.epochs * epoch), epoch)
+        update = optimizer.make_optimizer(conf.train, trainable, rate)
+        objective = assembly.build_objective(conf)
+        state = train_step.init_state(
+            built.variables,
+            objective,
+            update,
+            Spec(conf.model.dimension, IMAGES, round(epoch)),
+            conf.train.freeze,
+            conf.seed,
+            ema=conf.train.ema > 0,
+        )
+        step = train_step.make_step(
+            built.model, objective, update, conf.train.freeze, conf.seed, conf.train.ema
+        )
+        self.params = built.variables["params"]
+        self._devices = parallel.Devices.all(conf.parallel)
+        self._state = self._devices.replicate(jax.tree.map(np.asarray, state))
+        self._step = self._devices.map(
+            step, ("replicated", "split"), ("replicated", "replicated"), donate=(0,)
+        )
+
+    def __call__(self, batch: Batch) -> dict[str, Any]:
+        """The metrics, once the state is there too; the batch's transfer is part of it."""
+        self._state, metrics = self._step(self._state, self._devices.split(batch))
+        jax.block_until_ready(self._state)
+        return self._devices.fetch(metrics)
+
+
+def flops(conf: ConfigDict, tokens: float, features: int) -> float:
+    """FLOPs of the products that a step cannot do without, for its real tokens alone.
+
+    6 N 3h (e + h): the GRU's input and state products forward, and two of each backward, for
+    N tokens, words of e and a state of h; 4 b f h: the images' linear layer and its weights'
+    gradient; 2 b^2 h: the scores, once. Adam, gates, norms and gathers are not counted.
+    """
+    b, h, e = conf.train.batch_size, conf.model.dimension, conf.model.text.words
+    return 6 * tokens * 3 * h * (e + h) + 4 * b * features * h + 2 * b * b * h
+
+
+def measure(
+    conf: ConfigDict, captions: Captions, rounds: int, compiled: bool, peak_gflops: float
+) -> list[Row]:
+    """Rows of the step of `conf` and, where PyTorch is installed, of its twins."""
+    ours = OurStep(conf, captions.vocabulary)
+    features = ours.params["image"]["project"]["kernel"].shape[0]
+    given = batches(captions, conf.train.batch_size, features)
+    steps: dict[str, Callable[[Batch], Any]] = {"ours": ours}
+    if importlib.util.find_spec("torch") is not None:
+        steps |= dict(_twins(conf, ours.params, compiled, given[0]))
+        if "PyTorch" in steps:
+            _agree(ours, steps["PyTorch"], given[:3])
+    timings = alternately(
+        {
+            name: lambda number, step=step: step(given[number % len(given)])
+            for name, step in steps.items()
+        },
+        rounds,
+    )
+    tokens = float(np.mean([batch["token_mask"].sum() for batch in given]))
+    return _rows(conf, captions, timings, tokens, features, peak_gflops)
+
+
+def _twins(
+    conf: ConfigDict, params: Any, compiled: bool, batch: Batch
+) -> Iterator[tuple[str, Callable[[Batch], Any]]]:
+    """PyTorch's step from the same weights: eager and, if asked for and possible, compiled."""
+    from benchmarks.torch_twins import TrainStep
+
+    for name, through_compiler in (("PyTorch", False), ("PyTorch compiled", True)):
+        if through_compiler and not compiled:
+            continue
+        twin = TrainStep(
+            params,
+            margin=conf.objective.triplet.margin,
+            learning_rate=conf.train.learning_rate,
+            clip_norm=conf.train.clip_norm,
+            compiled=through_compiler,
+        )
+        try:
+            if through_compiler:
+                twin(batch)
+        except Exception as error:  # whatever PyTorch's compiler raises on this machine
+            reason = str(error).strip().splitlines()[0]
+            sys.stderr.write(f"torch.compile does not work here: {reason}\n")
+            continue
+        yield name, twin
+
+
+def _agree(ours: Callable[[Batch], Any], twin: Callable[[Batch], Any], given: list[Batch]) -> None:
+    """Steps both from the same weights; raises AssertionError unless they do the same.
+
+    The first loss to 1e-4; the gradient's norm, and the losses after updates, to 1e-3.
+    """
+    for number, batch in enumerate(given):
+        metrics, (loss, norm) = ours(batch), twin(batch)
+        found, wanted = (float(metrics["loss"]), float(loss))
+        tolerance = 1e-3 if number else 1e-4
+        assert abs(found - wanted) <= tolerance * abs(wanted), (number, found, wanted)
+        found, wanted = float(metrics["gradient_norm"]), float(norm)
+        assert abs(found - wanted) <= 1e-3 * wanted, (number, found, wanted)
+
+
+def _rows(
+    conf: ConfigDict,
+    captions: Captions,
+    timings: dict[str, Timing],
+    tokens: float,
+    features: int,
+    peak_gflops: float,
+) -> list[Row]:
+    work = flops(conf, tokens, features) * 1e-9
+    what = f"batch {conf.train.batch_size}, {tokens:.0f} tokens; {captions.source}"
+    rows = [Row("step", "products of a step", work, "GFLOP", note="6N3h(e+h) + 4bfh + 2bbh")]
+    for name, timing in timings.items():
+        share = work / timing.median / peak_gflops
+        note = f"{100 * share:.0f}% of {peak_gflops:.0f} GFLOP/s; {what}"
+        rows.append(rate("step", name, timing, 1, "steps/s", note))
+    for name, timing in timings.items():
+        if name != "ours":
+            quantity = f"time of ours / {name}"
+            rows.append(ratio("step", quantity, timings["ours"], timing, at_most=1.0))
+    return rows
