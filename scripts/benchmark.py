@@ -36,10 +36,13 @@ def main(arguments: Sequence[str]) -> None:
     for name in flags.only:
         _say(f"measuring {name}")
         try:
-            rows += importlib.import_module(f"benchmarks.{name}").run(options)
+            found = importlib.import_module(f"benchmarks.{name}").run(options)
         except Exception as error:  # the other measurements still count
             failures[name] = f"{type(error).__name__}: {error}"
             _say(f"{name} failed: {failures[name]}")
+        else:
+            _say(table(found))
+            rows += found
     sys.stdout.write(table(rows) + "\n")
     if flags.output is not None:
         report = {

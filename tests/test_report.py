@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vse_jax import report
+from vse_jax import charts, report
 
 EVIL = "<script>alert('x')</script> & \"quoted\" \ud800"
 VOID = {"meta", "img", "path"}
@@ -265,7 +265,7 @@ def test_a_workdir_without_a_report_is_an_error(tmp_path, content):
     ],
 )
 def test_a_chart_draws_inside_its_frame(line):
-    drawn = report.chart("title", {"a": line, "b": line[:1]}, marked=line[0][0])
+    drawn = charts.chart("title", {"a": line, "b": line[:1]}, marked=line[0][0])
     Page(drawn)
     path = re.search(r'class="line c0" d="M([^"]+)"', drawn)[1]
     points = np.array([[float(value) for value in pair.split()] for pair in path.split("L")])

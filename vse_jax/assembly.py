@@ -17,6 +17,7 @@ from vse_jax.models.image import ImageEncoder
 from vse_jax.models.model import VisualSemanticModel
 from vse_jax.models.text import GRUTextEncoder
 from vse_jax.objectives.base import Objective, weighted_sum
+from vse_jax.objectives.infonce import infonce
 from vse_jax.objectives.triplet import triplet
 from vse_jax.optimizer import multiplier
 
@@ -61,6 +62,9 @@ def build_objective(config: ConfigDict) -> Objective:
                 chunk=section.chunk,
             ),
         )
+    section = config.objective.infonce
+    if section.weight:
+        terms["infonce"] = (section.weight, infonce(section.temperature, section.chunk))
     return weighted_sum(terms)
 
 
@@ -86,6 +90,7 @@ def build_model(config: ConfigDict, vocabulary: int) -> Built:
             dimension=section.dimension,
             backbone=backbone,
             pool=section.image.features == "pooled",
+            pooling=section.image.pooling,
             frozen=frozen,
             normalize_features=section.image.normalize_features,
             dropout=section.image.dropout,
@@ -96,6 +101,7 @@ def build_model(config: ConfigDict, vocabulary: int) -> Built:
             words=section.text.words,
             embedding=section.dimension,
             bidirectional=section.text.bidirectional,
+            pooling=section.text.pooling,
             dropout=section.text.dropout,
             dtype=dtype,
         ),

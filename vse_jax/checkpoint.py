@@ -1,9 +1,10 @@
 """Checkpoints by Orbax: saved in the background, verified when read, the one before as spare."""
 
+import contextlib
 import logging
 import os
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,17 +37,22 @@ class Checkpoints:
         self._manager = self._open()
 
     def save(self, step: int, state: Any) -> None:
-        """Starts saving host arrays as checkpoint `step`; returns before they are on disk."""
+        """Starts saving host arrays as checkpoint `step`; returns before they are on disk.
+
+        Raises:
+          CheckpointError: this save or the one before cannot be written.
+        """
         if step in self._manager.all_steps():
             return
         leaves = _leaves(state)
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardSave(traverse_util.unflatten_dict(leaves, sep="/")),
-                checksums=ocp.args.JsonSave({name: _checksum(x) for name, x in leaves.items()}),
-            ),
-        )
+        with self._written():
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardSave(traverse_util.unflatten_dict(leaves, sep="/")),
+                    checksums=ocp.args.JsonSave({k: _checksum(x) for k, x in leaves.items()}),
+                ),
+            )
 
     def restore(self, template: Any) -> Any | None:
         """The newest whole checkpoint as host arrays shaped like `template`; None if there is none.
@@ -75,12 +81,26 @@ class Checkpoints:
         return None
 
     def wait(self) -> None:
-        """Returns when every save is on disk."""
-        self._manager.wait_until_finished()
+        """Returns when every save is on disk; raises CheckpointError if one cannot be."""
+        with self._written():
+            self._manager.wait_until_finished()
 
     def close(self) -> None:
-        """Waits and lets go of the folder."""
-        self._manager.close()
+        """Waits, as `wait`, and lets go of the folder."""
+        with self._written():
+            self._manager.close()
+
+    @contextlib.contextmanager
+    def _written(self) -> Iterator[None]:
+        """Names the folder in whatever Orbax and TensorStore raise where they cannot write."""
+        try:
+            yield
+        except Exception as error:
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise CheckpointError(
+                f"{self.folder}: a checkpoint cannot be written: {reason}. The ones before are "
+                "whole: free some space, or see to the permissions, and run the same command"
+            ) from error
 
     def _open(self) -> ocp.CheckpointManager:
         return ocp.CheckpointManager(

@@ -69,6 +69,8 @@ def default_config() -> ConfigDict:
     image.weights = placeholder(str)
     # What the backbone hands on: "pooled" (one vector a picture) or "grid" (one a cell).
     image.features = "pooled"
+    # What is projected of the features of a picture: their "mean", or "mean_max", both.
+    image.pooling = "mean"
     # Whether feature vectors are scaled to length 1 first.
     image.normalize_features = False
     # Share of feature channels dropped in training.
@@ -80,6 +82,8 @@ def default_config() -> ConfigDict:
     text.glove = placeholder(str)
     # Share of word-vector channels dropped in training.
     text.dropout = 0.0
+    # How one vector comes of the words: the "last" state, or the "max" over all.
+    text.pooling = "last"
     # Whether captions are read in both directions and averaged.
     text.bidirectional = False
 
@@ -95,6 +99,13 @@ def default_config() -> ConfigDict:
     triplet.warmup_epochs = 1.0
     # Pairs scored at a time while mining: memory grows with rows x chunk.
     triplet.chunk = 4096
+    objective.infonce = infonce = ConfigDict()
+    # Weight of the cross-entropy over the batch (InfoNCE) in the loss; 0 leaves it out.
+    infonce.weight = 0.0
+    # Divides the similarities.
+    infonce.temperature = 0.07
+    # Pairs scored at a time: memory grows with rows x chunk.
+    infonce.chunk = 4096
 
     config.train = train = ConfigDict()
     # Length of the training in epochs.
@@ -145,12 +156,15 @@ CHOICES: Mapping[str, tuple[str, ...]] = {
     "data.tokenizer": ("vse", "dvsa"),
     "data.non_rgb": ("skip", "convert"),
     "model.image.features": ("pooled", "grid"),
+    "model.image.pooling": ("mean", "mean_max"),
+    "model.text.pooling": ("last", "max"),
     "objective.triplet.negatives": ("hardest", "all"),
     "train.schedule": ("cosine", "constant", "step"),
 }
 POSITIVE = (
     "data.image_size", "data.max_tokens", "model.dimension", "model.text.words",
-    "objective.triplet.chunk", "train.epochs", "train.steps", "train.batch_size",
+    "objective.triplet.chunk", "objective.infonce.chunk", "objective.infonce.temperature",
+    "train.epochs", "train.steps", "train.batch_size",
     "train.learning_rate", "train.clip_norm", "train.log_every", "train.checkpoint_every",
     "train.validate_every", "evaluate.batch_size",
 )  # fmt: skip
@@ -160,6 +174,7 @@ RANGES: Mapping[str, tuple[float, float]] = {
     "model.image.dropout": (0.0, 0.99),
     "model.text.dropout": (0.0, 0.99),
     "objective.triplet.weight": (0.0, float("inf")),
+    "objective.infonce.weight": (0.0, float("inf")),
     "objective.triplet.margin": (0.0, float("inf")),
     "objective.triplet.warmup_epochs": (0.0, float("inf")),
     "train.decay_factor": (0.0, 1.0),
@@ -240,7 +255,7 @@ def _check_together(given: Mapping[str, Any], devices: int) -> None:
         raise ConfigError(
             "config field 'data.max_tokens' must be at least 3: <start>, a word, <end>"
         )
-    if given["objective.triplet.weight"] == 0:
+    if given["objective.triplet.weight"] == given["objective.infonce.weight"] == 0:
         raise ConfigError(
             "every objective has weight 0: nothing would be learned; set 'objective.triplet.weight'"
         )

@@ -34,7 +34,8 @@ def main(argv: Sequence[str]) -> None:
     del argv
     try:
         _run(Path(str(_WORKDIR.value)))
-    except USER_ERRORS as error:
+    except (*USER_ERRORS, OSError) as error:
+        # An OSError names its file and reason: a full disk, a missing permission.
         log.error("%s", error)
         # Other processes wait in collectives; they must not be waited for.
         sys.stderr.flush()

@@ -4,7 +4,7 @@ import contextlib
 import json
 import logging
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -134,23 +134,36 @@ class MetricsLog:
 
 
 def read_metrics(workdir: Path) -> list[dict[str, Any]]:
-    """The lines of `metrics.jsonl`; a last line cut short by a crash is left out."""
+    """The lines of `metrics.jsonl`; those that are no object are left out with a warning."""
+    return read_history(workdir)[0]
+
+
+def read_history(workdir: Path) -> tuple[list[dict[str, Any]], int]:
+    """The lines of `metrics.jsonl`, and how many before the last could not be read.
+
+    The last one may be in the middle of being written, or cut short by a crash.
+    """
     try:
         text = (workdir / METRICS).read_text(encoding="utf-8", errors="replace")
     except FileNotFoundError:
-        return []
+        return [], 0
     except OSError as error:
         raise WorkdirError(f"{workdir / METRICS} cannot be read: {error.strerror}") from error
-    return list(_parsed(text.splitlines()))
+    lines = text.splitlines()
+    rows = [_parsed(line) for line in lines]
+    bad = [number for number, row in enumerate(rows, 1) if row is None]
+    for number in bad:
+        log.warning("%s:%d: no JSON object, left out", METRICS, number)
+    return [row for row in rows if row is not None], sum(number < len(lines) for number in bad)
 
 
 def _unwritten(path: Path, error: OSError) -> WorkdirError:
     return WorkdirError(f"{path} cannot be written: {error.strerror}")
 
 
-def _parsed(lines: Iterable[str]) -> Iterable[dict[str, Any]]:
-    for number, line in enumerate(lines, 1):
-        try:
-            yield json.loads(line)
-        except json.JSONDecodeError:
-            log.warning("%s:%d: not JSON, left out", METRICS, number)
+def _parsed(line: str) -> dict[str, Any] | None:
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError:
+        return None
+    return row if isinstance(row, dict) else None

@@ -21,7 +21,7 @@ SIZE, BATCHES = 224, (16, 64, 256)
 
 def run(options: Options) -> list[Row]:
     """Rows at 224 pixels for three batch sizes."""
-    return measure(SIZE, BATCHES, options.rounds or 5)
+    return measure(SIZE, BATCHES, options.rounds or 3)
 
 
 def measure(size: int, batches: Sequence[int], rounds: int, settings: Any = None) -> list[Row]:
@@ -38,7 +38,8 @@ def measure(size: int, batches: Sequence[int], rounds: int, settings: Any = None
         module, variables, work = _with_twins(settings or {})
     else:
         module, variables, work = *_random(), {}
-    model = VisualSemanticModel(ImageEncoder(8, module), GRUTextEncoder(8, 8, 8))
+    image = ImageEncoder(8, module, dtype=np.dtype(np.float32))
+    model = VisualSemanticModel(image, GRUTextEncoder(8, 8, 8))
     encoder = Encoder(model, devices)
     placed = encoder.variables(
         *({"image": {"backbone": variables[name]}} for name in ("params", "batch_stats"))

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from vse_jax.evaluators import retrieval
 from vse_jax.evaluators.retrieval import EvaluationError
+from vse_jax.models.similarity import dot, negative_euclidean
 
 
 def loop_ranks(scores, caption_image):
@@ -65,9 +66,8 @@ def test_ranks_are_those_of_the_definition_for_every_chunk_and_budget(levels, ch
 
 
 SIMILARITIES = {
-    "dot": (retrieval.dot, lambda x, y: x @ y),
-    "cosine": (retrieval.cosine, lambda x, y: x @ y / np.linalg.norm(x) / np.linalg.norm(y)),
-    "euclidean": (retrieval.negative_euclidean, lambda x, y: -np.linalg.norm(x - y)),
+    "dot": (dot.matrix, lambda x, y: x @ y),
+    "euclidean": (negative_euclidean.matrix, lambda x, y: -np.linalg.norm(x - y)),
 }
 
 
@@ -87,7 +87,7 @@ def test_a_score_may_take_trees_and_carry_parameters():
     weight = np.linspace(0.1, 2.0, 8, dtype=np.float32)
 
     def weighted(weight, one, other):
-        return retrieval.dot(one["local"] * weight[None], other["local"]) + other["bias"][None]
+        return dot.matrix(one["local"] * weight[None], other["local"]) + other["bias"][None]
 
     bias = captions[:, 0]
     found = retrieval.evaluate(
@@ -140,7 +140,7 @@ def test_metrics_of_hand_made_ranks():
         retrieval.rank_metrics(np.array([], np.int32))
 
 
-@pytest.mark.parametrize("score", [retrieval.dot, retrieval.cosine, retrieval.negative_euclidean])
+@pytest.mark.parametrize("score", [dot.matrix, negative_euclidean.matrix])
 @pytest.mark.parametrize(("n", "m", "chunk"), [(203, 1013, 4096), (203, 1013, 100), (64, 320, 64)])
 @pytest.mark.parametrize("budget", [0, 2**30])
 def test_a_collapsed_model_scores_nothing(score, n, m, chunk, budget):
@@ -210,7 +210,7 @@ def test_a_score_of_the_wrong_shape_and_a_chunk_of_nothing_are_errors():
     images, captions, caption_image = unequal_set(7)
     with pytest.raises(EvaluationError, match=r"gives \[54, 23\] .* must give \[23, 54\]"):
         retrieval.evaluate(
-            "set_23", images, captions, caption_image, score=lambda x, y: retrieval.dot(y, x)
+            "set_23", images, captions, caption_image, score=lambda x, y: dot.matrix(y, x)
         )
     with pytest.raises(ValueError, match="chunk is 0"):
         retrieval.evaluate("set_23", images, captions, caption_image, chunk=0)

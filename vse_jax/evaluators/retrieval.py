@@ -9,30 +9,30 @@ takes for a collapsed model to reach R@1 = 100.
 
 import functools
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
-from jax.tree_util import Partial
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
+from vse_jax.evaluators.blocks import (
+    BUDGET,
+    CHUNK,
+    Blocks,
+    EvaluationError,
+    Items,
+    Score,
+    along,
+    count_true,
+    down,
+    merge,
+)
+from vse_jax.models.similarity import dot
+
 RECALLS = (1, 5, 10)
-CHUNK = 4096
-BUDGET = 2**30
-
-# One array, or several that share their first axis: [n, d], or an encoding's local items and mask.
-Items: TypeAlias = Any
-# (images [n, ...], captions [c, ...]) -> scores [n, c], larger is closer. One that carries
-# parameters is a `jax.tree_util.Partial`, so that they are arguments and not constants.
-Score: TypeAlias = Callable[[Any, Any], Any]
-
-
-class EvaluationError(Exception):
-    """A set that has no honest number: says what was met and what would be right."""
 
 
 class Protocol(NamedTuple):
@@ -57,33 +57,6 @@ PROTOCOLS: Mapping[str, Protocol] = MappingProxyType(
         "coco_1k_5fold": Protocol(5000, folds=5),
     }
 )
-
-
-def dot(images: Float[Array, "n d"], captions: Float[Array, "c d"]) -> Float[Array, "n c"]:
-    """Inner products of every image with every caption, in full float32 on every device."""
-    return lax.dot_general(
-        images,
-        captions,
-        (((1,), (1,)), ((), ())),
-        precision=lax.Precision.HIGHEST,
-        preferred_element_type=jnp.float32,
-    )
-
-
-def cosine(images: Float[Array, "n d"], captions: Float[Array, "c d"]) -> Float[Array, "n c"]:
-    """Cosines of every image with every caption; a zero vector scores 0 with everything."""
-    return dot(_normalised(images), _normalised(captions))
-
-
-def negative_euclidean(
-    images: Float[Array, "n d"], captions: Float[Array, "c d"]
-) -> Float[Array, "n c"]:
-    """Minus the Euclidean distance of every image to every caption.
-
-    -|x - y| by |x|^2 + |y|^2 - 2 x.y; a square that rounding made negative is 0.
-    """
-    squares = jnp.sum(images**2, axis=1)[:, None] + jnp.sum(captions**2, axis=1)[None, :]
-    return -jnp.sqrt(jnp.maximum(squares - 2.0 * dot(images, captions), 0.0))
 
 
 def given(scores: Float[Array, "n m"], columns: Int[Array, " c"]) -> Float[Array, "n c"]:
@@ -114,7 +87,7 @@ def evaluate(
     captions: Items,
     caption_image: Shaped[Array | np.ndarray, " m"],
     *,
-    score: Score = dot,
+    score: Score = dot.matrix,
     chunk: int = CHUNK,
     budget: int = BUDGET,
 ) -> dict[str, float]:
@@ -125,7 +98,7 @@ def evaluate(
       images: n items, e.g. embeddings float32 [n, d].
       captions: m items, e.g. embeddings float32 [m, d].
       caption_image: int [m], the row number of each caption's image.
-      score: scores of a block, as `dot`.
+      score: scores of a block, as `dot.matrix`.
       chunk: captions scored at a time, at most.
       budget: bytes of scores that may be kept; beyond it they are computed twice.
 
@@ -203,7 +176,7 @@ def ranks(
     caption_image_ids: Shaped[Array | np.ndarray, " m"] | Sequence[Any],
     caption_ids: Shaped[Array | np.ndarray, " m"] | Sequence[Any] | None = None,
     *,
-    score: Score = dot,
+    score: Score = dot.matrix,
     chunk: int = CHUNK,
     budget: int = BUDGET,
 ) -> Ranks:
@@ -219,7 +192,7 @@ def ranks(
       image_ids: n different ids, integers or strings.
       caption_image_ids: m ids of the captions' images; every image has at least one caption.
       caption_ids: m ids that must differ, where the captions have any.
-      score: scores of a block, as `dot`.
+      score: scores of a block, as `dot.matrix`.
       chunk: captions scored at a time, at most.
       budget: bytes of scores that may be kept.
 
@@ -235,13 +208,13 @@ def ranks(
     n, m = len(image_ids), len(of_image)
     images = _items(images, n, "images")
     captions = _items(captions, m, "captions")
-    blocks = _Blocks(score, images, captions, n, m, chunk, budget)
+    made = Blocks(score, images, captions, n, m, chunk, budget)
 
     right = np.empty(m, np.float32)
     t2i = np.empty(m, np.int32)
-    for block, new, fresh in blocks:
+    for block, new, fresh in made:
         columns = slice(new.stop - block.shape[1], new.stop)
-        block_right, block_ranks, finite = _down(block, of_image[columns])
+        block_right, block_ranks, finite = down(block, of_image[columns])
         if not finite:
             raise EvaluationError(
                 f"scores of captions {columns.start} to {columns.stop - 1} are not all finite"
@@ -252,13 +225,13 @@ def ranks(
     np.maximum.at(best, of_image, right)
     # Every right caption that reaches the best score is among those counted; it is not wrong.
     i2t = 1 - np.bincount(of_image[right >= best[of_image]], minlength=n)
-    for block, _, fresh in blocks:
-        i2t += np.asarray(_along(block, best, fresh))
+    for block, _, fresh in made:
+        i2t += np.asarray(along(block, best, fresh))
     return Ranks(i2t.astype(np.int32), t2i)
 
 
 def top_k(
-    queries: Items, keys: Items, k: int, *, score: Score = dot, chunk: int = CHUNK
+    queries: Items, keys: Items, k: int, *, score: Score = dot.matrix, chunk: int = CHUNK
 ) -> tuple[Int[np.ndarray, "q k"], Float[np.ndarray, "q k"]]:
     """Row numbers and scores of the k keys closest to each query, the closest first.
 
@@ -269,122 +242,14 @@ def top_k(
     q, count = _length(queries, "queries"), _length(keys, "keys")
     if not 1 <= k <= count:
         raise EvaluationError(f"k is {k}; it must be from 1 to the {count} keys there are")
-    blocks = _Blocks(
+    made = Blocks(
         score, _items(queries, q, "queries"), _items(keys, count, "keys"), q, count, chunk, 0
     )
     scores = jnp.full((q, k), -jnp.inf, jnp.float32)
     rows = jnp.full((q, k), -1, jnp.int32)
-    for block, new, fresh in blocks:
-        rows, scores = _merge(rows, scores, block, np.int32(new.start), fresh)
+    for block, new, fresh in made:
+        rows, scores = merge(rows, scores, block, np.int32(new.start), fresh)
     return np.asarray(rows), np.asarray(scores)
-
-
-class _Blocks:
-    """Score blocks of one shape, so of one executable; the last overlaps the one before.
-
-    Iterating gives (block [n, width], the columns new in it, how many of its first are old), any
-    number of times with the same bits: kept from the first time, or made again.
-    """
-
-    def __init__(
-        self,
-        score: Score,
-        images: Items,
-        captions: Items,
-        n: int,
-        m: int,
-        chunk: int,
-        budget: int,
-    ) -> None:
-        if chunk < 1:
-            raise ValueError(f"chunk is {chunk}; it must be at least 1")
-        score = score if isinstance(score, Partial) else Partial(score)
-        count = -(-m // chunk)
-        # Even shares rather than full chunks: the last block then repeats next to nothing.
-        self.width = -(-m // count)
-        self.m = m
-        self.make = functools.partial(_score, score, images, captions, width=self.width)
-        shape = jax.eval_shape(self.make, np.int32(0)).shape
-        if shape != (n, self.width):
-            raise EvaluationError(
-                f"the score function gives {list(shape)} for {n} images and {self.width} "
-                f"captions; it must give {[n, self.width]}"
-            )
-        self.keep = n * self.width * count * 4 <= budget
-        self.kept: dict[int, Array] = {}
-
-    def __iter__(self) -> Iterator[tuple[Array, slice, int]]:
-        for first in range(0, self.m, self.width):
-            start = min(first, self.m - self.width)
-            block = self.kept[start] if start in self.kept else self.make(np.int32(start))
-            if self.keep:
-                self.kept[start] = block
-            yield block, slice(first, start + self.width), first - start
-
-
-@functools.partial(jax.jit, static_argnames="width")
-def _score(
-    score: Partial, images: Items, captions: Items, start: Int[Array, ""], width: int
-) -> Float[Array, "n width"]:
-    """Scores of all images with `width` captions from `start`."""
-    some = jax.tree.map(lambda leaf: lax.dynamic_slice_in_dim(leaf, start, width), captions)
-    return score(images, some).astype(jnp.float32)
-
-
-@jax.jit
-def _down(
-    scores: Float[Array, "n c"], of_image: Int[Array, " c"]
-) -> tuple[Float[Array, " c"], Int[Array, " c"], Bool[Array, ""]]:
-    """Score and rank of each caption's image in its column; whether all scores are finite."""
-    right = jnp.take_along_axis(scores, of_image[None, :], axis=0)[0]
-    finite = jnp.sum(_count(~jnp.isfinite(scores), axis=0)) == 0
-    # The one right image reaches its own score: it is the 1 of "1 + the wrong ones".
-    return right, _count(scores >= right[None, :], axis=0), finite
-
-
-@functools.partial(jax.jit, static_argnames="fresh")
-def _along(scores: Float[Array, "n c"], best: Float[Array, " n"], fresh: int) -> Int[Array, " n"]:
-    """How many captions of each row, from column `fresh` on, reach the image's best right one."""
-    return _count(scores[:, fresh:] >= best[:, None], axis=1)
-
-
-@functools.partial(jax.jit, static_argnames="fresh")
-def _merge(
-    rows: Int[Array, "q k"],
-    scores: Float[Array, "q k"],
-    block: Float[Array, "q c"],
-    first: Int[Array, ""],
-    fresh: int,
-) -> tuple[Int[Array, "q k"], Float[Array, "q k"]]:
-    """The best k of those so far and a block whose column `fresh` is key number `first`."""
-    block = block[:, fresh:]
-    new = jnp.broadcast_to(first + jnp.arange(block.shape[1], dtype=jnp.int32)[None], block.shape)
-    best, at = lax.top_k(jnp.concatenate([scores, block], axis=1), rows.shape[1])
-    return jnp.take_along_axis(jnp.concatenate([rows, new], axis=1), at, axis=1), best
-
-
-def _count(hits: Bool[Array, "n c"], axis: int) -> Int[Array, " _"]:
-    """Number of true entries along an axis.
-
-    XLA's CPU compiler does not vectorise a sum that has a comparison fused into it (ten times
-    slower, measured under jax 0.10), but does vectorise adding 16 slices element by element;
-    the barrier keeps that sum apart from the short one that is left.
-    """
-    folds = 16
-    width = hits.shape[axis] // folds
-    parts = [
-        lax.slice_in_dim(hits, fold * width, (fold + 1) * width, axis=axis).astype(jnp.int32)
-        for fold in range(folds)
-    ]
-    folded = lax.optimization_barrier(functools.reduce(jnp.add, parts))
-    rest = lax.slice_in_dim(hits, folds * width, hits.shape[axis], axis=axis)
-    return jnp.sum(folded, axis=axis) + jnp.sum(rest, axis=axis, dtype=jnp.int32)
-
-
-def _normalised(vectors: Float[Array, "n d"]) -> Float[Array, "n d"]:
-    """Rows of unit length; a zero row stays zero."""
-    squares = jnp.sum(vectors**2, axis=1, keepdims=True)
-    return vectors * lax.rsqrt(jnp.where(squares > 0.0, squares, 1.0))
 
 
 def _positions(
@@ -458,7 +323,7 @@ def _items(items: Items, count: int, what: str) -> Items:
 @jax.jit
 def _finite(values: Float[Array, "..."]) -> Bool[Array, ""]:
     """Whether all values are finite."""
-    return jnp.sum(_count(~jnp.isfinite(values.reshape(values.shape[0], -1)), axis=0)) == 0
+    return jnp.sum(count_true(~jnp.isfinite(values.reshape(values.shape[0], -1)), axis=0)) == 0
 
 
 def _take(items: Items, index: Int[np.ndarray, " a"]) -> Items:

@@ -1,14 +1,14 @@
 """The triplet hinge with the hardest or with all negatives, in memory linear in the batch.
 
 Each function looks at one direction: `queries` are this device's rows of one side, `keys`
-every device's rows of the other. A key is a negative of a query unless it has the same id
-(two captions of one picture are never each other's negatives) or is padding.
+every device's rows of the other.
 """
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from vse_jax.losses.blocks import Block, blocks, negatives
 from vse_jax.models.similarity import Similarity
 
 
@@ -30,7 +30,7 @@ def hinge(
     return jnp.sum(jnp.where(where, cost, 0.0))
 
 
-def hardest_negatives(
+def hardestnegatives(
     similarity: Similarity,
     queries: Float[Array, "b d"],
     query_ids: Int[Array, "b"],
@@ -55,11 +55,11 @@ def hardest_negatives(
     queries, keys = jax.lax.stop_gradient((queries, keys))
 
     def step(
-        best: tuple[Float[Array, "b"], Int[Array, "b"]], block: _Block
+        best: tuple[Float[Array, "b"], Int[Array, "b"]], block: Block
     ) -> tuple[tuple[Float[Array, "b"], Int[Array, "b"]], None]:
         block_keys, block_ids, block_where, start = block
         scores = similarity.matrix(queries, block_keys)
-        negative = _negatives(query_ids, block_ids, block_where)
+        negative = negatives(query_ids, block_ids, block_where)
         scores = jnp.where(negative, scores, -jnp.inf)
         index = jnp.argmax(scores, axis=1)
         score = jnp.take_along_axis(scores, index[:, None], axis=1)[:, 0]
@@ -71,7 +71,7 @@ def hardest_negatives(
 
     b = queries.shape[0]
     nothing = (jnp.full((b,), -jnp.inf), jnp.zeros((b,), jnp.int32))
-    (score, index), _ = jax.lax.scan(step, nothing, _blocks(keys, key_ids, key_where, chunk))
+    (score, index), _ = jax.lax.scan(step, nothing, blocks(keys, key_ids, key_where, chunk))
     return index, score > -jnp.inf
 
 
@@ -104,9 +104,7 @@ def hardest_hinge(
       margin: of the hinge.
       chunk: keys scored at a time while mining.
     """
-    index, found = hardest_negatives(
-        similarity, queries, query_ids, keys, key_ids, key_where, chunk
-    )
+    index, found = hardestnegatives(similarity, queries, query_ids, keys, key_ids, key_where, chunk)
     negative = similarity.rows(queries, jnp.take(keys, index, axis=0))
     loss = hinge(positive, negative, margin, query_where & found)
     return loss, jnp.where(found, jax.lax.stop_gradient(negative), -jnp.inf)
@@ -133,52 +131,20 @@ def all_hinge(
 
     @jax.checkpoint
     def block_cost(
-        queries: Float[Array, "b d"], positive: Float[Array, "b"], block: _Block
+        queries: Float[Array, "b d"], positive: Float[Array, "b"], block: Block
     ) -> tuple[Float[Array, ""], Float[Array, "b"]]:
         block_keys, block_ids, block_where, _ = block
         scores = similarity.matrix(queries, block_keys)
-        negative = _negatives(query_ids, block_ids, block_where) & query_where[:, None]
+        negative = negatives(query_ids, block_ids, block_where) & query_where[:, None]
         cost = hinge(jnp.broadcast_to(positive[:, None], scores.shape), scores, margin, negative)
         return cost, jnp.max(jnp.where(negative, scores, -jnp.inf), axis=1)
 
     def step(
-        carry: tuple[Float[Array, ""], Float[Array, "b"]], block: _Block
+        carry: tuple[Float[Array, ""], Float[Array, "b"]], block: Block
     ) -> tuple[tuple[Float[Array, ""], Float[Array, "b"]], None]:
         cost, hardest = block_cost(queries, positive, block)
         return (carry[0] + cost, jnp.maximum(carry[1], jax.lax.stop_gradient(hardest))), None
 
     start = (jnp.zeros(()), jnp.full(positive.shape, -jnp.inf))
-    (loss, hardest), _ = jax.lax.scan(step, start, _blocks(keys, key_ids, key_where, chunk))
+    (loss, hardest), _ = jax.lax.scan(step, start, blocks(keys, key_ids, key_where, chunk))
     return loss, hardest
-
-
-# Keys, their ids, whether they count, and the number of the first of them.
-_Block = tuple[
-    Float[Array, "c d"],
-    Int[Array, "c"],
-    Bool[Array, "c"],
-    Int[Array, ""],
-]
-
-
-def _negatives(
-    query_ids: Int[Array, "b"], key_ids: Int[Array, "c"], key_where: Bool[Array, "c"]
-) -> Bool[Array, "b c"]:
-    return (query_ids[:, None] != key_ids[None, :]) & key_where[None, :]
-
-
-def _blocks(
-    keys: Float[Array, "n d"],
-    key_ids: Int[Array, "n"],
-    key_where: Bool[Array, "n"],
-    chunk: int,
-) -> tuple[Float[Array, "k c d"], Int[Array, "k c"], Bool[Array, "k c"], Int[Array, "k"]]:
-    """The keys as k blocks of one size, the last one padded with keys that do not count."""
-    n, d = keys.shape
-    chunk = min(chunk, n)
-    count = -(-n // chunk)
-    padding = count * chunk - n
-    keys = jnp.pad(keys, ((0, padding), (0, 0))).reshape(count, chunk, d)
-    key_ids = jnp.pad(key_ids, (0, padding)).reshape(count, chunk)
-    key_where = jnp.pad(key_where, (0, padding)).reshape(count, chunk)
-    return keys, key_ids, key_where, jnp.arange(count, dtype=jnp.int32) * chunk

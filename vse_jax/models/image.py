@@ -1,5 +1,7 @@
 """The image side: backbone or cached features -> linear -> the common space."""
 
+from typing import Literal
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -12,13 +14,15 @@ from vse_jax.models.normalize import l2_normalize
 class ImageEncoder(nn.Module):
     """Pictures, or features of them, to the common space: linear, then length 1.
 
-    `pooled` is the projected mean over the parts, `local` each projected part. Source:
-    Faghri et al., VSE++, BMVC 2018, section 3.3.
+    `pooled` is the projected mean over the parts (and their maximum, channel by channel, where
+    asked for), `local` each part projected as if it were alone. Source: Faghri et al., VSE++,
+    BMVC 2018, section 3.3.
 
     Attributes:
       dimension: of the common space.
       backbone: pixels -> grid map; None where only features are given.
       pool: whether a backbone's grid is averaged to one part first.
+      pooling: what is projected of the parts: "mean", or "mean_max", both side by side.
       frozen: whether the backbone is used as it is: no gradient, running statistics.
       normalize_features: whether each part's features are scaled to length 1 first.
       dropout: share of feature channels dropped in training.
@@ -28,6 +32,7 @@ class ImageEncoder(nn.Module):
     dimension: int
     backbone: nn.Module | None = None
     pool: bool = True
+    pooling: Literal["mean", "mean_max"] = "mean"
     frozen: bool = False
     normalize_features: bool = False
     dropout: float = 0.0
@@ -57,11 +62,18 @@ class ImageEncoder(nn.Module):
             name="project",
         )
         count = jnp.maximum(jnp.sum(mask, axis=1, keepdims=True), 1)
-        mean = jnp.sum(jnp.where(mask[..., None], features, 0.0), axis=1) / count
+        whole = jnp.sum(jnp.where(mask[..., None], features, 0.0), axis=1) / count
+        parts = features
+        if self.pooling == "mean_max":
+            # A picture without parts has no maximum; zero, like its mean.
+            highest = jnp.max(features, axis=1, where=mask[..., None], initial=-jnp.inf)
+            highest = jnp.where(jnp.any(mask, axis=1, keepdims=True), highest, 0.0)
+            whole = jnp.concatenate([whole, highest], axis=-1)
+            parts = jnp.concatenate([features, features], axis=-1)
         return Encoding(
-            local=l2_normalize(project(features).astype(jnp.float32)) * mask[..., None],
+            local=l2_normalize(project(parts).astype(jnp.float32)) * mask[..., None],
             mask=mask,
-            pooled=l2_normalize(project(mean).astype(jnp.float32)),
+            pooled=l2_normalize(project(whole).astype(jnp.float32)),
         )
 
     def _parts(

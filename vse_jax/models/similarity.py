@@ -30,3 +30,23 @@ def _dot_rows(a: Float[Array, "a d"], b: Float[Array, "a d"]) -> Float[Array, "a
 
 # The inner product; the cosine, as encoders return vectors of length 1.
 dot = Similarity(_dot_matrix, _dot_rows)
+
+
+def _distance_matrix(a: Float[Array, "a d"], b: Float[Array, "b d"]) -> Float[Array, "a b"]:
+    """-|x - y| by |x|^2 + |y|^2 - 2 x.y."""
+    squares = jnp.sum(a**2, axis=1)[:, None] + jnp.sum(b**2, axis=1)[None, :]
+    return -_root(squares - 2.0 * _dot_matrix(a, b))
+
+
+def _distance_rows(a: Float[Array, "a d"], b: Float[Array, "a d"]) -> Float[Array, "a"]:
+    return -_root(jnp.sum((a - b) ** 2, axis=-1))
+
+
+def _root(squares: Float[Array, "..."]) -> Float[Array, "..."]:
+    """The square root; of 0, and of what rounding made negative, 0 with gradient 0."""
+    positive = squares > 0.0
+    return jnp.where(positive, jnp.sqrt(jnp.where(positive, squares, 1.0)), 0.0)
+
+
+# Minus the Euclidean distance.
+negative_euclidean = Similarity(_distance_matrix, _distance_rows)

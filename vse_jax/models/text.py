@@ -12,7 +12,7 @@ from vse_jax.models import recurrent
 from vse_jax.models.encoding import Encoding
 from vse_jax.models.normalize import l2_normalize
 
-POOLINGS = ("last",)
+POOLINGS = ("last", "max")
 
 
 def symmetric_uniform(bound: float) -> nn.initializers.Initializer:
@@ -64,7 +64,8 @@ class GRUTextEncoder(nn.Module):
       embedding: width of the state and of the common space.
       bidirectional: average both directions, as in SCAN (Lee et al., ECCV 2018, eq. 4).
       dropout: rate on the word vectors while training; needs the rng "dropout".
-      pooling: how one vector comes of the words; "last" is the state after the last token.
+      pooling: how one vector comes of the words: "last", the state after the last token, or
+        "max", each channel's largest value over the words.
       dtype: of the operands of matrix products.
     """
 
@@ -94,6 +95,8 @@ class GRUTextEncoder(nn.Module):
         if self.bidirectional:
             backward = GRU(self.embedding, reverse=True, dtype=self.dtype, name="gru_reverse")
             states = recurrent.average(states, backward(x, lengths))
-        return Encoding(
-            local=l2_normalize(states.outputs), mask=mask, pooled=l2_normalize(states.last)
-        )
+        whole = states.last
+        if self.pooling == "max":
+            highest = jnp.max(states.outputs, axis=1, where=mask[:, :, None], initial=-jnp.inf)
+            whole = jnp.where(lengths[:, None] > 0, highest, 0.0)
+        return Encoding(local=l2_normalize(states.outputs), mask=mask, pooled=l2_normalize(whole))

@@ -6,12 +6,13 @@ from typing import Any, Literal
 import flax.struct
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Float, PRNGKeyArray
 
 from vse_jax import parallel
 from vse_jax.losses import triplet as losses
 from vse_jax.models.similarity import Similarity, dot
 from vse_jax.objectives.base import Batch, Metrics, Objective, Outputs, Spec
+from vse_jax.objectives.pairs import gather
 
 
 class TripletState(flax.struct.PyTreeNode):
@@ -60,13 +61,7 @@ def triplet(
     def apply(
         state: TripletState, outputs: Outputs, batch: Batch
     ) -> tuple[Float[Array, ""], TripletState, Metrics]:
-        local = _Pairs(
-            outputs["image"].pooled.astype(jnp.float32),
-            outputs["text"].pooled.astype(jnp.float32),
-            batch["image_id"],
-            batch["weight"] > 0,
-        )
-        everywhere = parallel.all_gather(local)
+        local, everywhere = gather(outputs, batch)
         positive = similarity.rows(local.images, local.texts)
 
         def both(hinge: Callable) -> tuple[Float[Array, ""], Float[Array, "2 b"]]:
@@ -108,10 +103,3 @@ def triplet(
         return loss, state.replace(step=state.step + 1), metrics
 
     return Objective(init, apply)
-
-
-class _Pairs(flax.struct.PyTreeNode):
-    images: Float[Array, "b d"]
-    texts: Float[Array, "b d"]
-    ids: Int[Array, "b"]
-    where: Array

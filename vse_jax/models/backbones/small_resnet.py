@@ -12,7 +12,7 @@ Dtype = Any
 
 
 class SmallResNet(nn.Module):
-    """Grid features of small pictures: 96 x 96 pixels become 6 x 6 cells of 128 channels.
+    """Grid features of small pictures: 96 x 96 pixels become 6 x 6 cells of 512 channels.
 
     A 6x6 convolution of stride 4 (written as 3x3 of stride 2 over blocks of 2x2 pixels), then
     stages of which each halves the grid. Residual blocks as in He et al., CVPR
@@ -23,8 +23,9 @@ class SmallResNet(nn.Module):
       stem: channels of the first convolution.
       widths: channels of each stage.
       blocks: residual blocks of each stage, at least one.
-      coordinates: give the last stage each cell's place, x and y in [-1, 1], as two more
-        channels (Liu et al., CoordConv, NeurIPS 2018), so that an average over the grid
+      head: channels of the grid, by a 1x1 convolution and a rectifier.
+      coordinates: give the last stage and the head each cell's place, x and y in [-1, 1], as
+        two more channels (Liu et al., CoordConv, NeurIPS 2018), so that an average over the grid
         can still tell left from right.
       momentum: of the running batch statistics.
       dtype: precision of the computation; parameters and statistics stay float32.
@@ -35,6 +36,7 @@ class SmallResNet(nn.Module):
     stem: int = 32
     widths: Sequence[int] = (64, 128)
     blocks: Sequence[int] = (1, 2)
+    head: int = 512
     coordinates: bool = True
     momentum: float = 0.9
     dtype: Dtype = jnp.float32
@@ -60,7 +62,9 @@ class SmallResNet(nn.Module):
             for block in range(count):
                 stride = 2 if block == 0 else 1
                 x = _Block(width, stride, norm, self.dtype, name=f"stage{stage}_block{block}")(x)
-        return x
+        if self.coordinates:
+            x = _append_coordinates(x)
+        return nn.relu(nn.Conv(self.head, (1, 1), dtype=self.dtype, name="head")(x))
 
 
 class _Block(nn.Module):

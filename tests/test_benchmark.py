@@ -1,0 +1,183 @@
+import importlib
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+SCRIPTS = Path(__file__).parents[1] / "scripts"
+
+
+@pytest.fixture(autouse=True)
+def path(monkeypatch):
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+
+
+def load(name):
+    return importlib.import_module(f"benchmarks.{name}")
+
+
+def small_step():
+    step = load("step")
+    conf = step.config()
+    conf.data.image_size, conf.data.max_tokens = 32, 16
+    conf.model.image.backbone, conf.model.dimension, conf.model.text.words = "small_resnet", 16, 8
+    conf.train.batch_size = 8
+    return step, conf, step.drawn(conf, vocabulary=20)
+
+
+def test_variants_take_turns_and_warm_up_rounds_do_not_count():
+    timing = load("timing")
+    seen = []
+    found = timing.alternately(
+        {"a": lambda n: seen.append(("a", n)), "b": lambda n: seen.append(("b", n))}, 2, warmup=1
+    )
+    assert seen == [(name, number) for number in range(3) for name in "ab"]
+    assert len(found["a"].seconds) == len(found["b"].seconds) == 2
+
+
+def test_what_is_prepared_is_off_the_clock_and_handed_on():
+    timing = load("timing")
+    seen = []
+    timing.alternately(
+        {"a": seen.append}, 2, warmup=0, prepare=lambda name, number: f"{name}{number}"
+    )
+    assert seen == ["a0", "a1"]
+
+
+@pytest.mark.parametrize(
+    ("limits", "wanted", "met"),
+    [
+        ({"at_most": 0.5}, "<= 0.5", True),
+        ({"at_most": 0.4}, "<= 0.4", False),
+        ({"at_least": 0.9}, ">= 0.9", False),
+        ({}, None, None),
+    ],
+)
+def test_a_ratio_is_the_median_over_the_rounds(limits, wanted, met):
+    timing = load("timing")
+    over, under = timing.Timing((1.0, 2.0, 9.0)), timing.Timing((2.0, 4.0, 3.0))
+    row = timing.ratio("step", "ours / theirs", over, under, **limits)
+    assert (row.median, row.low, row.high) == (0.5, 0.5, 3.0)
+    assert (row.wanted, row.met) == (wanted, met)
+
+
+def test_a_rate_counts_units_a_second():
+    timing = load("timing")
+    row = timing.rate("step", "ours", timing.Timing((0.5, 1.0, 2.0)), 2, "steps/s")
+    assert (row.median, row.low, row.high) == (2.0, 1.0, 4.0)
+
+
+def test_the_table_has_a_line_for_each_row():
+    timing = load("timing")
+    rows = [timing.Row("step", "ours", 12345.6, "x"), timing.Row("peak", "a", 0.5, "s", 0.1, 1.0)]
+    lines = timing.table(rows).splitlines()
+    assert len(lines) == 4
+    assert "12,346" in lines[2]
+
+
+def test_peak():
+    found = load("peak").measure(rounds=1, side=32, copied=1000)
+    assert all(row.median > 0 for row in found)
+
+
+def test_flops_of_a_step_by_hand():
+    step, conf, _ = small_step()
+    by_hand = (3 * 100 * 2 * 3 * 16 * (16 + 8)) + (2 * 8 * 5 * 16) * 2 + 2 * 8 * 8 * 16
+    assert step.flops(conf, tokens=100, features=5) == by_hand
+
+
+def test_drawn_captions_have_the_lengths_of_flickr8k():
+    step = load("step")
+    captions = step.drawn(step.config())
+    lengths = captions.mask.sum(1)
+    assert lengths.min() >= 4
+    assert lengths.max() <= 40
+    assert abs(lengths.mean() - 12.8) < 0.1
+    assert abs(lengths.std() - 4.0) < 0.1
+    np.testing.assert_array_equal(captions.tokens > 0, captions.mask)
+
+
+def test_step_runs_without_torch(monkeypatch):
+    step, conf, captions = small_step()
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name == "torch" else find(name)
+    )
+    rows = step.measure(conf, captions, rounds=1, compiled=False, peak_gflops=1.0)
+    assert [row.quantity for row in rows] == ["products of a step", "ours"]
+
+
+@pytest.mark.torch
+def test_step_does_what_its_twin_does():
+    pytest.importorskip("torch", reason="needs the extra [parity]")
+    step, conf, captions = small_step()
+    rows = step.measure(conf, captions, rounds=2, compiled=False, peak_gflops=1.0)
+    assert "time of ours / PyTorch" in [row.quantity for row in rows]
+
+
+@pytest.mark.torch
+def test_the_check_of_the_twin_notices_another_margin():
+    pytest.importorskip("torch", reason="needs the extra [parity]")
+    step, conf, captions = small_step()
+    ours = step.OurStep(conf, captions.vocabulary)
+    other = conf.copy_and_resolve_references()
+    other.objective.triplet.margin = 0.21
+    width = ours.params["image"]["project"]["kernel"].shape[0]
+    given = step.batches(captions, 8, width, count=1)
+    ((_, twin),) = step._twins(other, ours.params, False, given[0])
+    with pytest.raises(AssertionError):
+        step._agree(ours, twin, given)
+
+
+def test_mining_in_a_fresh_process_agrees_with_the_dense_computation(capfd):
+    rows = load("mining").measure(pairs=20, width=8, chunk=6, rounds=1)
+    assert capfd.readouterr().out == ""
+    found = {row.quantity: row for row in rows}
+    assert found["B=20 chunked / dense: largest difference"].met
+    assert found["B=20 chunked: compiled temp + output"].median > 0
+
+
+def test_evaluation():
+    rows = load("evaluation").measure(images=20, width=16, rounds=1)
+    assert rows[0].quantity == "ranks both ways"
+
+
+def test_pipeline(tmp_path):
+    pipeline = load("pipeline")
+    split, files = pipeline.generated(tmp_path, 6, width=40, height=30)
+    rows = pipeline.measure(split, files, size=16, batch=4, rounds=1, first=1, timed=2)
+    assert [row.wanted for row in rows if row.wanted] == [">= 0.9", ">= 0.9"]
+
+
+@pytest.mark.torch
+def test_features_are_those_of_the_twin():
+    pytest.importorskip("transformers", reason="needs the extra [parity]")
+    small = {"depth_multiplier": 0.35}
+    rows = load("features").measure(size=32, batches=(4,), rounds=1, settings=small)
+    assert "batch 4, time of ours / PyTorch" in [row.quantity for row in rows]
+
+
+def test_the_program_writes_its_rows_as_json(tmp_path, capsys, monkeypatch):
+    program = importlib.import_module("benchmark")
+    timing = load("timing")
+    row = timing.Row("evaluation", "toy", 1.0, "s")
+    monkeypatch.setattr(load("evaluation"), "run", lambda options: [row][: options.rounds])
+    program.main(["--only=evaluation", "--rounds=1", f"--output={tmp_path / 'b.json'}"])
+    report = json.loads((tmp_path / "b.json").read_text())
+    assert [line["quantity"] for line in report["rows"]] == ["toy"]
+    assert report["machine"]["cores"] >= 1
+    assert "toy" in capsys.readouterr().out
+
+
+def test_an_unknown_name_is_refused(capsys):
+    program = importlib.import_module("benchmark")
+    with pytest.raises(SystemExit):
+        program.main(["--only=steps"])
+    assert "'steps' is none of peak, step" in capsys.readouterr().err
+
+
+def teardown_module():
+    for name in [name for name in sys.modules if name.split(".")[0] in ("benchmark", "benchmarks")]:
+        del sys.modules[name]

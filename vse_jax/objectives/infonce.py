@@ -1,0 +1,50 @@
+"""InfoNCE over the global batch, as CLIP trains."""
+
+from typing import Any
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from vse_jax import parallel
+from vse_jax.losses.contrastive import cross_entropy
+from vse_jax.models.similarity import Similarity, dot
+from vse_jax.objectives.base import Batch, Metrics, Objective, Outputs, Spec
+from vse_jax.objectives.pairs import gather
+
+
+def infonce(temperature: float, chunk: int, similarity: Similarity = dot) -> Objective:
+    """The cross-entropy of each pair against its negatives, the mean of both directions.
+
+    The loss is the mean over the pairs of the global batch; there is no state. Source: Radford
+    et al., CLIP, ICML 2021, section 2.3, with a fixed temperature.
+
+    Args:
+      temperature: divides the scores.
+      chunk: pairs scored at a time; memory grows with rows of a device x chunk.
+      similarity: of two embeddings.
+    """
+
+    def init(rng: PRNGKeyArray, spec: Spec) -> dict[str, Any]:
+        del rng, spec
+        return {}
+
+    def apply(
+        state: dict[str, Any], outputs: Outputs, batch: Batch
+    ) -> tuple[Float[Array, ""], dict[str, Any], Metrics]:
+        local, everywhere = gather(outputs, batch)
+        positive = similarity.rows(local.images, local.texts)
+        image_loss, text_loss = (
+            cross_entropy(
+                similarity, queries, local.ids, positive, local.where,
+                keys, everywhere.ids, everywhere.where, temperature, chunk,
+            )
+            for queries, keys in (
+                (local.images, everywhere.texts),
+                (local.texts, everywhere.images),
+            )
+        )  # fmt: skip
+        pairs = jnp.maximum(jnp.sum(everywhere.where), 1)
+        loss = parallel.device_count() * (image_loss + text_loss) / (2 * pairs)
+        return loss, state, {"loss_per_pair": parallel.mean(loss)}
+
+    return Objective(init, apply)
