@@ -18,9 +18,13 @@ def get_config(system: str = "vsepp") -> ConfigDict:
     config.model.image.backbone = "mobilenet_v2"
     config.model.image.weights = "google/mobilenet_v2_1.0_224"
     config.model.image.normalize_features = True
+    config.data.max_tokens = 32
+    config.model.image.dropout = 0.1
+    config.model.text.dropout = 0.2
     config.objective.triplet.warmup_epochs = 2.0
     config.train.freeze = (("image/backbone/.*", None),)
     config.train.epochs = 12.0
     config.train.learning_rate = 5e-4
     config.train.clip_norm = 2.0
+    config.train.ema = 0.998
     return config

@@ -36,24 +36,28 @@ def main(arguments: Sequence[str]) -> None:
     for name in flags.only:
         _say(f"measuring {name}")
         try:
-            found = importlib.import_module(f"benchmarks.{name}").run(options)
+            rows += importlib.import_module(f"benchmarks.{name}").run(options)
         except Exception as error:  # the other measurements still count
             failures[name] = f"{type(error).__name__}: {error}"
             _say(f"{name} failed: {failures[name]}")
-        else:
-            _say(table(found))
-            rows += found
+        if flags.output is not None:  # after each: all of them take many minutes
+            _write(flags, about, rows, failures)
     sys.stdout.write(table(rows) + "\n")
-    if flags.output is not None:
-        report = {
-            "machine": about,
-            "options": {key: _plain(value) for key, value in vars(flags).items()},
-            "rows": [dataclasses.asdict(row) for row in rows],
-            "failures": failures,
-        }
-        flags.output.write_text(json.dumps(report, indent=2) + "\n")
     if failures:
         sys.exit(1)
+
+
+def _write(
+    flags: argparse.Namespace, about: object, rows: Sequence[Row], failures: dict[str, str]
+) -> None:
+    """Writes machine, flags, rows and failures as JSON."""
+    report = {
+        "machine": about,
+        "options": {key: _plain(value) for key, value in vars(flags).items()},
+        "rows": [dataclasses.asdict(row) for row in rows],
+        "failures": failures,
+    }
+    flags.output.write_text(json.dumps(report, indent=2) + "\n")
 
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:

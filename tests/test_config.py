@@ -109,7 +109,6 @@ def test_what_must_be_above_zero(field, value):
         ("train.warmup_epochs", -0.1),
         ("train.weight_decay", -1e-4),
         ("train.ema", 1.0),
-        ("train.ema", float("nan")),
         ("evaluate.queries", -1),
     ],
 )
@@ -250,3 +249,9 @@ def preset(name):
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf")])
+def test_what_is_not_finite(wrong):
+    with pytest.raises(ConfigError, match=r"'train\.learning_rate' is .*must be finite"):
+        validate(changed(train__learning_rate=wrong))

@@ -24,7 +24,7 @@ STEPS = 48
 # (processes, devices of each)
 SETUPS = {"one device": (1, 1), "four devices": (1, 4), "two by two": (2, 2)}
 FLAGS = [
-    "--config=configs/shapes.py",
+    "--config=configs/shapes.py:vsepp,objective=lmh",
     "--config.data.shapes_sizes=(96, 24, 24)",
     "--config.data.image_size=32",
     "--config.model.dimension=16",

@@ -6,6 +6,7 @@ set any field from the command line, and `validate` compares with it.
 
 import difflib
 import json
+import math
 from collections.abc import Iterator, Mapping
 from types import ModuleType
 from typing import Any
@@ -343,6 +344,8 @@ def _check_type(name: str, value: Any, wanted: type) -> None:
             f"config field {name!r} is {value!r} ({type(value).__name__}); "
             f"it must be {wanted.__name__}"
         )
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ConfigError(f"config field {name!r} is {value}; it must be finite")
 
 
 def _tuples(value: Any) -> Any:

@@ -91,7 +91,7 @@ def measure(
             return batches
 
         timings = alternately(
-            {name: lambda batches: _draw(batches, timed) for name in made}, rounds, 1, prepare
+            {name: lambda batches: _draw(batches, timed) for name in made}, rounds, 0, prepare
         )
         rows += [
             rate("pipeline", f"{stream}, {name}", timing, timed * batch, "images/s",

@@ -66,7 +66,7 @@ def numpy_gru(params, inputs, lengths, reverse):
 
 @pytest.mark.parametrize(
     ("batch", "reverse"),
-    [(1, False), (2, True), (5, False), (5, True), (37, False), (37, True), (130, False)],
+    [(1, False), (2, True), (5, False), (37, True), (130, False)],
 )
 def test_equals_the_formula(batch, reverse):
     params, inputs, lengths = problem(batch)
@@ -113,7 +113,7 @@ def torch_reference(torch, params, inputs, lengths, weight, reverse):
 
 
 @pytest.mark.torch
-@pytest.mark.parametrize(("batch", "reverse"), [(1, False), (5, True), (37, False), (37, True)])
+@pytest.mark.parametrize(("batch", "reverse"), [(1, False), (37, True)])
 def test_equals_pytorch_in_values_and_gradients(batch, reverse):
     torch = pytest.importorskip("torch")
     params, inputs, lengths = problem(batch, [(5 * i) % 9 + 1 for i in range(batch)])
@@ -130,14 +130,14 @@ def test_equals_pytorch_in_values_and_gradients(batch, reverse):
         np.testing.assert_allclose(mine, theirs, atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("reverse", [False, True])
-def test_gradient_agrees_with_finite_differences(reverse):
+def test_gradient_agrees_with_finite_differences_in_both_directions():
     params, inputs, lengths = problem(5, [0, 1, 3, 2, 3], length=3, hidden=3)
     weight = weights(5, length=3, hidden=3)
 
     @jax.jit
     def value(params, inputs):
-        return loss(params, inputs, lengths, weight, reverse=reverse)
+        one, other = (loss(params, inputs, lengths, weight, reverse=r) for r in (False, True))
+        return one + 2 * other
 
     check_grads(value, (params, inputs), order=1, modes=["rev"], atol=1e-2, rtol=1e-2)
 
@@ -159,9 +159,9 @@ def test_gradient_of_one_part_alone(part):
 
 
 def test_a_caption_alone_equals_the_same_in_a_batch():
-    params, inputs, lengths = problem(37)
+    params, inputs, lengths = problem(130)
     whole = run(params, inputs, lengths)
-    for i in (0, 1, 4, 17):
+    for i in (0, 1, 3, 6):
         alone = run(params, inputs[i : i + 1, :7], lengths[i : i + 1])
         count = min(int(lengths[i]), 7)
         np.testing.assert_allclose(alone.outputs[0, :count], whole.outputs[i, :count], atol=1e-6)
@@ -181,8 +181,12 @@ def test_padding_is_never_read():
 
 def test_same_inputs_same_bits():
     params, inputs, lengths = problem(37)
+    # The direction that other tests have compiled.
     first, second = (
-        (run(params, inputs, lengths), gradient(params, inputs, lengths, weights(37)))
+        (
+            run(params, inputs, lengths, reverse=True),
+            gradient(params, inputs, lengths, weights(37), reverse=True),
+        )
         for _ in range(2)
     )
     for a, b in zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True):
@@ -190,8 +194,8 @@ def test_same_inputs_same_bits():
 
 
 def test_four_devices_equal_one():
-    params, inputs, lengths = problem(20, [(3 * i) % 10 for i in range(20)])
-    weight = weights(20)
+    params, inputs, lengths = problem(8, [(3 * i) % 10 for i in range(8)])
+    weight = weights(8)
     one = gradient(params, inputs, lengths, weight)
 
     def local(params, inputs, lengths, weight):
@@ -209,7 +213,7 @@ def test_four_devices_equal_one():
     )
     four = jax.jit(mapped)(params, inputs, lengths, weight)
     split = jax.tree.map(
-        lambda leaf: leaf.reshape(4, 5, *leaf.shape[1:]), (inputs, lengths, weight)
+        lambda leaf: leaf.reshape(4, 2, *leaf.shape[1:]), (inputs, lengths, weight)
     )
     pmapped = jax.pmap(local, "data", in_axes=(None, 0, 0, 0))(params, *split)
     for a, b, c in zip(*map(jax.tree.leaves, (one, four, pmapped)), strict=True):
@@ -232,7 +236,7 @@ def test_bfloat16_products_keep_float32_states_and_gradients():
 
 
 def test_average_is_the_mean_of_both_directions():
-    params, inputs, lengths = problem(5)
+    params, inputs, lengths = problem(2, [4, 9])
     forward, backward = (run(params, inputs, lengths, reverse=r) for r in (False, True))
     mean = average(forward, backward)
     np.testing.assert_allclose(2 * mean.last, forward.last + backward.last, atol=1e-6)

@@ -1,4 +1,4 @@
-from functools import partial
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -15,18 +15,20 @@ def encoder(**options):
     return GRUTextEncoder(vocabulary=9, words=5, embedding=6, **options)
 
 
+@cache
 def start(model):
     return jax.jit(partial(model.init, train=False))(jax.random.key(0), TOKENS, MASK)
 
 
-def encode(model, variables):
-    return jax.jit(partial(model.apply, train=False))(variables, TOKENS, MASK)
+@cache
+def encode(model):
+    return jax.jit(partial(model.apply, train=False))(start(model), TOKENS, MASK)
 
 
 @pytest.mark.parametrize("bidirectional", [False, True])
 def test_words_and_wholes_are_unit_or_zero(bidirectional):
     model = encoder(bidirectional=bidirectional)
-    encoding = encode(model, start(model))
+    encoding = encode(model)
     assert encoding.local.shape == (4, 4, 6)
     np.testing.assert_allclose(jnp.linalg.norm(encoding.local, axis=-1), MASK, atol=1e-6)
     np.testing.assert_allclose(jnp.linalg.norm(encoding.pooled, axis=-1), [1, 1, 0, 1], atol=1e-6)
@@ -34,7 +36,7 @@ def test_words_and_wholes_are_unit_or_zero(bidirectional):
 
 def test_pooled_is_the_last_word_of_one_direction():
     model = encoder()
-    encoding = encode(model, start(model))
+    encoding = encode(model)
     np.testing.assert_allclose(encoding.pooled[0], encoding.local[0, 2], atol=1e-6)
     np.testing.assert_allclose(encoding.pooled[3], encoding.local[3, 3], atol=1e-6)
 
@@ -84,11 +86,11 @@ def test_batch_without_any_token_is_zero_with_finite_gradient():
 def test_dropout_acts_only_in_training():
     model = encoder(dropout=0.5)
     variables = start(model)
-    plain = encode(model, variables)
+    plain = encode(model)
     train = jax.jit(partial(model.apply, train=True))
     dropped = train(variables, TOKENS, MASK, rngs={"dropout": jax.random.key(1)})
     assert not np.allclose(plain.pooled, dropped.pooled)
-    again = encode(encoder(), variables)
+    again = encode(encoder())
     np.testing.assert_array_equal(plain.pooled, again.pooled)
 
 
@@ -112,5 +114,5 @@ def test_pooled_equals_the_vsepp_text_encoder_of_pytorch():
         torch.tensor(words), torch.tensor([3, 1, 4]), batch_first=True, enforce_sorted=False
     )
     expected = torch.nn.functional.normalize(layer(packed)[1][0], dim=-1)
-    encoding = encode(model, variables)
+    encoding = encode(model)
     np.testing.assert_allclose(encoding.pooled[jnp.asarray(keep)], expected.detach(), atol=1e-5)
