@@ -130,7 +130,8 @@ def default_config() -> ConfigDict:
     train.weight_decay = 0.0
     # Largest global norm of the gradient; None: no clipping.
     train.clip_norm = placeholder(float)
-    # Decay of a moving average of the parameters, used for evaluation; 0: none.
+    # Decay of a moving average of the parameters, used for evaluation; 0: none. At step t it
+    # is at most (1 + t) / (10 + t).
     train.ema = 0.0
     # (pattern, factor) pairs: the first pattern that matches the whole name of a parameter
     # multiplies its learning rate; None freezes it, e.g. (("image/backbone/.*", None),).

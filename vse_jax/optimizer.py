@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import optax
 from flax import traverse_util
-from jaxtyping import Array
+from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
 from vse_jax.config import ConfigError
@@ -107,6 +107,6 @@ def make_optimizer(
     return optax.chain(*chain, optax.scale_by_learning_rate(learning_rate))
 
 
-def average(ema: Flat, params: Flat, decay: float) -> dict[str, Array]:
+def average(ema: Flat, params: Flat, decay: float | Float[Array, ""]) -> dict[str, Array]:
     """ema <- decay * ema + (1 - decay) * params."""
     return jax.tree.map(lambda e, p: decay * e + (1.0 - decay) * p, dict(ema), dict(params))

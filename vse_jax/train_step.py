@@ -87,7 +87,9 @@ def make_step(
         gradient, loss = parallel.mean((gradient, loss))
         updates, opt_state = optimizer.update(gradient, state.opt_state, trainable)
         trainable = optax.apply_updates(trainable, updates)
-        ema = state.ema if state.ema is None else average(state.ema, trainable, ema_decay)
+        # Shorter at first, or the average would hold the random start for epochs.
+        decay = jnp.minimum(ema_decay, (1.0 + state.step) / (10.0 + state.step))
+        ema = state.ema if state.ema is None else average(state.ema, trainable, decay)
         metrics = {"loss": loss, "gradient_norm": optax.global_norm(gradient)} | metrics
         return state.replace(
             step=state.step + 1,

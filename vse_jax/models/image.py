@@ -5,6 +5,7 @@ from typing import Literal
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, UInt8
 
 from vse_jax.models.encoding import Encoding
@@ -36,7 +37,7 @@ class ImageEncoder(nn.Module):
     frozen: bool = False
     normalize_features: bool = False
     dropout: float = 0.0
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(

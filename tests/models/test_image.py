@@ -1,0 +1,162 @@
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vse_jax.models.image import ImageEncoder, parts_of
+
+MASK = np.asarray([[1, 1, 1, 1], [1, 0, 1, 0], [0, 1, 0, 0], [0, 0, 0, 0]], bool)
+
+
+class Stripes(nn.Module):
+    """A backbone with a parameter and a running mean, enough to see what is frozen."""
+
+    @nn.compact
+    def __call__(self, image, *, train):
+        x = image.astype(jnp.float32) / 255.0
+        x = nn.Conv(5, (2, 2), (2, 2), name="conv")(x)
+        return nn.BatchNorm(use_running_average=not train, name="norm")(x)
+
+
+def features(seed=0, d=5):
+    return np.random.default_rng(seed).standard_normal((4, 4, d)).astype(np.float32)
+
+
+def pictures():
+    return np.random.default_rng(1).integers(0, 256, (4, 4, 4, 3), dtype=np.uint8)
+
+
+def start(encoder, *inputs):
+    return encoder.init(jax.random.key(0), *jax.tree.map(jnp.asarray, inputs), train=False)
+
+
+def run(encoder, variables, *inputs, train=False, **options):
+    return encoder.apply(variables, *jax.tree.map(jnp.asarray, inputs), train=train, **options)
+
+
+def assert_same(one, other):
+    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def unit(rows):
+    lengths = np.linalg.norm(rows, axis=-1, keepdims=True)
+    return np.divide(rows, lengths, out=np.zeros_like(rows), where=lengths > 0)
+
+
+@pytest.mark.parametrize("normalize", [False, True])
+@pytest.mark.parametrize("pooling", ["mean", "mean_max"])
+def test_features_are_pooled_and_projected_as_the_formula_says(normalize, pooling):
+    encoder = ImageEncoder(3, normalize_features=normalize, pooling=pooling)
+    given = features()
+    variables = start(encoder, None, given, MASK)
+    kernel, bias = (np.array(variables["params"]["project"][name]) for name in ("kernel", "bias"))
+    bias = bias + 0.3
+    variables = {"params": {"project": {"kernel": kernel, "bias": bias}}}
+    found = run(encoder, variables, None, given, MASK)
+
+    parts = unit(given) if normalize else given
+    for i in range(4):
+        real = parts[i][MASK[i]]
+        whole = real.mean(axis=0) if len(real) else np.zeros(5)
+        if pooling == "mean_max":
+            whole = np.concatenate([whole, real.max(axis=0) if len(real) else np.zeros(5)])
+        np.testing.assert_allclose(found.pooled[i], unit(whole @ kernel + bias), atol=1e-5)
+        for n in range(4):
+            part = np.tile(parts[i, n], 2 if pooling == "mean_max" else 1)
+            expected = unit(part @ kernel + bias) if MASK[i, n] else np.zeros(3)
+            np.testing.assert_allclose(found.local[i, n], expected, atol=1e-5)
+    np.testing.assert_array_equal(found.mask, MASK)
+
+
+@pytest.mark.parametrize("pooling", ["mean", "mean_max"])
+def test_masked_parts_change_nothing_and_get_no_gradient(pooling):
+    encoder = ImageEncoder(3, pooling=pooling)
+    given = features()
+    variables = start(encoder, None, given, MASK)
+    dirty = np.where(MASK[..., None], given, 1e3).astype(np.float32)
+    clean, other = (run(encoder, variables, None, x, MASK) for x in (given, dirty))
+    assert_same(clean, other)
+
+    def total(x):
+        found = run(encoder, variables, None, x, MASK)
+        return jnp.sum(found.pooled**3) + jnp.sum(found.local**3)
+
+    gradient = jax.grad(total)(jnp.asarray(dirty))
+    np.testing.assert_array_equal(jnp.where(MASK[..., None], 0.0, gradient), 0.0)
+
+
+@pytest.mark.parametrize("pooling", ["mean", "mean_max"])
+def test_cells_of_zeros_have_finite_gradients(pooling):
+    encoder = ImageEncoder(3, normalize_features=True, pooling=pooling)
+    given = features()
+    given[0] = 0.0
+    given[1, 0] = 0.0
+    variables = start(encoder, None, given, MASK)
+
+    def total(params, x):
+        found = run(encoder, {"params": params}, None, x, MASK)
+        return jnp.sum(found.pooled) + jnp.sum(found.local)
+
+    found = jax.value_and_grad(total, (0, 1))(variables["params"], jnp.asarray(given))
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(found))
+
+
+@pytest.mark.parametrize("pool", [False, True])
+def test_pixels_are_their_backbones_parts(pool):
+    encoder = ImageEncoder(3, backbone=Stripes(), pool=pool, normalize_features=True)
+    variables = start(encoder, pictures(), None, None)
+    own = {name: tree["backbone"] for name, tree in variables.items()}
+    parts = parts_of(run(Stripes(), own, pictures()), pool)
+    assert parts.shape == ((4, 1, 5) if pool else (4, 4, 5))
+    mask = np.ones(parts.shape[:2], bool)
+    from_pixels = run(encoder, variables, pictures(), None, None)
+    from_parts = run(encoder, variables, None, parts, mask, train=False)
+    assert_same(from_pixels, from_parts)
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_a_frozen_backbone_gets_no_gradient_and_keeps_its_statistics(frozen):
+    encoder = ImageEncoder(3, backbone=Stripes(), frozen=frozen)
+    variables = start(encoder, pictures(), None, None)
+
+    def total(params):
+        batch = {**variables, "params": params}
+        found, new = run(
+            encoder, batch, pictures(), None, None, train=True, mutable=["batch_stats"]
+        )
+        return jnp.sum(found.pooled**3), new
+
+    gradient, new = jax.grad(total, has_aux=True)(variables["params"])
+    assert np.any(gradient["project"]["kernel"] != 0)
+    moved = any(np.any(leaf != 0) for leaf in jax.tree.leaves(gradient["backbone"]))
+    same = jax.tree.map(np.array_equal, new["batch_stats"], variables["batch_stats"])
+    assert moved == (not frozen)
+    assert jax.tree.all(same) == frozen
+
+
+def test_dropout_acts_only_in_training():
+    encoder = ImageEncoder(3, dropout=0.5)
+    variables = start(encoder, None, features(), MASK)
+    plain, again = (run(encoder, variables, None, features(), MASK) for _ in "ab")
+    rngs = {"dropout": jax.random.key(1)}
+    dropped = run(encoder, variables, None, features(), MASK, train=True, rngs=rngs)
+    np.testing.assert_array_equal(plain.pooled, again.pooled)
+    assert not np.allclose(plain.pooled, dropped.pooled)
+
+
+def test_neither_pixels_nor_features_is_an_error():
+    with pytest.raises(ValueError, match="neither pixels nor features"):
+        start(ImageEncoder(3), None, None, None)
+
+
+def test_parts_are_the_cells_row_by_row_or_their_mean():
+    grid = np.arange(2 * 2 * 3 * 4, dtype=np.float32).reshape(2, 2, 3, 4)
+    cells = parts_of(jnp.asarray(grid, jnp.bfloat16), pool=False)
+    assert cells.dtype == jnp.float32
+    for row in range(2):
+        for column in range(3):
+            np.testing.assert_array_equal(cells[:, 3 * row + column], grid[:, row, column])
+    whole = parts_of(jnp.asarray(grid), pool=True)
+    np.testing.assert_allclose(whole, grid.mean((1, 2))[:, None], rtol=1e-6)
