@@ -1,4 +1,4 @@
-"""Settings of every test: strict shapes, a view of four CPU devices."""
+"""Settings of every test: strict shapes, a view of four CPU devices; one trained workdir."""
 
 import os
 
@@ -7,6 +7,47 @@ os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=4"
 )
 
+import importlib.util
+from pathlib import Path
+
 import jax
+import pytest
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+def preset(name):
+    """The default config of a file of configs/."""
+    path = Path(__file__).parents[1] / "configs" / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(f"configs_{name}", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.get_config()
+
+
+@pytest.fixture(scope="session")
+def tiny_shapes(tmp_path_factory):
+    """`configs/shapes.py` at a size that trains in seconds."""
+    config = preset("shapes")
+    config.data.data_dir = str(tmp_path_factory.mktemp("data"))
+    config.data.shapes_sizes = (64, 16, 16)
+    config.data.image_size = 32
+    config.model.dimension = 16
+    config.model.text.words = 8
+    config.train.steps = 3
+    config.train.batch_size = 16
+    config.train.log_every = 1
+    config.train.ema = 0.5
+    config.evaluate.batch_size = 16
+    config.evaluate.queries = 3
+    return config
+
+
+@pytest.fixture(scope="session")
+def trained(tiny_shapes, tmp_path_factory):
+    """A workdir of three steps of `tiny_shapes`; for reading only."""
+    from vse_jax import train
+
+    folder = tmp_path_factory.mktemp("trained")
+    assert train.train(tiny_shapes, folder)
+    return folder

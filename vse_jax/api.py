@@ -35,11 +35,11 @@ class Model:
         self._tokenizer = tokenizer.load(
             path / workdir.TOKENIZER, self.config.data.tokenizer, self.config.data.max_tokens
         )
-        built = assembly.build_model(self.config, self._tokenizer.vocabulary)
+        model, _ = assembly.make_model(self.config, self._tokenizer.vocabulary)
         tree = checkpoint.read_newest(path / "checkpoints" / "best")
         self.step = int(tree["step"])
         self._devices = parallel.Devices.all(self.config.parallel)
-        self._encoder = Encoder(built.model, self._devices)
+        self._encoder = Encoder(model, self._devices)
         self._variables = self._encoder.variables(
             train_step.merge_ema(tree["params"], tree.get("ema")), tree.get("batch_stats", {})
         )

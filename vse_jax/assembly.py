@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, PRNGKeyArray
 from ml_collections import ConfigDict
 
 from vse_jax import config as configs
@@ -19,7 +19,7 @@ from vse_jax.models.text import GRUTextEncoder
 from vse_jax.objectives.base import Objective, weighted_sum
 from vse_jax.objectives.infonce import infonce
 from vse_jax.objectives.triplet import triplet
-from vse_jax.optimizer import multiplier
+from vse_jax.optimizer import Leaf, flatten, multiplier, unflatten
 
 BACKBONE = "image/backbone"
 
@@ -68,8 +68,8 @@ def build_objective(config: ConfigDict) -> Objective:
     return weighted_sum(terms)
 
 
-def build_model(config: ConfigDict, vocabulary: int) -> Built:
-    """The model with its starting variables: random from the seed, or the pretrained weights.
+def make_model(config: ConfigDict, vocabulary: int) -> tuple[nn.Module, dict[str, Any] | None]:
+    """The model, and the variables of its backbone where it is pretrained.
 
     Raises:
       ConfigError: unknown backbone, or a frozen one without weights.
@@ -106,18 +106,33 @@ def build_model(config: ConfigDict, vocabulary: int) -> Built:
             dtype=dtype,
         ),
     )
+    return model, pretrained
+
+
+def build_model(config: ConfigDict, vocabulary: int) -> Built:
+    """The model with its starting variables: random from the seed, or the pretrained weights.
+
+    Raises:
+      ConfigError, WeightsError: as `make_model`.
+    """
+    model, pretrained = make_model(config, vocabulary)
     size = config.data.image_size
     example = {
         "image": jnp.zeros((1, size, size, 3), jnp.uint8),
         "tokens": jnp.zeros((1, 3), jnp.int32),
         "token_mask": jnp.ones((1, 3), bool),
     }
-    key = jax.random.fold_in(jax.random.key(config.seed), 0)
-    initial = jax.jit(lambda key: model.init(key, example, train=False))(key)
-    variables = {"batch_stats": {}} | jax.tree.map(np.array, initial)
-    for collection, values in (pretrained or {}).items():
-        variables[collection]["image"]["backbone"] = jax.tree.map(np.asarray, values)
-    return Built(model, variables)
+    # Drawing what is pretrained would take longer to compile than the rest.
+    given = flatten({k: {"image": {"backbone": v}} for k, v in (pretrained or {}).items()})
+
+    @jax.jit
+    def draw(key: PRNGKeyArray) -> dict[str, Leaf]:
+        flat = flatten(model.init(key, example, train=False))
+        return {name: value for name, value in flat.items() if name not in given}
+
+    drawn = draw(jax.random.fold_in(jax.random.key(config.seed), 0))
+    variables = unflatten(jax.tree.map(np.array, drawn | given))
+    return Built(model, {"batch_stats": {}} | variables)
 
 
 def with_word_vectors(

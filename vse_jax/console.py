@@ -2,15 +2,18 @@
 
 import logging
 import sys
-from collections.abc import Mapping
+import threading
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 from rich.console import Console
 from rich.logging import RichHandler
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
+log = logging.getLogger(__name__)
 _console = Console(stderr=True)
 
 
@@ -28,8 +31,30 @@ def set_up_logging(process: int = 0) -> None:
     own.handlers = [handler]
     own.propagate = False
     own.setLevel(logging.INFO if process == 0 else logging.WARNING)
-    # Orbax and TFDS log each of their steps; their warnings are kept.
-    logging.getLogger("absl").setLevel(logging.ERROR)
+    # Orbax and TFDS log each of their steps, and with a trace what they raise all the same.
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
+    logging.getLogger("jax").setLevel(logging.WARNING)
+    sys.unraisablehook = _quieter(sys.unraisablehook)
+    threading.excepthook = _in_one_line
+
+
+def _quieter(hook: Callable[[Any], None]) -> Callable[[Any], None]:
+    """`hook` without the traces of a read or write that failed and was told already.
+
+    TensorStore ends its other transfers only after Orbax has closed their event loop.
+    """
+
+    def filtered(unraisable: Any) -> None:
+        if str(unraisable.exc_value) != "Event loop is closed":
+            hook(unraisable)
+
+    return filtered
+
+
+def _in_one_line(failure: threading.ExceptHookArgs) -> None:
+    """Tells of an error in a background thread; what waits for the thread raises it again."""
+    message = str(failure.exc_value).splitlines() or [failure.exc_type.__name__]
+    log.warning("in the background: %s", message[0][:200])
 
 
 class Progress:
@@ -75,7 +100,7 @@ class TensorBoard:
         self._summary = tf.summary
         self._writer = tf.summary.create_file_writer(str(workdir))
 
-    def write(self, row: Mapping[str, float]) -> None:
+    def write(self, row: Mapping[str, float | int]) -> None:
         """Writes one line of metrics.jsonl."""
         with self._writer.as_default(step=int(row["step"])):
             for name, value in row.items():

@@ -157,7 +157,7 @@ def _queries(experiment: Experiment, split: Split, embeddings: Embeddings) -> di
     found, scores = retrieval.top_k(embeddings.images[pictures], embeddings.captions, SHOWN)
     i2t = [
         {
-            "image": _thumbnail(split, picture),
+            "image": _thumbnail(split, int(picture)),
             "name": split.images[picture],
             "rank": int(ranks.i2t[picture]),
             "captions": [
@@ -179,7 +179,7 @@ def _queries(experiment: Experiment, split: Split, embeddings: Embeddings) -> di
             "rank": int(ranks.t2i[caption]),
             "images": [
                 {
-                    "image": _thumbnail(split, picture),
+                    "image": _thumbnail(split, int(picture)),
                     "name": split.images[picture],
                     "score": float(score),
                     "right": bool(split.caption_image[caption] == picture),
@@ -193,7 +193,7 @@ def _queries(experiment: Experiment, split: Split, embeddings: Embeddings) -> di
 
 
 def _thumbnail(split: Split, picture: int) -> str:
-    return report.thumbnail(split.read([int(picture)])[0])
+    return report.thumbnail(split.read([picture])[0])
 
 
 def evaluate_workdir(folder: Path) -> dict[str, float]:

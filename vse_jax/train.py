@@ -253,7 +253,7 @@ class Loop:
             log.warning(warnings[0])
             self.warned = True
 
-    def _record(self, row: dict[str, float]) -> None:
+    def _record(self, row: Mapping[str, float | int]) -> None:
         self.metrics.add(row)
         if self.board is not None:
             self.board.write(row)

@@ -90,7 +90,7 @@ def make_step(
         # Shorter at first, or the average would hold the random start for epochs.
         decay = jnp.minimum(ema_decay, (1.0 + state.step) / (10.0 + state.step))
         ema = state.ema if state.ema is None else average(state.ema, trainable, decay)
-        metrics = {"loss": loss, "gradient_norm": optax.global_norm(gradient)} | metrics
+        metrics = {"loss": loss, "gradient_norm": optax.tree.norm(gradient)} | metrics
         return state.replace(
             step=state.step + 1,
             params=unflatten(trainable | frozen),

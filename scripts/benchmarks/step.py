@@ -52,6 +52,13 @@ def config() -> ConfigDict:
     return conf
 
 
+def without_dropout(conf: ConfigDict) -> ConfigDict:
+    """The same step without its randomness, in which two programs can be compared."""
+    still = conf.copy_and_resolve_references()
+    still.model.image.dropout = still.model.text.dropout = 0.0
+    return still
+
+
 def real(manual_dir: Path, conf: ConfigDict) -> Captions:
     """Flickr8k's own captions, through the project's tokenizer."""
     from vse_jax.data import tokenizer
@@ -162,9 +169,10 @@ def measure(
     given = batches(captions, conf.train.batch_size, features)
     steps: dict[str, Callable[[Batch], Any]] = {"ours": ours}
     if importlib.util.find_spec("torch") is not None:
+        still = without_dropout(conf)
+        ((_, twin),) = _twins(still, ours.params, False, given[0])
+        _agree(OurStep(still, captions.vocabulary), twin, given[:3])
         steps |= dict(_twins(conf, ours.params, compiled, given[0]))
-        if "PyTorch" in steps:
-            _agree(ours, steps["PyTorch"], given[:3])
     timings = alternately(
         {
             name: lambda number, step=step: step(given[number % len(given)])
@@ -185,13 +193,7 @@ def _twins(
     for name, through_compiler in (("PyTorch", False), ("PyTorch compiled", True)):
         if through_compiler and not compiled:
             continue
-        twin = TrainStep(
-            params,
-            margin=conf.objective.triplet.margin,
-            learning_rate=conf.train.learning_rate,
-            clip_norm=conf.train.clip_norm,
-            compiled=through_compiler,
-        )
+        twin = TrainStep(params, conf, compiled=through_compiler)
         try:
             if through_compiler:
                 twin(batch)

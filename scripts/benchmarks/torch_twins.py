@@ -4,8 +4,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from ml_collections import ConfigDict
 from torch import nn
 from torch.nn import functional
+from torch.optim import swa_utils
 
 from benchmarks.peak import torch_device, torch_wait
 
@@ -16,11 +18,13 @@ class TowersLoss(nn.Module):
     Source: Faghri et al., VSE++, BMVC 2018, eq. 6, and their `model.py`.
     """
 
-    def __init__(self, params: Any, margin: float) -> None:
-        """Starts from this project's parameters, a tree of NumPy arrays."""
+    def __init__(self, params: Any, config: ConfigDict) -> None:
+        """Starts from this project's parameters, a tree of NumPy arrays, under its config."""
         super().__init__()
         image, text = params["image"]["project"], params["text"]
-        self.margin = margin
+        self.margin = config.objective.triplet.margin
+        self.image_dropout = nn.Dropout(config.model.image.dropout)
+        self.text_dropout = nn.Dropout(config.model.text.dropout)
         self.words = nn.Embedding.from_pretrained(_tensor(text["words"]), freeze=False)
         self.gru = nn.GRU(
             text["words"].shape[1], text["gru"]["weight_hh"].shape[1], batch_first=True
@@ -40,9 +44,11 @@ class TowersLoss(nn.Module):
         ids: torch.Tensor,
     ) -> torch.Tensor:
         """Loss of a batch: features [b, f], tokens [b, l], lengths [b] (on the host), ids [b]."""
-        images = functional.normalize(self.project(functional.normalize(features)))
+        images = functional.normalize(
+            self.project(self.image_dropout(functional.normalize(features)))
+        )
         packed = nn.utils.rnn.pack_padded_sequence(
-            self.words(tokens), lengths, batch_first=True, enforce_sorted=False
+            self.text_dropout(self.words(tokens)), lengths, batch_first=True, enforce_sorted=False
         )
         captions = functional.normalize(self.gru(packed)[1][0])
         scores = images @ captions.T
@@ -54,17 +60,19 @@ class TowersLoss(nn.Module):
 
 
 class TrainStep:
-    """Loss, gradient, clipping and Adam, one batch a call."""
+    """Loss, gradient, clipping, Adam and, where asked for, the moving average; one batch a call."""
 
-    def __init__(
-        self, params: Any, *, margin: float, learning_rate: float, clip_norm: float, compiled: bool
-    ) -> None:
+    def __init__(self, params: Any, config: ConfigDict, *, compiled: bool) -> None:
         """Starts from this project's parameters; `compiled` goes through `torch.compile`."""
-        module = TowersLoss(params, margin).to(torch_device())
+        module = TowersLoss(params, config).to(torch_device())
+        self.module = module
         self.parameters = list(module.parameters())
         self.loss = torch.compile(module) if compiled else module
-        self.clip_norm = clip_norm
-        self.optimizer = torch.optim.Adam(self.parameters, learning_rate)
+        self.clip_norm = config.train.clip_norm
+        self.optimizer = torch.optim.Adam(self.parameters, config.train.learning_rate)
+        decay = config.train.ema
+        average = swa_utils.get_ema_multi_avg_fn(decay)
+        self.average = swa_utils.AveragedModel(module, multi_avg_fn=average) if decay else None
 
     def __call__(self, batch: dict[str, np.ndarray]) -> tuple[torch.Tensor, torch.Tensor]:
         """(loss, norm of the gradient before clipping); one of this project's batches."""
@@ -82,6 +90,8 @@ class TrainStep:
         loss.backward()
         norm = nn.utils.clip_grad_norm_(self.parameters, self.clip_norm)
         self.optimizer.step()
+        if self.average is not None:
+            self.average.update_parameters(self.module)
         torch_wait()
         return loss.detach(), norm
 

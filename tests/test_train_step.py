@@ -1,0 +1,198 @@
+"""One step is the same on any number of devices and through both maps."""
+
+from functools import cache, partial
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from vse_jax import train_step
+from vse_jax.models.backbones.small_resnet import SmallResNet
+from vse_jax.models.encoding import Encoding
+from vse_jax.models.image import ImageEncoder
+from vse_jax.models.model import VisualSemanticModel
+from vse_jax.models.text import GRUTextEncoder
+from vse_jax.objectives.base import Objective, Spec, weighted_sum
+from vse_jax.objectives.triplet import triplet
+from vse_jax.optimizer import flatten, partition
+from vse_jax.parallel import AXIS, Devices
+
+SPEC = Spec(dimension=6, images=8, steps_per_epoch=1)
+RATE, DECAY = 0.1, 0.5
+FROZEN = {"pixels": (("text/words", None),), "features": (("image/backbone/.*", None),)}
+SETUPS = {
+    "pixels": [("shard_map", 1), ("shard_map", 4), ("pmap", 4)],
+    "features": [("shard_map", 1), ("shard_map", 4)],
+}
+
+
+def batch(path):
+    rng = np.random.default_rng(0)
+    shown = {
+        "pixels": {"image": rng.integers(0, 256, (8, 32, 32, 3), dtype=np.uint8)},
+        "features": {
+            "features": rng.standard_normal((8, 3, 8)).astype(np.float32),
+            "feature_mask": np.arange(3)[None] < rng.integers(1, 4, 8)[:, None],
+        },
+    }[path]
+    lengths = np.asarray([3, 1, 5, 2, 4, 5, 1, 3])
+    return shown | {
+        "tokens": rng.integers(0, 9, (8, 5)).astype(np.int32),
+        "token_mask": np.arange(5)[None] < lengths[:, None],
+        # Two captions of one picture, on different devices: no negatives of each other.
+        "image_id": np.asarray([0, 1, 2, 0, 4, 5, 6, 7], np.int32),
+        "weight": np.asarray([1, 1, 1, 1, 1, 1, 1, 0], np.float32),
+    }
+
+
+def model(path):
+    backbone = SmallResNet(stem=4, widths=(6,), blocks=(1,), head=8, axis_name=AXIS)
+    return VisualSemanticModel(
+        ImageEncoder(6, backbone=backbone, pool=False, frozen=path == "features"),
+        GRUTextEncoder(vocabulary=9, words=4, embedding=6),
+    )
+
+
+def variables(path):
+    """Random where the model's own start has zeros or ones, so that everything matters."""
+    one_row = jax.tree.map(lambda rows: jnp.asarray(rows[:1]), batch("pixels"))
+    init = partial(model(path).init, train=False)
+    shapes = jax.eval_shape(init, jax.random.key(0), one_row)
+    rng = np.random.default_rng(1)
+    return jax.tree.map(lambda leaf: rng.uniform(0.1, 0.5, leaf.shape).astype(np.float32), shapes)
+
+
+@cache
+def one_step(path, mode, count):
+    """(state before, state after, metrics), on the host."""
+    devices = Devices(mode, tuple(jax.devices()[:count]))
+    objective = weighted_sum(
+        {"triplet": (1.0, triplet(margin=0.2, negatives="hardest", warmup_epochs=0.0, chunk=3))}
+    )
+    optimizer, rules = optax.sgd(RATE), FROZEN[path]
+    start = train_step.init_state(
+        variables(path), objective, optimizer, SPEC, rules, seed=0, ema=True
+    )
+    start = jax.tree.map(np.asarray, start.replace(step=jnp.asarray(100, jnp.int32)))
+    step = train_step.make_step(model(path), objective, optimizer, rules, 0, DECAY)
+    mapped = devices.map(step, ("replicated", "split"), ("replicated", "replicated"), donate=(0,))
+    state, metrics = mapped(devices.replicate(start), devices.split(batch(path)))
+    return start, devices.fetch(state), devices.fetch(metrics)
+
+
+def assert_close(found, expected, name):
+    scale = max(float(np.max(np.abs(expected))), 1e-3)
+    np.testing.assert_allclose(found / scale, expected / scale, atol=1e-5, err_msg=name)
+
+
+@pytest.mark.parametrize("path", SETUPS)
+def test_devices_and_maps_agree(path):
+    first, *others = SETUPS[path]
+    _, expected, expected_metrics = one_step(path, *first)
+    for setup in others:
+        _, found, found_metrics = one_step(path, *setup)
+        assert found_metrics.keys() == expected_metrics.keys()
+        for name in expected_metrics:
+            assert_close(found_metrics[name], expected_metrics[name], f"{setup} {name}")
+        for part in ("params", "batch_stats", "ema"):
+            one, other = flatten(getattr(found, part)), flatten(getattr(expected, part))
+            assert one.keys() == other.keys()
+            for name in other:
+                assert_close(one[name], other[name], f"{setup} {name}")
+        assert found.step == expected.step == 101
+
+
+@pytest.mark.parametrize("path", SETUPS)
+def test_the_gradient_is_that_of_the_loss_and_only_what_is_not_frozen_moves(path):
+    before, after, metrics = one_step(path, *SETUPS[path][0])
+    trainable, frozen = partition(before.params, FROZEN[path])
+    moved = flatten(after.params)
+    for name, value in frozen.items():
+        np.testing.assert_array_equal(moved[name], value, err_msg=name)
+    # Plain SGD, so that the gradient can be read off the parameters.
+    gradient = {name: (trainable[name] - moved[name]) / RATE for name in trainable}
+    norm = np.sqrt(sum(np.sum(np.square(leaf, dtype=np.float64)) for leaf in gradient.values()))
+    np.testing.assert_allclose(metrics["gradient_norm"], norm, rtol=1e-4)
+    assert all(np.any(leaf != 0) for leaf in gradient.values())
+    assert frozen
+
+
+def test_the_moving_average_follows_what_is_not_frozen():
+    before, after, _ = one_step("pixels", "shard_map", 1)
+    trainable, _ = partition(after.params, FROZEN["pixels"])
+    assert after.ema.keys() == trainable.keys() == before.ema.keys()
+    for name, value in trainable.items():
+        expected = DECAY * before.ema[name] + (1 - DECAY) * value
+        np.testing.assert_allclose(after.ema[name], expected, rtol=1e-6)
+    merged = flatten(train_step.evaluation_params(after))
+    np.testing.assert_array_equal(merged["text/gru/bias_hh"], after.ema["text/gru/bias_hh"])
+    np.testing.assert_array_equal(merged["text/words"], before.params["text"]["words"])
+
+
+def test_statistics_move_to_those_of_the_whole_batch_or_not_at_all():
+    before, after, _ = one_step("pixels", "shard_map", 4)
+    image = (batch("pixels")["image"].astype(np.float64) - 127.5) / 127.5
+    blocks = image.reshape(8, 16, 2, 16, 2, 3).transpose(0, 1, 3, 2, 4, 5).reshape(8, 16, 16, 12)
+    padded = np.pad(blocks, ((0, 0), (0, 1), (0, 1), (0, 0)))
+    windows = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), (1, 2))[:, ::2, ::2]
+    kernel = before.params["image"]["backbone"]["conv"]["kernel"]
+    mean = np.einsum("bhwcyx,yxco->bhwo", windows, kernel).mean((0, 1, 2))
+    old, new = (s.batch_stats["image"]["backbone"]["norm"]["mean"] for s in (before, after))
+    np.testing.assert_allclose(new, 0.9 * old + 0.1 * mean, atol=1e-5)
+    before, after, _ = one_step("features", "shard_map", 4)
+    same = jax.tree.map(np.array_equal, before.batch_stats, after.batch_stats)
+    assert jax.tree.all(same)
+
+
+class Dropped(nn.Module):
+    """Ones after dropout, times a parameter."""
+
+    @nn.compact
+    def __call__(self, batch, *, train):
+        del batch
+        scale = self.param("scale", nn.initializers.ones, ())
+        rows = nn.Dropout(0.5, deterministic=not train)(jnp.ones((1, 20))) * scale
+        return {"image": Encoding(rows[None], jnp.ones((1, 1), bool), rows)}
+
+
+def code(device):
+    """An objective whose metric is which channels one device dropped, as a number."""
+
+    def init(rng, spec):
+        del rng, spec
+        return {}
+
+    def apply(state, outputs, batch):
+        del batch
+        kept = outputs["image"].pooled[0] > 0
+        number = jnp.sum(jnp.where(kept, 2.0 ** jnp.arange(20), 0.0))
+        everyone = jax.lax.all_gather(number, AXIS)
+        return jnp.sum(outputs["image"].pooled), state, {"code": everyone[device]}
+
+    return Objective(init, apply)
+
+
+def test_dropout_depends_on_seed_step_and_device():
+    devices = Devices("shard_map", tuple(jax.devices()[:4]))
+    objective = weighted_sum({str(device): (1.0, code(device)) for device in range(4)})
+    rows = devices.split({"weight": np.ones(4, np.float32)})
+
+    def codes(seed, step):
+        start = train_step.init_state(
+            {"params": {"scale": np.ones((), np.float32)}},
+            objective, optax.sgd(0.0), SPEC, (), seed=seed, ema=False,
+        )  # fmt: skip
+        start = jax.tree.map(np.asarray, start.replace(step=jnp.asarray(step, jnp.int32)))
+        function = train_step.make_step(Dropped(), objective, optax.sgd(0.0), (), seed, 0.0)
+        mapped = devices.map(function, ("replicated", "split"), ("replicated", "replicated"))
+        _, metrics = mapped(devices.replicate(start), rows)
+        metrics = devices.fetch(metrics)
+        return [float(metrics[f"{device}/code"]) for device in range(4)]
+
+    first = codes(0, 3)
+    assert first == codes(0, 3)
+    everything = [*first, *codes(0, 4), *codes(1, 3)]
+    assert len(set(everything)) == 12
