@@ -22,6 +22,7 @@ def get_config(system: str = "vsepp") -> ConfigDict:
     config.model.image.dropout = 0.1
     config.model.text.dropout = 0.2
     config.objective.triplet.warmup_epochs = 2.0
+    config.objective.triplet.warmup = "infonce"
     config.train.freeze = (("image/backbone/.*", None),)
     config.train.epochs = 12.0
     config.train.learning_rate = 5e-4

@@ -16,17 +16,22 @@ import pytest
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
-def preset(name):
-    """The default config of a file of configs/."""
-    path = Path(__file__).parents[1] / "configs" / f"{name}.py"
-    spec = importlib.util.spec_from_file_location(f"configs_{name}", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.get_config()
+@pytest.fixture(scope="session")
+def preset():
+    """Name -> the default config of that file of configs/."""
+
+    def load(name):
+        path = Path(__file__).parents[1] / "configs" / f"{name}.py"
+        spec = importlib.util.spec_from_file_location(f"configs_{name}", path)
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module.get_config()
+
+    return load
 
 
 @pytest.fixture(scope="session")
-def tiny_shapes(tmp_path_factory):
+def tiny_shapes(preset, tmp_path_factory):
     """`configs/shapes.py` at a size that trains in seconds."""
     config = preset("shapes")
     config.data.data_dir = str(tmp_path_factory.mktemp("data"))

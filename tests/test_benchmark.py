@@ -122,6 +122,7 @@ def test_step_runs_without_torch(monkeypatch):
     assert [row.quantity for row in rows] == ["products of a step", "ours"]
 
 
+@pytest.mark.slow
 @pytest.mark.torch
 def test_step_does_what_its_twin_does():
     pytest.importorskip("torch", reason="needs the extra [parity]")

@@ -87,9 +87,9 @@ def test_every_epoch_ends_exactly_once(examples, batch_size):
     [
         (0.0, "0:00:00"),
         (59.6, "0:01:00"),
-        (61, "0:01:01"),
+        (61.0, "0:01:01"),
         (3599.4, "0:59:59"),
-        (90_061, "25:01:01"),
+        (90_061.0, "25:01:01"),
     ],
 )
 def test_durations_are_hours_minutes_and_seconds(seconds, shown):

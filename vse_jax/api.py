@@ -55,7 +55,10 @@ class Model:
 
         Raises:
           DataError: a picture cannot be read; says which.
+          TypeError: `pictures` is a single path or its bytes.
         """
+        if isinstance(pictures, str | bytes | os.PathLike):
+            raise TypeError("encode_images takes a list of pictures, e.g. ['a.jpg']")
         size = self.config.data.image_size
 
         def batches() -> Iterator[HostBatch]:
@@ -112,6 +115,8 @@ class Model:
 
     def _slices(self, total: int, batch_size: int) -> Iterator[tuple[int, int, int]]:
         """(first, how many, padded to) of each batch; few padded sizes, so few compilations."""
+        if batch_size < 1:
+            raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
         for start in range(0, total, batch_size):
             count = min(batch_size, total - start)
             padded = min(batch_size, 1 << (count - 1).bit_length())
@@ -137,19 +142,27 @@ def _weight(count: int, padded: int) -> Float[np.ndarray, "b"]:
 
 def _pixels(number: int, picture: Picture, size: int) -> np.ndarray:
     """uint8 [size, size, 3], resized whole: bilinear with antialiasing, as in training."""
+    if isinstance(picture, np.ndarray):
+        if picture.dtype != np.uint8 or picture.shape[2:] != (3,) or not picture.size:
+            raise DataError(
+                f"picture {number} is {picture.dtype}{list(picture.shape)}; "
+                "expected uint8 [h, w, 3]"
+            )
+        image = Image.fromarray(picture)
+    elif isinstance(picture, str | os.PathLike | bytes):
+        image = _opened(number, picture)
+    else:
+        raise DataError(
+            f"picture {number} is a {type(picture).__name__}; expected a path, bytes or an array"
+        )
+    return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR))
+
+
+def _opened(number: int, picture: str | os.PathLike[str] | bytes) -> Image.Image:
     try:
-        if isinstance(picture, np.ndarray):
-            if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3:
-                raise DataError(
-                    f"picture {number} is {picture.dtype}{list(picture.shape)}; "
-                    "expected uint8 [h, w, 3]"
-                )
-            image = Image.fromarray(picture)
-        else:
-            source = io.BytesIO(picture) if isinstance(picture, bytes) else picture
-            with Image.open(source) as opened:
-                image = opened.convert("RGB")
-    except (OSError, ValueError, Image.DecompressionBombError) as error:
+        with Image.open(io.BytesIO(picture) if isinstance(picture, bytes) else picture) as opened:
+            return opened.convert("RGB")
+    # Pillow raises SyntaxError for a PNG whose chunks are broken.
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         name = "bytes" if isinstance(picture, bytes) else picture
         raise DataError(f"picture {number} ({name}) cannot be read: {error}") from error
-    return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR))

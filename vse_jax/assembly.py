@@ -60,6 +60,8 @@ def build_objective(config: ConfigDict) -> Objective:
                 negatives=section.negatives,
                 warmup_epochs=section.warmup_epochs,
                 chunk=section.chunk,
+                warmup=section.warmup,
+                temperature=section.temperature,
             ),
         )
     section = config.objective.infonce

@@ -96,8 +96,12 @@ def default_config() -> ConfigDict:
     triplet.negatives = "hardest"
     # How much more similar a caption must be to its picture than to another.
     triplet.margin = 0.2
-    # Epochs over all negatives before the hardest ones are mined; 0 courts the collapse.
+    # Epochs of a softer loss before the hardest ones are mined; 0 courts the collapse.
     triplet.warmup_epochs = 1.0
+    # The softer loss: the hinge over "all" negatives, or the cross-entropy over them ("infonce").
+    triplet.warmup = "all"
+    # Divides the similarities in that cross-entropy.
+    triplet.temperature = 0.05
     # Pairs scored at a time while mining: memory grows with rows x chunk.
     triplet.chunk = 4096
     objective.infonce = infonce = ConfigDict()
@@ -161,12 +165,13 @@ CHOICES: Mapping[str, tuple[str, ...]] = {
     "model.image.pooling": ("mean", "mean_max"),
     "model.text.pooling": ("last", "max"),
     "objective.triplet.negatives": ("hardest", "all"),
+    "objective.triplet.warmup": ("all", "infonce"),
     "train.schedule": ("cosine", "constant", "step"),
 }
 POSITIVE = (
     "data.image_size", "data.max_tokens", "model.dimension", "model.text.words",
-    "objective.triplet.chunk", "objective.infonce.chunk", "objective.infonce.temperature",
-    "train.epochs", "train.steps", "train.batch_size",
+    "objective.triplet.chunk", "objective.triplet.temperature", "objective.infonce.chunk",
+    "objective.infonce.temperature", "train.epochs", "train.steps", "train.batch_size",
     "train.learning_rate", "train.clip_norm", "train.log_every", "train.checkpoint_every",
     "train.validate_every", "evaluate.batch_size",
 )  # fmt: skip

@@ -154,7 +154,8 @@ def _queries(experiment: Experiment, split: Split, embeddings: Embeddings) -> di
     )
     pictures = np.unique(np.linspace(0, len(split.images) - 1, count).astype(int))
     captions = np.unique(np.linspace(0, len(split.captions) - 1, count).astype(int))
-    found, scores = retrieval.top_k(embeddings.images[pictures], embeddings.captions, SHOWN)
+    shown = min(SHOWN, len(split.images))
+    found, scores = retrieval.top_k(embeddings.images[pictures], embeddings.captions, shown)
     i2t = [
         {
             "image": _thumbnail(split, int(picture)),
@@ -171,7 +172,7 @@ def _queries(experiment: Experiment, split: Split, embeddings: Embeddings) -> di
         }
         for picture, row, row_scores in zip(pictures, found, scores, strict=True)
     ]
-    found, scores = retrieval.top_k(embeddings.captions[captions], embeddings.images, SHOWN)
+    found, scores = retrieval.top_k(embeddings.captions[captions], embeddings.images, shown)
     t2i = [
         {
             "text": split.captions[caption],

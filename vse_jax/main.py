@@ -87,6 +87,8 @@ def _parse(argv: Sequence[str]) -> list[str]:
             raise flags.ValidationError("--workdir is missing: the folder of the run")
         if _MODE.value == "train" and _CONFIG.value is None:
             raise flags.ValidationError("--config is missing: a file of configs/")
+        if _CONFIG.value is not None:
+            _CONFIG.value.to_dict()  # a file that could not be loaded says so when it is used
     except (flags.Error, config.ConfigError, TypeError, ValueError, OSError) as error:
         sys.stderr.write(f"vse_jax: {' '.join(str(error).split())}\n")
         sys.exit(2)

@@ -186,3 +186,23 @@ def test_a_weighted_sum_adds_and_names_its_terms():
     np.testing.assert_allclose(metrics["second/loss_per_pair"], parts["all"] / 7, rtol=1e-5)
     np.testing.assert_allclose(metrics["triplet/loss_per_pair"], parts["hardest"] / 7, rtol=1e-5)
     assert (new["triplet"].step, new["second"].step) == (1, 1)
+
+
+@pytest.mark.parametrize("count", [1, 4])
+def test_the_warm_up_may_be_the_cross_entropy(count):
+    images, texts = embeddings()
+    objective = triplet(MARGIN, "hardest", 1.0, chunk=3, warmup="infonce", temperature=0.1)
+    state = objective.init(jax.random.key(0), SPEC)
+    rows = np.flatnonzero(WEIGHT)
+    scores = images @ texts.T / 0.1
+    expected = 0.0
+    for matrix in (scores, scores.T):
+        for i in rows:
+            among = [matrix[i, i], *(matrix[i, j] for j in rows if IDS[j] != IDS[i])]
+            expected += np.log(np.sum(np.exp(among))) - matrix[i, i]
+    loss, _, metrics, _ = run(objective, state, images, texts, count=count)
+    np.testing.assert_allclose(loss, expected, rtol=1e-5)
+    assert metrics["collapse"] == 0.0
+    after = state.replace(step=np.asarray(2, np.int32))
+    loss, _, _, _ = run(objective, after, images, texts, count=count)
+    np.testing.assert_allclose(loss, by_hand("hardest", images, texts)[0], rtol=1e-5)

@@ -1,6 +1,7 @@
 """The triplet hinge over the global batch: LMH, LSH, and LSH for a start."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal
 
 import flax.struct
@@ -10,9 +11,14 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from vse_jax import parallel
 from vse_jax.losses import triplet as losses
+from vse_jax.losses.contrastive import cross_entropy
 from vse_jax.models.similarity import Similarity, dot
 from vse_jax.objectives.base import Batch, Metrics, Objective, Outputs, Spec
 from vse_jax.objectives.pairs import gather
+
+# (similarity, queries, their ids, positives, which count, keys, their ids, which count) ->
+# (sum over the queries, score of each one's hardest negative)
+_Cost = Callable[..., tuple[Float[Array, ""], Float[Array, " b"]]]
 
 
 class TripletState(flax.struct.PyTreeNode):
@@ -35,23 +41,37 @@ def triplet(
     negatives: Literal["hardest", "all"],
     warmup_epochs: float,
     chunk: int,
+    warmup: Literal["all", "infonce"] = "all",
+    temperature: float = 0.05,
     similarity: Similarity = dot,
 ) -> Objective:
     """The hinge of every pair of the global batch against its negatives, both directions.
 
     The loss is the sum over the pairs, as published. From scratch the hardest negatives
     alone collapse all embeddings to one point, where every pair costs 2 x margin and the
-    gradient all but vanishes; `warmup_epochs` over all negatives avoid it. The metric
+    gradient all but vanishes; `warmup_epochs` of a softer loss avoid it. The metric
     `collapse` is the loss of a pair over 2 x margin while hardest negatives are used (near 1
     for long: collapsed), else 0, as for a margin of 0. Source: Faghri et al., VSE++, BMVC 2018.
 
     Args:
       margin: of the hinge.
       negatives: "hardest" (LMH) or "all" (LSH).
-      warmup_epochs: epochs of "all" before "hardest".
+      warmup_epochs: epochs of the softer loss before "hardest".
       chunk: pairs scored at a time; memory grows with rows of a device x chunk.
+      warmup: the softer loss: "all" negatives, or the cross-entropy over them ("infonce").
+      temperature: of that cross-entropy.
       similarity: of two embeddings.
     """
+
+    every: _Cost = partial(losses.all_hinge, margin=margin, chunk=chunk)
+    mined: _Cost = partial(losses.hardest_hinge, margin=margin, chunk=chunk)
+    entropy = partial(cross_entropy, temperature=temperature, chunk=chunk)
+
+    def softmax(*data: Any) -> tuple[Float[Array, ""], Float[Array, " b"]]:
+        loss = entropy(*data)
+        return loss, jnp.full(data[1].shape[:1], -jnp.inf)
+
+    softer = every if warmup == "all" else softmax
 
     def init(rng: PRNGKeyArray, spec: Spec) -> TripletState:
         del rng
@@ -64,24 +84,23 @@ def triplet(
         local, everywhere = gather(outputs, batch)
         positive = similarity.rows(local.images, local.texts)
 
-        def both(hinge: Callable) -> tuple[Float[Array, ""], Float[Array, "2 b"]]:
-            image_loss, image_hardest = hinge(
-                similarity, local.images, local.ids, positive, local.where,
-                everywhere.texts, everywhere.ids, everywhere.where, margin, chunk,
-            )  # fmt: skip
-            text_loss, text_hardest = hinge(
-                similarity, local.texts, local.ids, positive, local.where,
-                everywhere.images, everywhere.ids, everywhere.where, margin, chunk,
-            )  # fmt: skip
-            return image_loss + text_loss, jnp.stack([image_hardest, text_hardest])
+        def both(cost: _Cost) -> tuple[Float[Array, ""], Float[Array, "2 b"]]:
+            """The cost of pictures among captions and of captions among pictures."""
+            sides = (local.images, everywhere.texts), (local.texts, everywhere.images)
+            found = [
+                cost(
+                    similarity, queries, local.ids, positive, local.where,
+                    keys, everywhere.ids, everywhere.where,
+                )
+                for queries, keys in sides
+            ]  # fmt: skip
+            return found[0][0] + found[1][0], jnp.stack([hardest for _, hardest in found])
 
         warming = state.step < state.warmup_steps
         if negatives == "all":
-            loss, hardest = both(losses.all_hinge)
+            loss, hardest = both(every)
         else:
-            loss, hardest = jax.lax.cond(
-                warming, lambda: both(losses.all_hinge), lambda: both(losses.hardest_hinge)
-            )
+            loss, hardest = jax.lax.cond(warming, lambda: both(softer), lambda: both(mined))
         loss = loss * parallel.device_count()
 
         pairs = jnp.maximum(jnp.sum(everywhere.where), 1)

@@ -1,0 +1,126 @@
+"""Flickr8k with a frozen MobileNetV2, from files as a user has them: features are made once."""
+
+import dataclasses
+import io
+import json
+import logging
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import safetensors.numpy
+from PIL import Image
+
+import vse_jax
+from vse_jax import checkpoint, evaluate, experiment, train
+from vse_jax.models.backbones import weights
+from vse_jax.models.backbones.mobilenet_v2 import RULES, MobileNetV2
+from vse_jax.optimizer import flatten
+
+SIZES = {"train": 8, "dev": 2, "test": 2}
+SCALE = {"depth_multiplier": 0.1, "finegrained_output": False}
+
+
+def photo(seed):
+    pixels = np.random.default_rng(seed).integers(0, 255, (4, 4, 3), dtype=np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(pixels).resize((32, 32)).save(file, "JPEG", quality=95)
+    return file.getvalue()
+
+
+def write_flickr8k(root):
+    photos, text = root / "Flicker8k_Dataset", root / "Flickr8k_text"
+    photos.mkdir(parents=True)
+    text.mkdir()
+    lines = []
+    for split, size in SIZES.items():
+        names = [f"{split}{number}.jpg" for number in range(size)]
+        (text / f"Flickr_8k.{split}Images.txt").write_text("".join(f"{n}\n" for n in names))
+        for name in names:
+            (photos / name).write_bytes(photo(sum(name.encode())))
+            lines += [f"{name}#{n}\tA dog and a {name[-5]} in the snow ." for n in range(5)]
+    (text / "Flickr8k.token.txt").write_text("\n".join(lines) + "\n")
+
+
+def write_weights(folder, seed):
+    net = MobileNetV2(**SCALE)
+    picture = jnp.zeros((1, 32, 32, 3), jnp.uint8)
+    shapes = jax.eval_shape(partial(net.init, train=False), jax.random.key(0), picture)
+    rng = np.random.default_rng(seed)
+
+    def fill(path, leaf):
+        if path[-1].key == "kernel":
+            return rng.normal(0, np.prod(leaf.shape[:-1]) ** -0.5, leaf.shape).astype(np.float32)
+        return rng.uniform(0.5, 1.0, leaf.shape).astype(np.float32)
+
+    variables = jax.tree_util.tree_map_with_path(fill, shapes)
+    folder.mkdir(exist_ok=True)
+    safetensors.numpy.save_file(weights.revert(variables, RULES), folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps({"model_type": "mobilenet_v2"} | SCALE))
+    return variables
+
+
+@pytest.mark.slow
+def test_features_are_made_once_for_the_same_data_and_weights(preset, tmp_path, caplog):
+    caplog.set_level(logging.INFO, "vse_jax")
+    write_flickr8k(tmp_path / "flickr8k")
+    variables = write_weights(tmp_path / "weights", seed=0)
+    config = preset("flickr8k")
+    config.data.manual_dir = str(tmp_path / "flickr8k")
+    config.data.data_dir = str(tmp_path / "prepared")
+    config.data.image_size = 32
+    config.model.image.weights = str(tmp_path / "weights")
+    config.model.dimension = 8
+    config.model.text.words = 4
+    config.train.steps = 2
+    config.train.batch_size = 4
+    config.evaluate.batch_size = 8
+
+    def prepare(name):
+        """The run, and whether its features were computed rather than found."""
+        caplog.clear()
+        run = experiment.prepare(config, tmp_path / name)
+        assert "features in" in caplog.text
+        return run, "computing the features of 12 pictures, once" in caplog.text
+
+    assert train.train(config, tmp_path / "first")
+    assert "computing the features of 12 pictures, once" in caplog.text
+    report = json.loads((tmp_path / "first" / "report.json").read_text())
+    assert (report["protocol"], report["step"]) == ("flickr8k_2", 2)
+
+    # The backbone of the checkpoint is that of the file, to the bit.
+    tree = checkpoint.read_newest(tmp_path / "first" / "checkpoints" / "best")
+    for collection, values in variables.items():
+        kept = flatten(tree[collection]["image"]["backbone"])
+        for name, value in flatten(values).items():
+            np.testing.assert_array_equal(kept[name], value, err_msg=name)
+
+    run, computed = prepare("second")
+    assert not computed
+    assert run.examples["test"].features.shape == (2, 1, 128)
+    # The features say of a photo what its pixels say.
+    state = evaluate.best_state(
+        dataclasses.replace(run, workdir=tmp_path / "first"), train.initial_state(run)
+    )
+    expected = evaluate.encode(run, state, "test").images
+    photos = [tmp_path / "flickr8k" / "Flicker8k_Dataset" / f"test{n}.jpg" for n in range(2)]
+    found = vse_jax.load(tmp_path / "first").encode_images(photos)
+    assert np.sum(found * expected, axis=1).min() > 0.999
+
+    # What an interrupted computation left is not taken for the whole.
+    (folder,) = (tmp_path / "prepared" / "features").iterdir()
+    before = np.load(folder / "train.npy")
+    (folder / "done.json").unlink()
+    (folder / "train.npy").write_bytes((folder / "train.npy").read_bytes()[:200])
+    folder.rename(folder.with_name(f"{folder.name}.partial"))
+    run, computed = prepare("third")
+    assert computed
+    np.testing.assert_array_equal(run.examples["train"].features, before)
+
+    write_weights(tmp_path / "weights", seed=1)
+    run, computed = prepare("fourth")
+    assert computed
+    assert not np.allclose(run.examples["train"].features, before)
+    assert len(list((tmp_path / "prepared" / "features").iterdir())) == 2

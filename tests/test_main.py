@@ -1,0 +1,142 @@
+"""The command line: what a user gets wrong is told in a line, without a stack trace."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).parents[1]
+# Imports are most of a command's time: one process imports, and a copy of it runs each case.
+COPIES = """
+import json, os, sys, tempfile, traceback
+from absl import app
+from vse_jax import main, train
+results = {}
+for name, flags in json.loads(sys.argv[1]).items():
+    with tempfile.TemporaryFile() as output:
+        process = os.fork()
+        if process == 0:
+            os.dup2(output.fileno(), 1)
+            os.dup2(output.fileno(), 2)
+            code = 0
+            try:
+                sys.argv = ["vse_jax.main", *flags]
+                app.run(main.main, flags_parser=main._parse)
+            except SystemExit as end:
+                code = end.code or 0
+            except BaseException:
+                traceback.print_exc()
+                code = 99
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)
+        code = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+        output.seek(0)
+        results[name] = code, output.read().decode()
+print(json.dumps(results))
+"""
+SHAPES, CUSTOM = "--config=configs/shapes.py", "--config=configs/custom.py"
+FLICKR8K = "--config=configs/flickr8k.py"
+
+# Flags besides --workdir, exit code, part of the message.
+CASES = {
+    "unknown field": (
+        [SHAPES, "--config.train.batch_sise=3"],
+        2, "unknown config field 'train.batch_sise'; did you mean 'train.batch_size'?",
+    ),
+    "mistyped value": ([SHAPES, "--config.train.batch_size=many"], 2, "many"),
+    "missing file": (["--config=configs/nowhere.py"], 2, "configs/nowhere.py"),
+    "unknown system": (["--config=configs/shapes.py:vsepq"], 2, "has no 'vsepq'; it has 'vsepp'"),
+    "unknown flag": ([SHAPES, "--wokdir=a"], 2, "wokdir"),
+    "unknown mode": ([SHAPES, "--mode=test"], 2, "train|evaluate"),
+    "no config": ([], 2, "--config is missing: a file of configs/"),
+    "bad choice": (
+        [SHAPES, "--config.train.schedule=cosin"], 1, "'train.schedule' is 'cosin'; did you mean",
+    ),
+    "impossible size": ([SHAPES, "--config.train.batch_size=6"], 1, "4 devices cannot share"),
+    "no data folder": (
+        [FLICKR8K, "--config.data.manual_dir=/nowhere"],
+        1, "no folder /nowhere. Put Flickr8k into the folder that data.manual_dir names",
+    ),
+    "where the data come from": (
+        [FLICKR8K, "--config.data.manual_dir=/nowhere"], 1, "University of Illinois",
+    ),
+    "no data field": ([FLICKR8K], 1, "'data.manual_dir' is not set; 'flickr8k' needs it"),
+    "no data file": (["--config=configs/custom.py:/nowhere.csv"], 1, "/nowhere.csv"),
+    "no weights": (
+        ["--config.model.image.backbone=mobilenet_v2", "--config.model.image.weights=/nowhere/w"],
+        1, "weights '/nowhere/w': no such file or folder",
+    ),
+    "nothing to evaluate": (["--mode=evaluate"], 1, "is no workdir of vse_jax"),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def results(trained, tiny_shapes, tmp_path_factory):
+    """Name -> (exit code, output) of every case and of an evaluation; the folder they ran in."""
+    folder = tmp_path_factory.mktemp("main")
+    tiny = [
+        SHAPES, f"--config.data.data_dir={tiny_shapes.data.data_dir}",
+        f"--config.data.shapes_sizes={tiny_shapes.data.shapes_sizes}",
+    ]  # fmt: skip
+    cases = {
+        name: [f"--workdir={folder / str(number)}", *(tiny if name == "no weights" else ()), *flags]
+        for number, (name, (flags, _, _)) in enumerate(CASES.items())
+    }
+    cases["no workdir"] = [SHAPES]
+    cases["evaluate"] = ["--mode=evaluate", f"--workdir={_copy(trained, folder / 'trained')}"]
+    environment = os.environ | {"JAX_PLATFORMS": "cpu"}
+    environment["JAX_COMPILATION_CACHE_DIR"] = str(folder / "xla")
+    done = subprocess.run(
+        [sys.executable, "-c", COPIES, json.dumps(cases)],
+        cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=False, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout), folder
+
+
+def _copy(source, target):
+    """A workdir with the report of an evaluation that never was."""
+    shutil.copytree(source, target)
+    (target / "report.json").write_text("{}")
+    return target
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_mistake_is_told_in_a_line(results, name):
+    code, output = results[0][name]
+    _, expected, message = CASES[name]
+    assert message in " ".join(output.split()), output
+    assert "Traceback" not in output
+    assert code == expected, output
+    if code == 2:
+        assert len(output.strip().splitlines()) == 1
+
+
+def test_a_missing_workdir_is_told(results):
+    code, output = results[0]["no workdir"]
+    assert (code, output) == (2, "vse_jax: --workdir is missing: the folder of the run\n")
+
+
+def test_help_lists_the_flags():
+    done = subprocess.run(
+        [sys.executable, "-m", "vse_jax.main", "--help"],
+        cwd=REPOSITORY, capture_output=True, text=True, check=False, timeout=100,
+    )  # fmt: skip
+    assert "Traceback" not in done.stdout + done.stderr
+    for text in ("python -m vse_jax.main --config=", "--config:", "--workdir:", "--mode:"):
+        assert text in done.stdout
+
+
+def test_evaluating_again_gives_the_metrics_of_training(results, trained):
+    (code, output), folder = results[0]["evaluate"], results[1]
+    assert code == 0, output
+    assert "Traceback" not in output
+    found, expected = (
+        json.loads((path / "report.json").read_text()) for path in (folder / "trained", trained)
+    )
+    assert found == expected
