@@ -18,8 +18,8 @@ def get_config(choice: str = "vsepp") -> ConfigDict:
     objective = option.removeprefix("objective=") or "infonce"
     if system != "vsepp" or objective not in OBJECTIVES:
         raise ConfigError(
-            f"configs/shapes.py has no {choice!r}; it has 'vsepp', and with it "
-            f"',objective=' {', '.join(OBJECTIVES)}"
+            f"configs/shapes.py has no system {choice!r}; it has 'vsepp' and, after a comma, "
+            f"objective={' or '.join(OBJECTIVES)}"
         )
     config = default_config()
     config.data.dataset = "shapes"

@@ -1,6 +1,6 @@
-"""python -m vse_jax.evaluate --workdir=...: measures a workdir's best checkpoint.
+"""Measures checkpoints: how training validates, and how the two reports come about.
 
-Also how training validates, and how `report.json` and `report.html` come about.
+From the command line it is `python -m vse_jax.main --mode=evaluate --workdir=...`.
 """
 
 import dataclasses
