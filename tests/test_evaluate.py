@@ -127,13 +127,16 @@ def test_the_reports_queries_are_true(trained, run, best):
 def test_without_a_test_split_validation_is_reported(run, best, tmp_path):
     splits = {k: v for k, v in run.dataset.splits.items() if k != "test"}
     dataset = dataclasses.replace(run.dataset, splits=splits, skipped={"grey": ("a.jpg",)})
-    other = dataclasses.replace(run, dataset=dataset, workdir=tmp_path)
-    metrics = evaluate.write_report(other, best, ["careful"])
+    config = run.config.copy_and_resolve_references()
+    config.evaluate.queries = 0
+    other = dataclasses.replace(run, config=config, dataset=dataset, workdir=tmp_path)
+    metrics = evaluate.write_report(other, best, ["careful"], "python -m vse_jax.main")
     found = json.loads((tmp_path / "report.json").read_text())
     assert (found["split"], found["protocol"]) == ("validation", "all_16")
     assert found["metrics"] == metrics
     assert found["skipped"] == {"grey": ["a.jpg"]}
-    assert found["warnings"] == ["careful"]
+    assert (found["warnings"], found["command"]) == (["careful"], "python -m vse_jax.main")
+    assert json.loads((tmp_path / "queries.json").read_text()) == {"i2t": [], "t2i": []}
 
 
 def test_a_moving_average_is_what_is_evaluated(run, best):

@@ -50,7 +50,7 @@ CASES = {
     ),
     "mistyped value": ([SHAPES, "--config.train.batch_size=many"], 2, "many"),
     "missing file": (["--config=configs/nowhere.py"], 2, "configs/nowhere.py"),
-    "unknown system": (["--config=configs/shapes.py:vsepq"], 2, "has no 'vsepq'; it has 'vsepp'"),
+    "unknown system": (["--config=configs/shapes.py:vsepq"], 2, "'vsepq'; it has 'vsepp'"),
     "unknown flag": ([SHAPES, "--wokdir=a"], 2, "wokdir"),
     "unknown mode": ([SHAPES, "--mode=test"], 2, "train|evaluate"),
     "no config": ([], 2, "--config is missing: a file of configs/"),

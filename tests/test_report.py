@@ -299,3 +299,20 @@ def test_a_transparent_picture_lies_on_white():
 def test_what_is_no_picture_is_an_error(data):
     with pytest.raises(report.ReportError, match="not a picture"):
         report.thumbnail(data)
+
+
+def test_the_page_says_what_was_trained(tmp_path):
+    config = {
+        "model": {"image": {"backbone": "small_resnet"}},
+        "objective": {
+            "triplet": {"weight": 0.0, "margin": 0.2},
+            "infonce": {"weight": 1.0, "temperature": 0.05},
+        },
+        "train": {"epochs": 3.0, "steps": 120},
+    }
+    text = page_of(report.write(workdir(tmp_path, config=config))).text
+    facts = text[: text.index("Results")]
+    for shown in ("vse_jax on shapes", "Backbonesmall_resnet", "temperature0.05", "Steps120"):
+        assert shown in facts
+    for left_out in ("Triplet", "Epochs"):
+        assert left_out not in facts

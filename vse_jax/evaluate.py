@@ -87,7 +87,10 @@ def best_state(experiment: Experiment, template: TrainState) -> TrainState:
 
 
 def write_report(
-    experiment: Experiment, state: TrainState, warnings: Sequence[str] = ()
+    experiment: Experiment,
+    state: TrainState,
+    warnings: Sequence[str] = (),
+    command: str | None = None,
 ) -> dict[str, float]:
     """Evaluates the test split (validation where there is none); writes the two reports.
 
@@ -95,6 +98,7 @@ def write_report(
       experiment: the run.
       state: to evaluate, as host arrays.
       warnings: of the training, to be shown.
+      command: that trained it, to be shown.
 
     Returns:
       The metrics.
@@ -126,6 +130,8 @@ def write_report(
         }
         if truth is not None:
             content["oracle"] = truth
+        if command is not None:
+            content["command"] = command
         workdir.write_text(experiment.workdir / workdir.REPORT, json.dumps(content, indent=2))
         page = report.write(experiment.workdir, _queries(experiment, split, embeddings))
         log.info("report: %s", page)
@@ -146,6 +152,8 @@ def summary(metrics: Mapping[str, float]) -> str:
 def _queries(experiment: Experiment, split: Split, embeddings: Embeddings) -> dict[str, Any]:
     """Queries spread over the split, and what they retrieve, for the report."""
     count = experiment.config.evaluate.queries
+    if count == 0:
+        return {"i2t": [], "t2i": []}
     ranks = retrieval.ranks(
         embeddings.images,
         embeddings.captions,
@@ -154,7 +162,7 @@ def _queries(experiment: Experiment, split: Split, embeddings: Embeddings) -> di
     )
     pictures = np.unique(np.linspace(0, len(split.images) - 1, count).astype(int))
     captions = np.unique(np.linspace(0, len(split.captions) - 1, count).astype(int))
-    shown = min(SHOWN, len(split.images))
+    shown = min(SHOWN, len(split.captions))
     found, scores = retrieval.top_k(embeddings.images[pictures], embeddings.captions, shown)
     i2t = [
         {
@@ -172,6 +180,7 @@ def _queries(experiment: Experiment, split: Split, embeddings: Embeddings) -> di
         }
         for picture, row, row_scores in zip(pictures, found, scores, strict=True)
     ]
+    shown = min(SHOWN, len(split.images))
     found, scores = retrieval.top_k(embeddings.captions[captions], embeddings.images, shown)
     t2i = [
         {
@@ -205,4 +214,13 @@ def evaluate_workdir(folder: Path) -> dict[str, float]:
     conf = workdir.read_config(folder)
     experiment = experiments.prepare(conf, folder)
     state = best_state(experiment, train.initial_state(experiment))
-    return write_report(experiment, state, train.warnings_of(workdir.read_metrics(folder), conf))
+    warnings = train.warnings_of(workdir.read_metrics(folder), conf)
+    return write_report(experiment, state, warnings, _command(folder))
+
+
+def _command(folder: Path) -> str | None:
+    """The command of the report before, if there is one."""
+    try:
+        return report.read(folder).report.get("command")
+    except report.ReportError:
+        return None

@@ -6,6 +6,7 @@ on with a run that was stopped.
 
 import logging
 import os
+import shlex
 import signal
 import sys
 import threading
@@ -55,7 +56,8 @@ def _run(workdir: Path) -> None:
         return
     devices = jax.devices()
     log.info("%d x %s, JAX %s", len(devices), devices[0].device_kind, jax.__version__)
-    train.train(_CONFIG.value, workdir, _stop_on_signal())
+    command = shlex.join(["python", "-m", "vse_jax.main", *sys.argv[1:]])
+    train.train(_CONFIG.value, workdir, _stop_on_signal(), command)
 
 
 def _stop_on_signal() -> threading.Event:

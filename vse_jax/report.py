@@ -32,8 +32,9 @@ FACTS = {
     "Backbone": "model.image.backbone",
     "Image features": "model.image.features",
     "Dimension": "model.dimension",
-    "Negatives": "objective.triplet.negatives",
-    "Margin": "objective.triplet.margin",
+    "Triplet, negatives": "objective.triplet.negatives",
+    "Triplet, margin": "objective.triplet.margin",
+    "InfoNCE, temperature": "objective.infonce.temperature",
     "Batch size": "train.batch_size",
     "Learning rate": "train.learning_rate",
     "Epochs": "train.epochs",
@@ -179,9 +180,6 @@ def _header(run: Run, title: str) -> str:
         f"protocol {report.get('protocol', '?')}",
         f"checkpoint of step {whole(report.get('step'))}",
     ]
-    facts = {name: _at(report.get("config"), path) for name, path in FACTS.items()}
-    if facts["Steps"] is not None:
-        facts["Epochs"] = None  # where steps are given, epochs do not count
     tiles = {
         "rsum of 600": number(metrics.get("rsum")),
         "image → text, R@1": number(metrics.get("i2t/R@1"), "%"),
@@ -195,9 +193,23 @@ def _header(run: Run, title: str) -> str:
     return (
         f"<header><p class=kicker>vse_jax report</p><h1>{escaped(title)}</h1>"
         f"<p class=sub>{escaped(' · '.join(line))}</p>"
-        f"{_pairs({name: value for name, value in facts.items() if value is not None})}"
+        f"{_pairs(_facts(report.get('config')))}"
         f"{f'<div class=tiles>{shown}</div>' if shown else ''}</header>"
     )
+
+
+def _facts(config: Any) -> dict[str, Any]:
+    """What the config says of `FACTS`, without what has no effect."""
+    ineffective = {
+        "train.epochs" if _at(config, "train.steps") is not None else None,
+        *(
+            path
+            for path in FACTS.values()
+            if path.startswith("objective.") and not _at(config, f"{path.rsplit('.', 1)[0]}.weight")
+        ),
+    }
+    facts = {name: _at(config, path) for name, path in FACTS.items() if path not in ineffective}
+    return {name: value for name, value in facts.items() if value is not None}
 
 
 def _results(metrics: Mapping[str, Any], oracle: Mapping[str, Any]) -> str:

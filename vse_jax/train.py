@@ -30,13 +30,19 @@ COLLAPSE_ADVICE = (
 )
 
 
-def train(config: ConfigDict, folder: Path, stop: threading.Event | None = None) -> bool:
+def train(
+    config: ConfigDict,
+    folder: Path,
+    stop: threading.Event | None = None,
+    command: str | None = None,
+) -> bool:
     """Trains from where the workdir stands to the end, then evaluates the best checkpoint.
 
     Args:
       config: of the run.
       folder: the workdir.
       stop: when set, the run saves and returns at the next step.
+      command: that does this again, for the report.
 
     Returns:
       Whether the run came to its end.
@@ -61,7 +67,7 @@ def train(config: ConfigDict, folder: Path, stop: threading.Event | None = None)
         loop.close()
     if finished:
         warnings = warnings_of(loop.metrics.rows, config)
-        evaluate.write_report(run, evaluate.best_state(run, template), warnings)
+        evaluate.write_report(run, evaluate.best_state(run, template), warnings, command)
     return finished
 
 

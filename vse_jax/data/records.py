@@ -3,7 +3,9 @@
 import contextlib
 import hashlib
 import json
+import logging
 import os
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, SupportsIndex
 
@@ -13,6 +15,8 @@ import tensorflow_datasets as tfds
 from array_record.python import array_record_data_source
 
 from vse_jax.data.split import DataError, Split
+
+log = logging.getLogger(__name__)
 
 
 def features(
@@ -56,8 +60,14 @@ def prepare(builder: tfds.core.DatasetBuilder) -> None:
     folder = os.fspath(builder.data_dir)
     if not builder.info.disable_shuffling:
         raise DataError(f"{builder.name}: the builder's DatasetInfo needs disable_shuffling=True")
+    if os.path.isdir(folder):
+        return
+    log.info("preparing %s in %s, once", builder.name, folder)
+    tfds.display_progress_bar(sys.stderr.isatty())
     try:
-        builder.download_and_prepare(file_format="array_record")
+        # TFDS prints what the line above says.
+        with contextlib.redirect_stdout(None):
+            builder.download_and_prepare(file_format="array_record")
     except OSError as error:
         if os.path.isdir(folder):  # Another process was quicker, and its work is whole.
             builder.info.read_from_directory(folder)
