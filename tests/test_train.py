@@ -32,7 +32,7 @@ def logged(values, start=1):
     ],
 )
 def test_ten_log_lines_at_twice_the_margin_are_a_collapse(values, step):
-    found = train.warnings_of(logged(values), default_config())
+    found = train.warnings_of(logged(values))
     if step is None:
         assert found == []
     else:
@@ -42,7 +42,7 @@ def test_ten_log_lines_at_twice_the_margin_are_a_collapse(values, step):
 
 
 def test_without_the_triplet_nothing_collapses():
-    assert train.warnings_of([{"step": n, "loss": 1.0} for n in range(50)], default_config()) == []
+    assert train.warnings_of([{"step": n, "loss": 1.0} for n in range(50)]) == []
 
 
 def ends(epoch_steps, end, every=1.0):
@@ -50,7 +50,7 @@ def ends(epoch_steps, end, every=1.0):
     config = default_config()
     config.train.validate_every = every
     loop = object.__new__(train.Loop)
-    loop.run_ = types.SimpleNamespace(config=config)
+    loop.experiment = types.SimpleNamespace(config=config)
     loop.epoch_steps, loop.end = epoch_steps, end
     return [number for number in range(1, end + 1) if loop._ends_interval(number)]
 

@@ -206,20 +206,8 @@ def _thumbnail(split: Split, picture: int) -> str:
     return report.thumbnail(split.read([picture])[0])
 
 
-def evaluate_workdir(folder: Path) -> dict[str, float]:
-    """Evaluates the best checkpoint of a workdir again and rewrites its reports."""
-    from vse_jax import experiment as experiments
-    from vse_jax import train
-
-    conf = workdir.read_config(folder)
-    experiment = experiments.prepare(conf, folder)
-    state = best_state(experiment, train.initial_state(experiment))
-    warnings = train.warnings_of(workdir.read_metrics(folder), conf)
-    return write_report(experiment, state, warnings, _command(folder))
-
-
-def _command(folder: Path) -> str | None:
-    """The command of the report before, if there is one."""
+def reported_command(folder: Path) -> str | None:
+    """The command that the workdir's last report names, if there is one."""
     try:
         return report.read(folder).report.get("command")
     except report.ReportError:

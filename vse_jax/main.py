@@ -49,10 +49,10 @@ def _run(workdir: Path) -> None:
     cache = os.environ.get("JAX_COMPILATION_CACHE_DIR", "~/.cache/vse_jax/xla")
     jax.config.update("jax_compilation_cache_dir", os.path.expanduser(cache))
     # TensorFlow is imported here, late, so that wrong flags are told at once.
-    from vse_jax import evaluate, train
+    from vse_jax import train
 
     if _MODE.value == "evaluate":
-        evaluate.evaluate_workdir(workdir)
+        train.evaluate_again(workdir)
         return
     devices = jax.devices()
     log.info("%d x %s, JAX %s", len(devices), devices[0].device_kind, jax.__version__)

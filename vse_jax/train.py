@@ -66,9 +66,21 @@ def train(
     finally:
         loop.close()
     if finished:
-        warnings = warnings_of(loop.metrics.rows, config)
+        warnings = warnings_of(loop.metrics.rows)
         evaluate.write_report(run, evaluate.best_state(run, template), warnings, command)
     return finished
+
+
+def evaluate_again(folder: Path) -> dict[str, float]:
+    """Measures the best checkpoint of a workdir again and rewrites its reports.
+
+    Raises:
+      CheckpointError: there is no checkpoint.
+    """
+    run = experiment.prepare(workdir.read_config(folder), folder)
+    state = evaluate.best_state(run, initial_state(run))
+    warnings = warnings_of(workdir.read_metrics(folder))
+    return evaluate.write_report(run, state, warnings, evaluate.reported_command(folder))
 
 
 def initial_state(run: Experiment) -> TrainState:
@@ -104,9 +116,8 @@ def total_steps(run: Experiment) -> int:
     return math.ceil(run.config.train.epochs * steps_per_epoch(run))
 
 
-def warnings_of(rows: Sequence[Mapping[str, Any]], config: ConfigDict) -> list[str]:
+def warnings_of(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """What the log of a training warns of: the collapse."""
-    del config
     run_length = 0
     for row in rows:
         if "triplet/collapse" not in row:
@@ -136,7 +147,7 @@ class Loop:
     ) -> None:
         """Starts at the step of `state` (host arrays)."""
         config = run.config
-        self.run_, self.last, self.best, self.stop = run, last, best, stop
+        self.experiment, self.last, self.best, self.stop = run, last, best, stop
         self.start, self.end = int(state.step), total_steps(run)
         self.epoch_steps = steps_per_epoch(run)
         trainable, _ = optimizer.partition(state.params, config.train.freeze)
@@ -158,20 +169,20 @@ class Loop:
         self.board = TensorBoard(run.workdir) if writes else None
         self.waited = 0.0
         self.pending: collections.deque[tuple[int, np.ndarray, Any]] = collections.deque()
-        self.warned = bool(warnings_of(self.metrics.rows, config))
+        self.warned = bool(warnings_of(self.metrics.rows))
 
     def run(self) -> bool:
         """Steps to the end; False if stopped before."""
         if self.start >= self.end:
             return True
-        batches = self.run_.devices.prefetch(self._timed(self._batches()))
+        batches = self.experiment.devices.prefetch(self._timed(self._batches()))
         with Progress(self.start, self.end) as progress:
             mark, mark_step = time.perf_counter(), self.start
             for number, (host, batch) in enumerate(batches, self.start + 1):
                 self.state, metrics = self.step(self.state, batch)
                 self.pending.append((number, host["image_id"], metrics))
                 self._check(keep=1)
-                if number % self.run_.config.train.log_every == 0 or number == self.end:
+                if number % self.experiment.config.train.log_every == 0 or number == self.end:
                     self._log(number, time.perf_counter() - mark, number - mark_step)
                     mark, mark_step = time.perf_counter(), number
                     self.waited = 0.0
@@ -180,7 +191,7 @@ class Loop:
                     self._validate(number)
                     mark, mark_step = time.perf_counter(), number
                     self.waited = 0.0
-                elif number % self.run_.config.train.checkpoint_every == 0:
+                elif number % self.experiment.config.train.checkpoint_every == 0:
                     self._save(number)
                 if number < self.end and parallel.agreed_interruption(number, self.stop.is_set()):
                     self._save(number)
@@ -197,9 +208,9 @@ class Loop:
             self.board.close()
 
     def _batches(self) -> Iterator[dict[str, np.ndarray]]:
-        config = self.run_.config
+        config = self.experiment.config
         return pipeline.train_batches(
-            self.run_.examples["train"],
+            self.experiment.examples["train"],
             seed=config.seed,
             batch_size=config.train.batch_size,
             start=self.start,
@@ -221,7 +232,7 @@ class Loop:
 
     def _ends_interval(self, number: int) -> bool:
         """Whether an interval of `train.validate_every` epochs ends with this step."""
-        every = self.run_.config.train.validate_every * self.epoch_steps
+        every = self.experiment.config.train.validate_every * self.epoch_steps
         return number == self.end or math.floor(number / every) > math.floor((number - 1) / every)
 
     def _check(self, keep: int) -> Any:
@@ -232,9 +243,9 @@ class Loop:
         found = None
         while len(self.pending) > keep:
             number, image_ids, metrics = self.pending.popleft()
-            found = self.run_.devices.fetch(metrics)
+            found = self.experiment.devices.fetch(metrics)
             if not all(np.isfinite(found[name]) for name in ("loss", "gradient_norm")):
-                names = self.run_.dataset.splits["train"].images
+                names = self.experiment.dataset.splits["train"].images
                 raise train_step.NonFiniteLoss(
                     f"step {number}: loss {found['loss']}, gradient norm {found['gradient_norm']}; "
                     f"nothing of it was saved. Pictures of the batch, as id=name: "
@@ -244,7 +255,7 @@ class Loop:
 
     def _log(self, number: int, seconds: float, steps: int) -> None:
         found = self._check(keep=0)
-        rate = steps * self.run_.config.train.batch_size / seconds
+        rate = steps * self.experiment.config.train.batch_size / seconds
         waiting = self.waited / seconds
         row = {"step": number, "epoch": number / self.epoch_steps}
         row |= {name: float(value) for name, value in found.items()}
@@ -255,7 +266,7 @@ class Loop:
             "step %d/%d  loss %.4f  %.0f images/s  waiting for data %.0f%%  ETA %s",
             number, self.end, row["loss"], rate, 100 * waiting, _duration(left),
         )  # fmt: skip
-        if not self.warned and (warnings := warnings_of(self.metrics.rows, self.run_.config)):
+        if not self.warned and (warnings := warnings_of(self.metrics.rows)):
             log.warning(warnings[0])
             self.warned = True
 
@@ -266,9 +277,9 @@ class Loop:
 
     def _validate(self, number: int) -> None:
         self._check(keep=0)
-        state = self.run_.devices.fetch(self.state)
-        split = self.run_.dataset.splits["validation"]
-        embeddings = evaluate.encode(self.run_, state, "validation")
+        state = self.experiment.devices.fetch(self.state)
+        split = self.experiment.dataset.splits["validation"]
+        embeddings = evaluate.encode(self.experiment, state, "validation")
         found = evaluate.measure(split, embeddings)
         better = found["rsum"] > max(self.metrics.values("validation/rsum"), default=-1.0)
         self._record(
@@ -284,7 +295,7 @@ class Loop:
     def _save(self, number: int) -> None:
         self._check(keep=0)
         self.metrics.sync()
-        self.last.save(number, self.run_.devices.fetch(self.state))
+        self.last.save(number, self.experiment.devices.fetch(self.state))
 
 
 def _duration(seconds: float) -> str:
