@@ -20,7 +20,7 @@ from flax import traverse_util
 
 KILLS = int(os.environ.get("VSE_JAX_KILLS", "2"))
 REPOSITORY = Path(__file__).parents[1]
-STEPS = 48
+STEPS = 36
 # (processes, devices of each)
 SETUPS = {"one device": (1, 1), "four devices": (1, 4), "two by two": (2, 2)}
 FLAGS = [

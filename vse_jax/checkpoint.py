@@ -53,6 +53,9 @@ class Checkpoints:
                     checksums=ocp.args.JsonSave({k: _checksum(x) for k, x in leaves.items()}),
                 ),
             )
+            if parallel.process_share()["processes"] > 1:
+                # Two managers of a run share the names of Orbax's barriers: one at a time.
+                self._manager.wait_until_finished()
 
     def restore(self, template: Any) -> Any | None:
         """The newest whole checkpoint as host arrays shaped like `template`; None if there is none.
