@@ -2,7 +2,7 @@
 
 import dataclasses
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -80,11 +80,10 @@ def _describe(dataset: Dataset) -> None:
         log.warning("left out, %s: %d (%s)", reason, len(names), shorten(names))
 
 
-def shorten(names: object, most: int = 5) -> str:
+def shorten(names: Sequence[str], most: int = 5) -> str:
     """The first few names, and how many more there are."""
-    listed = list(names)  # type: ignore[call-overload]
-    more = f", ... {len(listed) - most} more" if len(listed) > most else ""
-    return ", ".join(listed[:most]) + more
+    more = f", ... {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
 
 
 def _tokenizer(conf: ConfigDict, folder: Path, dataset: Dataset) -> tokenizer.Tokenizer:
