@@ -31,6 +31,21 @@ def preset():
 
 
 @pytest.fixture(scope="session")
+def real_data():
+    """Name -> folder of real photos or weights in VSE_JAX_TEST_DATA; skips without them."""
+
+    def find(name):
+        root = os.environ.get("VSE_JAX_TEST_DATA")
+        if root is None:
+            pytest.skip("needs VSE_JAX_TEST_DATA, a folder with real photos and weights")
+        if not Path(root, name).is_dir():
+            pytest.skip(f"VSE_JAX_TEST_DATA ({root}) has no {name}")
+        return Path(root, name)
+
+    return find
+
+
+@pytest.fixture(scope="session")
 def tiny_shapes(preset, tmp_path_factory):
     """`configs/shapes.py` at a size that trains in seconds."""
     config = preset("shapes")

@@ -4,6 +4,7 @@ import dataclasses
 import io
 import json
 import logging
+import shutil
 from functools import partial
 
 import jax
@@ -124,3 +125,7 @@ def test_features_are_made_once_for_the_same_data_and_weights(preset, tmp_path, 
     assert computed
     assert not np.allclose(run.examples["train"].features, before)
     assert len(list((tmp_path / "prepared" / "features").iterdir())) == 2
+
+    # A workdir goes without the weights that it began with.
+    shutil.rmtree(tmp_path / "weights")
+    np.testing.assert_array_equal(vse_jax.load(tmp_path / "first").encode_images(photos), found)

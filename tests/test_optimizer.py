@@ -122,8 +122,8 @@ def test_cosine_falls_from_the_peak_to_zero():
 
 def test_cosine_after_a_linear_warm_up():
     config = section(learning_rate=2.0, schedule="cosine", warmup_epochs=2.0)
-    at = np.array([0, 5, 10, 19, 20, 60, 100])
-    expected = [0.0, 0.5, 1.0, 1.9, 2.0, 1.0, 0.0]
+    at = np.array([0, 4, 9, 18, 19, 20, 60, 100])
+    expected = [0.1, 0.5, 1.0, 1.9, 2.0, 2.0, 1.0, 0.0]
     np.testing.assert_allclose(rates(config, 100, 10.0, at), expected, atol=1e-6)
 
 
@@ -147,7 +147,9 @@ def test_two_decays_that_fall_on_one_step_both_count():
 def test_constant_stays_where_the_warm_up_leads():
     config = section(learning_rate=0.5, schedule="constant", warmup_epochs=0.5)
     found = rates(config, 100, 4.0, [0, 1, 2, 50, 1000])
-    np.testing.assert_allclose(found, [0.0, 0.25, 0.5, 0.5, 0.5], rtol=1e-6)
+    np.testing.assert_allclose(found, [0.25, 0.5, 0.5, 0.5, 0.5], rtol=1e-6)
+    config = section(learning_rate=0.5, schedule="constant", warmup_epochs=0.25)
+    np.testing.assert_allclose(rates(config, 100, 4.0, [0, 1]), [0.5, 0.5], rtol=1e-6)
 
 
 def test_the_moving_average():

@@ -117,7 +117,9 @@ def test_lines_after_the_step_that_training_goes_on_from_are_dropped(tmp_path):
     assert workdir.read_metrics(tmp_path)[-1]["loss"] == 9.0
 
 
-@pytest.mark.parametrize("cut", ['{"step": 2, "lo', '{"step": 2', "{", '{"step": 2, "x": "\xff'])
+@pytest.mark.parametrize(
+    "cut", ['{"step": 2, "lo', '{"step": 2', "{", '{"step": 2, "x": "\xff', '{"loss": 0.5}']
+)
 def test_a_last_line_cut_short_is_left_out_and_written_over(tmp_path, cut, caplog):
     path = tmp_path / "metrics.jsonl"
     path.write_bytes(b'{"step": 1}\n' + cut.encode("latin-1"))

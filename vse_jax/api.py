@@ -35,7 +35,9 @@ class Model:
         self._tokenizer = tokenizer.load(
             path / workdir.TOKENIZER, self.config.data.tokenizer, self.config.data.max_tokens
         )
-        model, _ = assembly.make_model(self.config, self._tokenizer.vocabulary)
+        model = assembly.make_model(
+            self.config, self._tokenizer.vocabulary, workdir.read_backbone(path)
+        )
         tree = checkpoint.read_newest(path / "checkpoints" / "best")
         self.step = int(tree["step"])
         self._devices = parallel.Devices.all(self.config.parallel)

@@ -1,9 +1,9 @@
 """From a config to its pieces: data, tokenizer, model, objective, optimizer."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 from vse_jax import config as configs
 from vse_jax import parallel
 from vse_jax.models.backbones import catalogue
+from vse_jax.models.backbones.weights import load_config
 from vse_jax.models.image import ImageEncoder
 from vse_jax.models.model import VisualSemanticModel
 from vse_jax.models.text import GRUTextEncoder
@@ -26,10 +27,17 @@ BACKBONE = "image/backbone"
 
 @dataclasses.dataclass(frozen=True)
 class Built:
-    """A model and the variables it starts from."""
+    """A model and the variables it starts from.
 
-    model: nn.Module
+    Attributes:
+      model: of pictures and sentences.
+      variables: `params` and `batch_stats`, host arrays.
+      backbone: the configuration of its pretrained backbone; None without one.
+    """
+
+    model: VisualSemanticModel
     variables: dict[str, Any]
+    backbone: dict[str, Any] | None
 
 
 def compute_dtype(config: ConfigDict) -> jnp.dtype:
@@ -70,30 +78,49 @@ def build_objective(config: ConfigDict) -> Objective:
     return weighted_sum(terms)
 
 
-def make_model(config: ConfigDict, vocabulary: int) -> tuple[nn.Module, dict[str, Any] | None]:
-    """The model, and the variables of its backbone where it is pretrained.
+def backbone_of(config: ConfigDict) -> catalogue.Backbone:
+    """The backbone that the config names.
 
     Raises:
-      ConfigError: unknown backbone, or a frozen one without weights.
-      WeightsError: the weights are missing or do not fit.
+      ConfigError: unknown, or with weights where there are none, or frozen without any.
     """
-    section = config.model
-    make = configs.choose(catalogue, section.image.backbone, "model.image.backbone")
-    frozen = backbone_is_frozen(config)
-    if frozen and section.image.weights is None:
+    name, source = config.model.image.backbone, config.model.image.weights
+    backbone = configs.choose(catalogue, name, "model.image.backbone")
+    if source is None and backbone_is_frozen(config):
         raise configs.ConfigError(
             "'train.freeze' freezes the backbone, which has no pretrained weights: "
             "set 'model.image.weights'"
         )
+    if source is not None and backbone.load is None:
+        raise configs.ConfigError(
+            f"{name!r} has no pretrained weights: unset 'model.image.weights' ({source})"
+        )
+    return backbone
+
+
+def make_model(
+    config: ConfigDict, vocabulary: int, backbone: Mapping[str, Any] | None
+) -> VisualSemanticModel:
+    """The model without variables.
+
+    Args:
+      config: of the run.
+      vocabulary: how many token numbers there are.
+      backbone: `Built.backbone`.
+
+    Raises:
+      ConfigError: as `backbone_of`.
+      WeightsError: `backbone` describes something else.
+    """
+    section = config.model
     dtype = compute_dtype(config)
-    backbone, pretrained = make(section.image.weights, dtype, parallel.AXIS)
-    model = VisualSemanticModel(
+    return VisualSemanticModel(
         image=ImageEncoder(
             dimension=section.dimension,
-            backbone=backbone,
+            backbone=backbone_of(config).make(backbone or {}, dtype, parallel.AXIS),
             pool=section.image.features == "pooled",
             pooling=section.image.pooling,
-            frozen=frozen,
+            frozen=backbone_is_frozen(config),
             normalize_features=section.image.normalize_features,
             dropout=section.image.dropout,
             dtype=dtype,
@@ -108,16 +135,19 @@ def make_model(config: ConfigDict, vocabulary: int) -> tuple[nn.Module, dict[str
             dtype=dtype,
         ),
     )
-    return model, pretrained
 
 
 def build_model(config: ConfigDict, vocabulary: int) -> Built:
     """The model with its starting variables: random from the seed, or the pretrained weights.
 
     Raises:
-      ConfigError, WeightsError: as `make_model`.
+      ConfigError: as `backbone_of`.
+      WeightsError: the weights are missing or do not fit.
     """
-    model, pretrained = make_model(config, vocabulary)
+    source, load = config.model.image.weights, backbone_of(config).load
+    backbone = None if source is None else load_config(source)
+    model = make_model(config, vocabulary, backbone)
+    pretrained = {} if source is None or load is None else load(source, model.image.backbone)
     size = config.data.image_size
     example = {
         "image": jnp.zeros((1, size, size, 3), jnp.uint8),
@@ -125,7 +155,7 @@ def build_model(config: ConfigDict, vocabulary: int) -> Built:
         "token_mask": jnp.ones((1, 3), bool),
     }
     # Drawing what is pretrained would take longer to compile than the rest.
-    given = flatten({k: {"image": {"backbone": v}} for k, v in (pretrained or {}).items()})
+    given = flatten({k: {"image": {"backbone": v}} for k, v in pretrained.items()})
 
     @jax.jit
     def draw(key: PRNGKeyArray) -> dict[str, Leaf]:
@@ -134,7 +164,7 @@ def build_model(config: ConfigDict, vocabulary: int) -> Built:
 
     drawn = draw(jax.random.fold_in(jax.random.key(config.seed), 0))
     variables = unflatten(jax.tree.map(np.array, drawn | given))
-    return Built(model, {"batch_stats": {}} | variables)
+    return Built(model, {"batch_stats": {}} | variables, backbone)
 
 
 def with_word_vectors(
@@ -144,4 +174,4 @@ def with_word_vectors(
     text = dict(built.variables["params"]["text"])
     text["words"] = np.where(found[:, None], vectors, text["words"])
     params = {**built.variables["params"], "text": text}
-    return Built(built.model, {**built.variables, "params": params})
+    return dataclasses.replace(built, variables={**built.variables, "params": params})

@@ -68,14 +68,17 @@ class Checkpoints:
         """
         steps = sorted(self._manager.all_steps())
         for step in reversed(steps):
+            leaves, message = None, "another process could not read it"
             try:
                 leaves = self._read(step)
             except Exception as error:  # whatever Orbax and TensorStore raise for a bad file
                 message = str(error).splitlines()[0] if str(error) else type(error).__name__
-                log.warning("checkpoint %d is damaged, trying the one before: %s", step, message)
-                self._put_aside(step)
-            else:
+            # One process alone may fail to read it: all go back, or all go on.
+            whole = parallel.all_agree(leaves is not None)
+            if whole and leaves is not None:
                 return _fitted(leaves, template, f"{self.folder}: checkpoint {step}")
+            log.warning("checkpoint %d is damaged, trying the one before: %s", step, message)
+            self._put_aside(step)
         if steps:
             raise CheckpointError(
                 f"{self.folder}: every checkpoint ({', '.join(map(str, steps))}) is damaged; "

@@ -59,6 +59,8 @@ def prepare(conf: ConfigDict, folder: Path) -> Experiment:
     _describe(dataset)
     words = _tokenizer(conf, folder, dataset)
     built = assembly.build_model(conf, words.vocabulary)
+    if built.backbone is not None and parallel.is_first_process():
+        workdir.keep_backbone(folder, built.backbone)
     if conf.model.text.glove is not None:
         vectors, found = tokenizer.read_glove(conf.model.text.glove, words, conf.model.text.words)
         built = assembly.with_word_vectors(built, vectors, found)

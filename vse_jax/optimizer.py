@@ -77,7 +77,9 @@ def schedule(config: ConfigDict, steps: int, steps_per_epoch: float) -> optax.Sc
         main = optax.constant_schedule(peak)
     if not warmup:
         return main
-    return optax.join_schedules([optax.linear_schedule(0.0, peak, warmup), main], [warmup])
+    # The first step has its share too: at a rate of 0 it would be wasted.
+    rise = optax.linear_schedule(peak / warmup, peak, warmup - 1) if warmup > 1 else main
+    return optax.join_schedules([rise, main], [warmup])
 
 
 def make_optimizer(

@@ -14,7 +14,8 @@ from vse_jax import config as configs
 
 log = logging.getLogger(__name__)
 
-CONFIG, TOKENIZER, METRICS, REPORT = "config.json", "tokenizer.json", "metrics.jsonl", "report.json"
+CONFIG, METRICS, REPORT = "config.json", "metrics.jsonl", "report.json"
+TOKENIZER, BACKBONE = "tokenizer.json", "backbone.json"
 
 
 class WorkdirError(Exception):
@@ -86,6 +87,26 @@ def read_config(workdir: Path) -> ConfigDict:
     return configs.from_json(text)
 
 
+def keep_backbone(workdir: Path, configuration: Mapping[str, Any]) -> None:
+    """Keeps what the pretrained backbone is like, for `read_backbone`."""
+    if not (workdir / BACKBONE).exists():
+        write_text(workdir / BACKBONE, json.dumps(configuration, indent=2))
+
+
+def read_backbone(workdir: Path) -> dict[str, Any] | None:
+    """The pretrained backbone's own configuration, `config.json` of its weights; None without.
+
+    Raises:
+      WorkdirError: it cannot be read.
+    """
+    try:
+        return json.loads((workdir / BACKBONE).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise WorkdirError(f"{workdir / BACKBONE} cannot be read: {error}") from error
+
+
 class MetricsLog:
     """`metrics.jsonl`: one JSON object a line, kept in step with the checkpoints."""
 
@@ -134,7 +155,7 @@ class MetricsLog:
 
 
 def read_metrics(workdir: Path) -> list[dict[str, Any]]:
-    """The lines of `metrics.jsonl`; those that are no object are left out with a warning."""
+    """The lines of `metrics.jsonl`; others than objects with a step are left out with a warning."""
     return read_history(workdir)[0]
 
 
@@ -153,7 +174,7 @@ def read_history(workdir: Path) -> tuple[list[dict[str, Any]], int]:
     rows = [_parsed(line) for line in lines]
     bad = [number for number, row in enumerate(rows, 1) if row is None]
     for number in bad:
-        log.warning("%s:%d: no JSON object, left out", METRICS, number)
+        log.warning("%s:%d: no JSON object with a step, left out", METRICS, number)
     return [row for row in rows if row is not None], sum(number < len(lines) for number in bad)
 
 
@@ -166,4 +187,4 @@ def _parsed(line: str) -> dict[str, Any] | None:
         row = json.loads(line)
     except json.JSONDecodeError:
         return None
-    return row if isinstance(row, dict) else None
+    return row if isinstance(row, dict) and isinstance(row.get("step"), int) else None

@@ -20,6 +20,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from benchmarks.timing import Options, Row, Timing, alternately, available_memory, ratio
+from vse_jax.losses.blocks import Rows
 from vse_jax.losses.triplet import hardest_hinge
 from vse_jax.models.similarity import dot
 
@@ -80,13 +81,11 @@ def chunked(chunk: int) -> Loss:
     ) -> Float[Array, ""]:
         everything = jnp.ones(ids.shape, bool)
         positive = dot.rows(images, texts)
-
-        def one(queries: Float[Array, "b d"], keys: Float[Array, "b d"]) -> Float[Array, ""]:
-            return hardest_hinge(
-                dot, queries, ids, positive, everything, keys, ids, everything, MARGIN, chunk
-            )[0]
-
-        return one(images, texts) + one(texts, images)
+        pictures, captions = (Rows(vectors, ids, everything) for vectors in (images, texts))
+        return (
+            hardest_hinge(dot, pictures, captions, positive, MARGIN, chunk)[0]
+            + hardest_hinge(dot, captions, pictures, positive, MARGIN, chunk)[0]
+        )
 
     return loss
 

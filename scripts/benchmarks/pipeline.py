@@ -20,7 +20,7 @@ from benchmarks.timing import Options, Row, alternately, rate, ratio
 
 SIZE, BATCH, CROP = 224, 128, (0.5, 1.0)
 # Batches drawn before the clock starts, and under it.
-FIRST, TIMED = 6, 12
+FIRST, TIMED = 8, 48
 GENERATED = 256
 
 

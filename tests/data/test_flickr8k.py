@@ -12,7 +12,6 @@ from vse_jax.data import flickr8k
 from vse_jax.data.split import DataError
 
 REPOSITORY = pathlib.Path(__file__).parents[2]
-REAL = pathlib.Path(os.environ.get("VSE_JAX_TEST_DATA", REPOSITORY / "../shared/data")) / "flickr8k"
 
 LISTS = {
     "Flickr_8k.trainImages.txt": [f"train{n}.jpg" for n in range(4)],
@@ -285,17 +284,18 @@ def test_a_data_dir_that_cannot_be_written(official):
 
 
 @pytest.mark.flickr8k
-@pytest.mark.skipif(not REAL.is_dir(), reason=f"no Flickr8k at {REAL} (VSE_JAX_TEST_DATA)")
 class TestReal:
-    def test_the_shipped_ids_are_the_official_ones(self):
+    def test_the_shipped_ids_are_the_official_ones(self, real_data):
+        text = real_data("flickr8k/Flickr8k_text")
         for split, name in flickr8k.SPLIT_FILES.items():
             shipped = REPOSITORY / "vse_jax" / "data" / "splits" / f"flickr8k_{split}.txt"
-            official = (REAL / "Flickr8k_text" / name).read_text().split()
+            official = (text / name).read_text().split()
             assert shipped.read_text().split() == official
 
     @pytest.mark.slow
-    def test_counts(self, tmp_path):
-        data = flickr8k.load(REAL, tmp_path)
+    def test_counts(self, tmp_path, real_data):
+        real = real_data("flickr8k")
+        data = flickr8k.load(real, tmp_path)
         sizes = {name: (len(s.images), len(s.captions)) for name, s in data.splits.items()}
         assert sizes == {
             "train": (6000, 30000),
@@ -313,5 +313,5 @@ class TestReal:
         )
         test = data.splits["test"]
         assert np.bincount(test.caption_image).tolist() == [5] * 1000
-        photo = REAL / "Flicker8k_Dataset" / test.images[999]
+        photo = real / "Flicker8k_Dataset" / test.images[999]
         assert test.read([999]) == [photo.read_bytes()]

@@ -1,6 +1,4 @@
 import json
-import os
-import pathlib
 import re
 from collections import Counter
 
@@ -10,8 +8,6 @@ import pytest
 from vse_jax.data import flickr8k, tokenizer
 from vse_jax.data.split import DataError
 
-REPOSITORY = pathlib.Path(__file__).parents[2]
-REAL = pathlib.Path(os.environ.get("VSE_JAX_TEST_DATA", REPOSITORY / "../shared/data")) / "flickr8k"
 # "dog" 5 times, "runs" 4, "cat's" 4, "it's" 3.
 CAPTIONS = ["A dog runs!"] * 4 + ["The DOG, cat's."] + ["cat's"] * 3 + ["it's"] * 3 + ["a a a"]
 
@@ -86,6 +82,16 @@ def test_no_captions_at_all():
 
 
 @pytest.mark.parametrize("preset", ["vse", "dvsa"])
+def test_a_token_that_someone_wrote_is_a_word_like_others(tmp_path, preset):
+    """A caption with a literal <end> neither ends there nor is padding, after loading too."""
+    tokenizer.train(["a dog <end> runs <pad>"] * 5, preset, 10).save(tmp_path / "t.json")
+    found = tokenizer.load(tmp_path / "t.json", preset, 10)
+    assert texts(found, *found.tokenize(["a dog <end> runs"])) == [
+        ["<start>", "a", "dog", "end", "runs", "<end>"]
+    ]
+
+
+@pytest.mark.parametrize("preset", ["vse", "dvsa"])
 def test_what_is_saved_is_loaded(tmp_path, preset):
     found = tokenizer.train(CAPTIONS, preset, 6)
     path = tmp_path / "tokenizer.json"
@@ -154,10 +160,9 @@ def test_glove_that_is_no_text_or_not_there(glove, tmp_path):
 
 
 @pytest.mark.flickr8k
-@pytest.mark.skipif(not REAL.is_dir(), reason=f"no Flickr8k in {REAL}; set VSE_JAX_TEST_DATA")
-def test_the_vocabulary_of_flickr8k_is_that_of_the_papers():
+def test_the_vocabulary_of_flickr8k_is_that_of_the_papers(real_data):
     """Karpathy & Fei-Fei (CVPR 2015) print 2,538 words; their splits' training set is the same."""
-    tree = flickr8k.read_tree(REAL)
+    tree = flickr8k.read_tree(real_data("flickr8k"))
     captions = [c for record in tree.listed if record.split == "train" for c in record.captions]
     assert len(captions) == 30000
     found = tokenizer.train(captions, "dvsa", 40)

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from vse_jax.losses.blocks import Rows
 from vse_jax.losses.contrastive import cross_entropy
 from vse_jax.models.similarity import dot
 
@@ -34,7 +35,8 @@ def loop(queries, keys):
 def chunked(queries, keys, chunk):
     positive = dot.rows(queries, keys)
     ids, where = jnp.asarray(IDS), jnp.asarray(WHERE)
-    return cross_entropy(dot, queries, ids, positive, where, keys, ids, where, T, chunk)
+    sides = Rows(queries, ids, where), Rows(keys, ids, where)
+    return cross_entropy(dot, *sides, positive, T, chunk)
 
 
 def dense(queries, keys):
@@ -61,7 +63,8 @@ def test_gradient_is_finite_without_any_negative():
 
     def loss(queries):
         positive = dot.rows(queries, queries)
-        return cross_entropy(dot, queries, ids, positive, where, queries, ids, where, T, 3)
+        rows = Rows(queries, ids, where)
+        return cross_entropy(dot, rows, rows, positive, T, 3)
 
     value, gradient = jax.value_and_grad(loss)(queries)
     np.testing.assert_allclose(value, 0.0, atol=1e-6)

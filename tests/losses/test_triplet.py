@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from vse_jax.losses import triplet
+from vse_jax.losses.blocks import Rows
 from vse_jax.models.similarity import dot
 
 MARGIN = 0.2
@@ -53,9 +54,8 @@ def dense(kind, queries, keys, query_ids, query_where, key_ids, key_where):
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def ours(kind, chunk, queries, keys, query_ids, query_where, key_ids, key_where):
     positive = dot.rows(queries, keys[: len(queries)])
-    return LOSSES[kind](
-        dot, queries, query_ids, positive, query_where, keys, key_ids, key_where, MARGIN, chunk
-    )
+    sides = Rows(queries, query_ids, query_where), Rows(keys, key_ids, key_where)
+    return LOSSES[kind](dot, *sides, positive, MARGIN, chunk)
 
 
 @pytest.mark.parametrize("chunk", CHUNKS)
@@ -130,10 +130,8 @@ def chosen(queries, keys, chunk):
     ids, one = jnp.arange(len(keys), dtype=jnp.int32), jnp.ones(1, bool)
 
     def loss_of(keys):
-        return triplet.hardest_hinge(
-            dot, queries, ids[:1], jnp.zeros(1), one, keys, ids, jnp.ones(len(keys), bool),
-            100.0, chunk,
-        )  # fmt: skip
+        sides = Rows(queries, ids[:1], one), Rows(keys, ids, jnp.ones(len(keys), bool))
+        return triplet.hardest_hinge(dot, *sides, jnp.zeros(1), 100.0, chunk)
 
     gradient, hardest = jax.grad(loss_of, has_aux=True)(keys)
     (number,) = np.flatnonzero(np.any(np.asarray(gradient), axis=1))

@@ -1,13 +1,12 @@
-import os
 import warnings
 from functools import partial
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
+from PIL import Image
 
 from vse_jax.models.backbones import mobilenet_v2, weights
 from vse_jax.models.backbones.mobilenet_v2 import (
@@ -19,14 +18,7 @@ from vse_jax.models.backbones.mobilenet_v2 import (
 )
 from vse_jax.models.backbones.weights import WeightsError
 
-DATA = Path(
-    os.environ.get("VSE_JAX_TEST_DATA", Path(__file__).parents[2].parent / "shared" / "data")
-)
-REAL = DATA / "weights" / "mobilenet_v2_1.0_224"
-PHOTOS = DATA / "flickr8k" / "Flicker8k_Dataset"
-needs_weights = pytest.mark.skipif(
-    not REAL.is_dir(), reason=f"no weights at {REAL}; set VSE_JAX_TEST_DATA"
-)
+WEIGHTS = "weights/mobilenet_v2_1.0_224"
 
 
 @pytest.fixture(scope="module")
@@ -113,31 +105,31 @@ def test_random_weights_give_the_logits_of_transformers(
 
 
 @pytest.mark.torch
-@needs_weights
-def test_the_real_weights_give_the_logits_of_transformers(torch, transformers):
-    pil = pytest.importorskip("PIL.Image")
-    paths = sorted(PHOTOS.glob("*.jpg"))[:1]
-    photos = [np.asarray(pil.open(path).convert("RGB"))[None] for path in paths]
-    image = np.concatenate([noise(224, 1), *photos])
+@pytest.mark.flickr8k
+def test_the_real_weights_give_the_logits_of_transformers(torch, transformers, real_data):
+    folder = real_data(WEIGHTS)
+    photo = min(real_data("flickr8k/Flicker8k_Dataset").glob("*.jpg"))
+    pixels = np.asarray(Image.open(photo).convert("RGB").resize((224, 224)))
+    image = np.concatenate([noise(224, 1), pixels[None]])
     # The file's num_batches_tracked has one axis, PyTorch's none; nothing reads it here.
     model, loading = transformers.MobileNetV2ForImageClassification.from_pretrained(
-        REAL, ignore_mismatched_sizes=True, output_loading_info=True
+        folder, ignore_mismatched_sizes=True, output_loading_info=True
     )
     assert not loading["missing_keys"]
     assert all(key.endswith("num_batches_tracked") for key, *_ in loading["mismatched_keys"])
     model.eval()
-    grid, logits = ours(REAL, image)
+    grid, logits = ours(folder, image)
     expected_grid, expected_logits = theirs(torch, model, image)
     assert grid.shape == (len(image), 7, 7, 1280)
     np.testing.assert_allclose(grid, expected_grid, atol=1e-4, rtol=1e-4)
     np.testing.assert_allclose(logits, expected_logits, atol=1e-4, rtol=0)
 
 
-@needs_weights
-def test_bfloat16_is_close():
-    image = noise(96, 1)
-    _, full = ours(REAL, image)
-    grid, half = ours(REAL, image, jnp.bfloat16)
+@pytest.mark.flickr8k
+def test_bfloat16_is_close(real_data):
+    folder, image = real_data(WEIGHTS), noise(96, 1)
+    _, full = ours(folder, image)
+    grid, half = ours(folder, image, jnp.bfloat16)
     assert grid.dtype == jnp.bfloat16
     assert np.corrcoef(full[0], half[0].astype(np.float32))[0, 1] > 0.99
 

@@ -36,6 +36,10 @@ class Tokenizer:
     words: Words
     max_tokens: int
 
+    def __post_init__(self) -> None:
+        """Reads "<end>" in a sentence as what people wrote, not as the token."""
+        self.words.encode_special_tokens = True
+
     @property
     def vocabulary(self) -> int:
         """How many token numbers there are."""

@@ -1,39 +1,49 @@
-"""Keys in blocks of one size, so that a loss holds b x chunk scores at a time."""
+"""Embeddings with their ids, and in blocks of one size: a loss holds b x chunk scores at a time."""
+
+from typing import NamedTuple
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-# Keys, their ids, whether they count, and the number of the first of them.
-Block = tuple[
-    Float[Array, "c d"],
-    Int[Array, "c"],
-    Bool[Array, "c"],
-    Int[Array, ""],
-]
+
+class Rows(NamedTuple):
+    """Embeddings of one side of the pairs.
+
+    Attributes:
+      vectors: the embeddings.
+      ids: of the pictures they belong to; rows of one id are never each other's negatives.
+      where: False for padding.
+    """
+
+    vectors: Float[Array, "*k b d"]
+    ids: Int[Array, "*k b"]
+    where: Bool[Array, "*k b"]
 
 
-def negatives(
-    query_ids: Int[Array, "b"], key_ids: Int[Array, "c"], key_where: Bool[Array, "c"]
-) -> Bool[Array, "b c"]:
-    """Which keys are negatives: not of the same id, not padding.
+# Keys, and the number of the first of them.
+Block = tuple[Rows, Int[Array, ""]]
+
+
+def negatives(queries: Rows, keys: Rows) -> Bool[Array, "b c"]:
+    """Which keys are negatives of each query: not of the same id, not padding.
 
     Two captions of one picture are never each other's negatives.
     """
-    return (query_ids[:, None] != key_ids[None, :]) & key_where[None, :]
+    return (queries.ids[:, None] != keys.ids[None, :]) & keys.where[None, :]
 
 
-def blocks(
-    keys: Float[Array, "n d"],
-    key_ids: Int[Array, "n"],
-    key_where: Bool[Array, "n"],
-    chunk: int,
-) -> tuple[Float[Array, "k c d"], Int[Array, "k c"], Bool[Array, "k c"], Int[Array, "k"]]:
-    """The keys as k blocks of one size, the last one padded with keys that do not count."""
-    n, d = keys.shape
+def blocks(keys: Rows, chunk: int) -> tuple[Rows, Int[Array, " k"]]:
+    """The keys [n, d] as k blocks of one size, and the number of the first key of each.
+
+    The last block is padded with keys that do not count.
+    """
+    n, d = keys.vectors.shape
     chunk = min(chunk, n)
     count = -(-n // chunk)
     padding = count * chunk - n
-    keys = jnp.pad(keys, ((0, padding), (0, 0))).reshape(count, chunk, d)
-    key_ids = jnp.pad(key_ids, (0, padding)).reshape(count, chunk)
-    key_where = jnp.pad(key_where, (0, padding)).reshape(count, chunk)
-    return keys, key_ids, key_where, jnp.arange(count, dtype=jnp.int32) * chunk
+    stacked = Rows(
+        jnp.pad(keys.vectors, ((0, padding), (0, 0))).reshape(count, chunk, d),
+        jnp.pad(keys.ids, (0, padding)).reshape(count, chunk),
+        jnp.pad(keys.where, (0, padding)).reshape(count, chunk),
+    )
+    return stacked, jnp.arange(count, dtype=jnp.int32) * chunk

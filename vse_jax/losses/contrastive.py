@@ -2,9 +2,9 @@
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float
 
-from vse_jax.losses.blocks import Block, blocks, negatives
+from vse_jax.losses.blocks import Block, Rows, blocks, negatives
 from vse_jax.models.similarity import Similarity
 
 # Stands for a key that is no negative; finite, so that its gradient is.
@@ -13,13 +13,9 @@ _NEVER = -1e30
 
 def cross_entropy(
     similarity: Similarity,
-    queries: Float[Array, "b d"],
-    query_ids: Int[Array, "b"],
-    positive: Float[Array, "b"],
-    query_where: Bool[Array, "b"],
-    keys: Float[Array, "n d"],
-    key_ids: Int[Array, "n"],
-    key_where: Bool[Array, "n"],
+    queries: Rows,
+    keys: Rows,
+    positive: Float[Array, " b"],
     temperature: float,
     chunk: int,
 ) -> Float[Array, ""]:
@@ -31,26 +27,20 @@ def cross_entropy(
     Args:
       similarity: scores queries against keys.
       queries: [b, d].
-      query_ids: id of each query.
-      positive: s_ii, the score of each query with its own key.
-      query_where: False for padding.
       keys: [n, d].
-      key_ids: id of each key.
-      key_where: False for padding.
+      positive: s_ii, the score of each query with its own key.
       temperature: t.
       chunk: keys scored at a time.
     """
 
     @jax.checkpoint
-    def block_total(queries: Float[Array, "b d"], block: Block) -> Float[Array, "b"]:
-        block_keys, block_ids, block_where, _ = block
-        scores = similarity.matrix(queries, block_keys) / temperature
-        negative = negatives(query_ids, block_ids, block_where)
-        return jax.nn.logsumexp(jnp.where(negative, scores, _NEVER), axis=1)
+    def block_total(queries: Rows, keys: Rows) -> Float[Array, " b"]:
+        scores = similarity.matrix(queries.vectors, keys.vectors) / temperature
+        return jax.nn.logsumexp(jnp.where(negatives(queries, keys), scores, _NEVER), axis=1)
 
-    def step(total: Float[Array, "b"], block: Block) -> tuple[Float[Array, "b"], None]:
-        return jnp.logaddexp(total, block_total(queries, block)), None
+    def step(total: Float[Array, " b"], block: Block) -> tuple[Float[Array, " b"], None]:
+        return jnp.logaddexp(total, block_total(queries, block[0])), None
 
     own = positive / temperature
-    total, _ = jax.lax.scan(step, own, blocks(keys, key_ids, key_where, chunk))
-    return jnp.sum(jnp.where(query_where, total - own, 0.0))
+    total, _ = jax.lax.scan(step, own, blocks(keys, chunk))
+    return jnp.sum(jnp.where(queries.where, total - own, 0.0))

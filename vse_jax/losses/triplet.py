@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from vse_jax.losses.blocks import Block, blocks, negatives
+from vse_jax.losses.blocks import Block, Rows, blocks, negatives
 from vse_jax.models.similarity import Similarity
 
 
@@ -30,15 +30,9 @@ def hinge(
     return jnp.sum(jnp.where(where, cost, 0.0))
 
 
-def hardestnegatives(
-    similarity: Similarity,
-    queries: Float[Array, "b d"],
-    query_ids: Int[Array, "b"],
-    keys: Float[Array, "n d"],
-    key_ids: Int[Array, "n"],
-    key_where: Bool[Array, "n"],
-    chunk: int,
-) -> tuple[Int[Array, "b"], Bool[Array, "b"]]:
+def hardest_negatives(
+    similarity: Similarity, queries: Rows, keys: Rows, chunk: int
+) -> tuple[Int[Array, " b"], Bool[Array, " b"]]:
     """For each query the number of its most similar negative, and whether it has any.
 
     Scores b x chunk at a time, without gradient; of equal scores the first key wins.
@@ -46,21 +40,17 @@ def hardestnegatives(
     Args:
       similarity: scores queries against keys.
       queries: [b, d].
-      query_ids: id of each query.
       keys: [n, d].
-      key_ids: id of each key.
-      key_where: False for padding.
       chunk: keys scored at a time; n need not be a multiple of it.
     """
     queries, keys = jax.lax.stop_gradient((queries, keys))
 
     def step(
-        best: tuple[Float[Array, "b"], Int[Array, "b"]], block: Block
-    ) -> tuple[tuple[Float[Array, "b"], Int[Array, "b"]], None]:
-        block_keys, block_ids, block_where, start = block
-        scores = similarity.matrix(queries, block_keys)
-        negative = negatives(query_ids, block_ids, block_where)
-        scores = jnp.where(negative, scores, -jnp.inf)
+        best: tuple[Float[Array, " b"], Int[Array, " b"]], block: Block
+    ) -> tuple[tuple[Float[Array, " b"], Int[Array, " b"]], None]:
+        block_keys, start = block
+        scores = similarity.matrix(queries.vectors, block_keys.vectors)
+        scores = jnp.where(negatives(queries, block_keys), scores, -jnp.inf)
         index = jnp.argmax(scores, axis=1)
         score = jnp.take_along_axis(scores, index[:, None], axis=1)[:, 0]
         better = score > best[0]
@@ -69,24 +59,20 @@ def hardestnegatives(
             jnp.where(better, start + index.astype(jnp.int32), best[1]),
         ), None
 
-    b = queries.shape[0]
+    b = queries.ids.shape[0]
     nothing = (jnp.full((b,), -jnp.inf), jnp.zeros((b,), jnp.int32))
-    (score, index), _ = jax.lax.scan(step, nothing, blocks(keys, key_ids, key_where, chunk))
+    (score, index), _ = jax.lax.scan(step, nothing, blocks(keys, chunk))
     return index, score > -jnp.inf
 
 
 def hardest_hinge(
     similarity: Similarity,
-    queries: Float[Array, "b d"],
-    query_ids: Int[Array, "b"],
-    positive: Float[Array, "b"],
-    query_where: Bool[Array, "b"],
-    keys: Float[Array, "n d"],
-    key_ids: Int[Array, "n"],
-    key_where: Bool[Array, "n"],
+    queries: Rows,
+    keys: Rows,
+    positive: Float[Array, " b"],
     margin: float,
     chunk: int,
-) -> tuple[Float[Array, ""], Float[Array, "b"]]:
+) -> tuple[Float[Array, ""], Float[Array, " b"]]:
     """Sum over the queries of [margin + max_j s_ij - s_ii]+, and the hardest scores (LMH).
 
     The gradient flows through the chosen negatives alone. A query without negatives costs
@@ -95,33 +81,25 @@ def hardest_hinge(
     Args:
       similarity: scores queries against keys.
       queries: [b, d].
-      query_ids: id of each query.
-      positive: s_ii, the score of each query with its own key.
-      query_where: False for padding.
       keys: [n, d].
-      key_ids: id of each key.
-      key_where: False for padding.
+      positive: s_ii, the score of each query with its own key.
       margin: of the hinge.
       chunk: keys scored at a time while mining.
     """
-    index, found = hardestnegatives(similarity, queries, query_ids, keys, key_ids, key_where, chunk)
-    negative = similarity.rows(queries, jnp.take(keys, index, axis=0))
-    loss = hinge(positive, negative, margin, query_where & found)
+    index, found = hardest_negatives(similarity, queries, keys, chunk)
+    negative = similarity.rows(queries.vectors, jnp.take(keys.vectors, index, axis=0))
+    loss = hinge(positive, negative, margin, queries.where & found)
     return loss, jnp.where(found, jax.lax.stop_gradient(negative), -jnp.inf)
 
 
 def all_hinge(
     similarity: Similarity,
-    queries: Float[Array, "b d"],
-    query_ids: Int[Array, "b"],
-    positive: Float[Array, "b"],
-    query_where: Bool[Array, "b"],
-    keys: Float[Array, "n d"],
-    key_ids: Int[Array, "n"],
-    key_where: Bool[Array, "n"],
+    queries: Rows,
+    keys: Rows,
+    positive: Float[Array, " b"],
     margin: float,
     chunk: int,
-) -> tuple[Float[Array, ""], Float[Array, "b"]]:
+) -> tuple[Float[Array, ""], Float[Array, " b"]]:
     """Sum over queries and negatives of [margin + s_ij - s_ii]+, and the hardest scores (LSH).
 
     Scores b x chunk at a time and again in the backward pass, so that memory grows with
@@ -131,20 +109,19 @@ def all_hinge(
 
     @jax.checkpoint
     def block_cost(
-        queries: Float[Array, "b d"], positive: Float[Array, "b"], block: Block
-    ) -> tuple[Float[Array, ""], Float[Array, "b"]]:
-        block_keys, block_ids, block_where, _ = block
-        scores = similarity.matrix(queries, block_keys)
-        negative = negatives(query_ids, block_ids, block_where) & query_where[:, None]
+        queries: Rows, positive: Float[Array, " b"], keys: Rows
+    ) -> tuple[Float[Array, ""], Float[Array, " b"]]:
+        scores = similarity.matrix(queries.vectors, keys.vectors)
+        negative = negatives(queries, keys) & queries.where[:, None]
         cost = hinge(jnp.broadcast_to(positive[:, None], scores.shape), scores, margin, negative)
         return cost, jnp.max(jnp.where(negative, scores, -jnp.inf), axis=1)
 
     def step(
-        carry: tuple[Float[Array, ""], Float[Array, "b"]], block: Block
-    ) -> tuple[tuple[Float[Array, ""], Float[Array, "b"]], None]:
-        cost, hardest = block_cost(queries, positive, block)
+        carry: tuple[Float[Array, ""], Float[Array, " b"]], block: Block
+    ) -> tuple[tuple[Float[Array, ""], Float[Array, " b"]], None]:
+        cost, hardest = block_cost(queries, positive, block[0])
         return (carry[0] + cost, jnp.maximum(carry[1], jax.lax.stop_gradient(hardest))), None
 
     start = (jnp.zeros(()), jnp.full(positive.shape, -jnp.inf))
-    (loss, hardest), _ = jax.lax.scan(step, start, blocks(keys, key_ids, key_where, chunk))
+    (loss, hardest), _ = jax.lax.scan(step, start, blocks(keys, chunk))
     return loss, hardest

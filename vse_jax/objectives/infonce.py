@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from vse_jax import parallel
@@ -31,20 +30,13 @@ def infonce(temperature: float, chunk: int, similarity: Similarity = dot) -> Obj
     def apply(
         state: dict[str, Any], outputs: Outputs, batch: Batch
     ) -> tuple[Float[Array, ""], dict[str, Any], Metrics]:
-        local, everywhere = gather(outputs, batch)
-        positive = similarity.rows(local.images, local.texts)
-        image_loss, text_loss = (
-            cross_entropy(
-                similarity, queries, local.ids, positive, local.where,
-                keys, everywhere.ids, everywhere.where, temperature, chunk,
-            )
-            for queries, keys in (
-                (local.images, everywhere.texts),
-                (local.texts, everywhere.images),
-            )
-        )  # fmt: skip
-        pairs = jnp.maximum(jnp.sum(everywhere.where), 1)
-        loss = parallel.device_count() * (image_loss + text_loss) / (2 * pairs)
+        pairs = gather(outputs, batch)
+        positive = pairs.positive(similarity)
+        one, other = (
+            cross_entropy(similarity, queries, keys, positive, temperature, chunk)
+            for queries, keys in pairs.directions
+        )
+        loss = parallel.device_count() * (one + other) / (2 * pairs.total)
         return loss, state, {"loss_per_pair": parallel.mean(loss)}
 
     return Objective(init, apply)

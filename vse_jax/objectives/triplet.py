@@ -7,17 +7,17 @@ from typing import Any, Literal
 import flax.struct
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from vse_jax import parallel
 from vse_jax.losses import triplet as losses
 from vse_jax.losses.contrastive import cross_entropy
 from vse_jax.models.similarity import Similarity, dot
 from vse_jax.objectives.base import Batch, Metrics, Objective, Outputs, Spec
-from vse_jax.objectives.pairs import gather
+from vse_jax.objectives.pairs import Pairs, gather
 
-# (similarity, queries, their ids, positives, which count, keys, their ids, which count) ->
-# (sum over the queries, score of each one's hardest negative)
+# (similarity, queries, keys, positives) -> (sum over the queries, score of each one's hardest
+# negative)
 _Cost = Callable[..., tuple[Float[Array, ""], Float[Array, " b"]]]
 
 
@@ -69,7 +69,7 @@ def triplet(
 
     def softmax(*data: Any) -> tuple[Float[Array, ""], Float[Array, " b"]]:
         loss = entropy(*data)
-        return loss, jnp.full(data[1].shape[:1], -jnp.inf)
+        return loss, jnp.full(data[-1].shape, -jnp.inf)
 
     softer = every if warmup == "all" else softmax
 
@@ -81,19 +81,12 @@ def triplet(
     def apply(
         state: TripletState, outputs: Outputs, batch: Batch
     ) -> tuple[Float[Array, ""], TripletState, Metrics]:
-        local, everywhere = gather(outputs, batch)
-        positive = similarity.rows(local.images, local.texts)
+        pairs = gather(outputs, batch)
+        positive = pairs.positive(similarity)
 
         def both(cost: _Cost) -> tuple[Float[Array, ""], Float[Array, "2 b"]]:
             """The cost of pictures among captions and of captions among pictures."""
-            sides = (local.images, everywhere.texts), (local.texts, everywhere.images)
-            found = [
-                cost(
-                    similarity, queries, local.ids, positive, local.where,
-                    keys, everywhere.ids, everywhere.where,
-                )
-                for queries, keys in sides
-            ]  # fmt: skip
+            found = [cost(similarity, *direction, positive) for direction in pairs.directions]
             return found[0][0] + found[1][0], jnp.stack([hardest for _, hardest in found])
 
         warming = state.step < state.warmup_steps
@@ -103,22 +96,32 @@ def triplet(
             loss, hardest = jax.lax.cond(warming, lambda: both(softer), lambda: both(mined))
         loss = loss * parallel.device_count()
 
-        pairs = jnp.maximum(jnp.sum(everywhere.where), 1)
-        per_pair = parallel.mean(loss) / pairs
+        metrics = _metrics(loss, positive, hardest, margin, pairs)
         watched = negatives == "hardest" and margin > 0
-        collapse = jnp.where(warming, 0.0, per_pair / (2 * margin)) if watched else jnp.zeros(())
-        usable = local.where[None] & (hardest > -jnp.inf)
-        metrics = {
-            "loss_per_pair": per_pair,
-            "collapse": collapse,
-            "positive": parallel.total(jnp.sum(jnp.where(local.where, positive, 0.0))) / pairs,
-            "hardest_negative": parallel.total(jnp.sum(jnp.where(usable, hardest, 0.0)))
-            / jnp.maximum(parallel.total(jnp.sum(usable)), 1),
-            "violating": parallel.total(
-                jnp.sum(usable & (margin + hardest - positive[None] > 0), dtype=jnp.float32)
-            )
-            / (2 * pairs),
-        }
+        collapse = metrics["loss_per_pair"] / (2 * margin) if watched else jnp.zeros(())
+        metrics["collapse"] = jnp.where(warming, 0.0, collapse)
         return loss, state.replace(step=state.step + 1), metrics
 
     return Objective(init, apply)
+
+
+def _metrics(
+    loss: Float[Array, ""],
+    positive: Float[Array, " b"],
+    hardest: Float[Array, "2 b"],
+    margin: float,
+    pairs: Pairs,
+) -> Metrics:
+    """Means over the global batch: loss, scores, share of the hardest that cost something."""
+    usable = pairs.where[None] & (hardest > -jnp.inf)
+    violating = usable & (margin + hardest - positive[None] > 0)
+
+    def total(values: float | Float[Array, "..."], where: Bool[Array, "..."]) -> Float[Array, ""]:
+        return parallel.total(jnp.sum(jnp.where(where, values, 0.0)))
+
+    return {
+        "loss_per_pair": parallel.mean(loss) / pairs.total,
+        "positive": total(positive, pairs.where) / pairs.total,
+        "hardest_negative": total(hardest, usable) / jnp.maximum(total(1.0, usable), 1.0),
+        "violating": total(1.0, violating) / (2 * pairs.total),
+    }

@@ -138,6 +138,30 @@ class Classifier(nn.Module):
         return nn.Dense(self.classes, dtype=self.dtype, name="classifier")(pooled)
 
 
+def make(
+    config: Mapping[str, Any], *, dtype: Dtype = jnp.float32, axis_name: str | None = None
+) -> MobileNetV2:
+    """The module that the weights' `config.json` describes; an empty one means width 1.0.
+
+    Raises:
+      WeightsError: it describes something else.
+    """
+    for key, right in (("model_type", "mobilenet_v2"), ("num_channels", 3)):
+        if config.get(key, right) != right:
+            raise WeightsError(
+                f"config.json of the weights: {key} is {config[key]!r}, expected {right!r}"
+            )
+    if config.get("hidden_act", "relu6") not in _ACTIVATIONS:
+        raise WeightsError(
+            f"config.json of the weights: hidden_act is {config['hidden_act']!r}, expected one of "
+            f"{sorted(_ACTIVATIONS)}"
+        )
+    ours = {"momentum", "dtype", "axis_name", "name"}
+    known = {field.name for field in fields(MobileNetV2)} - ours
+    kept: Mapping[str, Any] = {key: config[key] for key in known & config.keys()}
+    return MobileNetV2(**kept, dtype=dtype, axis_name=axis_name)
+
+
 def from_pretrained(
     source: str | Path, *, dtype: Dtype = jnp.float32, axis_name: str | None = None
 ) -> tuple[MobileNetV2, dict[str, Any]]:
@@ -151,15 +175,24 @@ def from_pretrained(
     Raises:
       WeightsError: weights are missing, damaged or do not fit the configuration.
     """
+    module = make(weights.load_config(source), dtype=dtype, axis_name=axis_name)
+    return module, load(source, module)
+
+
+def load(source: str | Path, module: MobileNetV2) -> dict[str, Any]:
+    """The variables of `module` in the weights of `source`.
+
+    Raises:
+      WeightsError: weights are missing, damaged or do not fit the module.
+    """
     folder = weights.locate(source)
-    module = _module(folder, dtype, axis_name)
     tensors = weights.load_safetensors(folder)
     # The headless class saves the same tensors without the prefix.
     prefixed = any(name.startswith(_PREFIX) for name in tensors)
     rules = [*RULES, (r"^", _PREFIX)] if prefixed else RULES
     picture = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.uint8)
     template = jax.eval_shape(partial(module.init, train=False), jax.random.key(0), picture)
-    return module, weights.convert(tensors, template, rules, ignore=[_HEAD], source=folder)
+    return weights.convert(tensors, template, rules, ignore=[_HEAD], source=folder)
 
 
 def classifier_from_pretrained(
@@ -176,7 +209,7 @@ def classifier_from_pretrained(
         raise WeightsError(f"weights {folder}: no classifier.weight, so they carry no classifier")
     labels = weights.load_config(folder).get("id2label")
     module = Classifier(len(labels or tensors["classifier.weight"]), dtype)
-    pooled = jax.ShapeDtypeStruct((1, _module(folder, dtype, None).channels), dtype)
+    pooled = jax.ShapeDtypeStruct((1, make(weights.load_config(folder)).channels), dtype)
     template = jax.eval_shape(module.init, jax.random.key(0), pooled)
     return module, weights.convert(tensors, template, (), ignore=[_NOT_HEAD], source=folder)
 
@@ -185,26 +218,6 @@ def make_divisible(channels: int, divisor: int = 8, least: int = 8) -> int:
     """The multiple of `divisor` nearest to `channels`, no more than a tenth below it."""
     rounded = max(least, int(channels + divisor / 2) // divisor * divisor)
     return rounded + divisor if rounded < 0.9 * channels else rounded
-
-
-def _module(folder: Path, dtype: Dtype, axis_name: str | None) -> MobileNetV2:
-    config = weights.load_config(folder)
-    for key, right in (("model_type", "mobilenet_v2"), ("num_channels", 3)):
-        if config.get(key, right) != right:
-            raise WeightsError(f"weights {folder}: {key} is {config[key]!r}, expected {right!r}")
-    if config.get("hidden_act", "relu6") not in _ACTIVATIONS:
-        raise WeightsError(
-            f"weights {folder}: hidden_act is {config['hidden_act']!r}, expected one of "
-            f"{sorted(_ACTIVATIONS)}"
-        )
-    known = {field.name for field in fields(MobileNetV2)} - {
-        "momentum",
-        "dtype",
-        "axis_name",
-        "name",
-    }
-    kept: Mapping[str, Any] = {key: config[key] for key in known & config.keys()}
-    return MobileNetV2(**kept, dtype=dtype, axis_name=axis_name)
 
 
 class _Stem(nn.Module):
