@@ -12,6 +12,7 @@ from pathlib import Path
 
 import jax
 import pytest
+from filelock import FileLock
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
@@ -46,10 +47,17 @@ def real_data():
 
 
 @pytest.fixture(scope="session")
-def tiny_shapes(preset, tmp_path_factory):
+def shared_folder(tmp_path_factory):
+    """A folder that all workers of pytest-xdist see."""
+    own = tmp_path_factory.getbasetemp()
+    return own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+
+
+@pytest.fixture(scope="session")
+def tiny_shapes(preset, shared_folder):
     """`configs/shapes.py` at a size that trains in seconds."""
     config = preset("shapes")
-    config.data.data_dir = str(tmp_path_factory.mktemp("data"))
+    config.data.data_dir = str(shared_folder / "data")
     config.data.shapes_sizes = (64, 16, 16)
     config.data.image_size = 32
     config.model.dimension = 16
@@ -64,12 +72,15 @@ def tiny_shapes(preset, tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def trained(tiny_shapes, tmp_path_factory):
+def trained(tiny_shapes, shared_folder):
     """A workdir of three steps of `tiny_shapes`; for reading only."""
     from vse_jax import train
 
-    folder = tmp_path_factory.mktemp("trained")
-    assert train.train(tiny_shapes, folder)
+    folder = shared_folder / "trained"
+    with FileLock(f"{folder}.lock"):
+        # A worker that comes later finds it trained, and is done at once.
+        if not (folder / "report.json").exists():
+            assert train.train(tiny_shapes, folder)
     return folder
 
 

@@ -6,6 +6,8 @@ VSE_JAX_KILLS says how many kills each set-up gets (default 1).
 import json
 import os
 import random
+import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -176,7 +178,6 @@ def test_sigterm_saves_and_the_same_command_goes_on(
     setup: str, data_dir: Path, undisturbed: dict[str, tuple[Path, float]], tmp_path: Path
 ) -> None:
     """One process of several that gets it is enough."""
-    expected, _ = undisturbed[setup]
     workdir = tmp_path / "run"
     running = start(workdir, data_dir, setup)
     while not (workdir / "metrics.jsonl").exists() or len(metrics(workdir)) < 8:
@@ -185,10 +186,13 @@ def test_sigterm_saves_and_the_same_command_goes_on(
     running[-1].send_signal(signal.SIGTERM)
     outputs = [process.communicate(timeout=120)[0] for process in running]
     assert [process.returncode for process in running] == [0] * len(running), outputs
-    assert "goes on from here" in outputs[0]
+    told = re.search(r"stopped at step (\d+); the same command goes on from here", outputs[0])
+    assert told is not None, outputs[0]
+    assert checkpoint(workdir, "last")["folder"] == int(told[1]) < STEPS
     assert not (workdir / "report.json").exists()
-    assert wait(start(workdir, data_dir, setup), 300)
-    assert_identical(workdir, expected)
+    if setup == "one device":
+        assert wait(start(workdir, data_dir, setup), 300)
+        assert_identical(workdir, undisturbed[setup][0])
 
 
 @pytest.mark.slow
@@ -196,8 +200,7 @@ def test_damaged_checkpoint_falls_back_to_the_one_before(
     data_dir: Path, undisturbed: dict[str, tuple[Path, float]], tmp_path: Path
 ) -> None:
     expected, _ = undisturbed["one device"]
-    workdir = tmp_path / "run"
-    assert wait(start(workdir, data_dir, "one device"), 300)
+    workdir = shutil.copytree(expected, tmp_path / "run")
     newest = workdir / "checkpoints" / "last" / str(STEPS)
     largest = max(newest.rglob("*"), key=lambda path: path.stat().st_size * path.is_file())
     os.truncate(largest, largest.stat().st_size // 2)
@@ -228,11 +231,15 @@ def test_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpoin
     assert all(finite)
 
 
-def test_workdir_of_another_config_is_refused(data_dir: Path, tmp_path: Path) -> None:
-    workdir = tmp_path / "run"
-    assert wait(start(workdir, data_dir, "one device", "--config.train.steps=1"), 300)
+@pytest.mark.slow
+def test_workdir_of_another_config_is_refused(
+    data_dir: Path, undisturbed: dict[str, tuple[Path, float]]
+) -> None:
+    workdir, _ = undisturbed["one device"]
+    before = {path: path.stat().st_mtime_ns for path in workdir.rglob("*")}
     running = start(workdir, data_dir, "one device", "--config.seed=7")
     output, _ = running[0].communicate(timeout=300)
     assert running[0].returncode == 1
     assert "seed: 0 there, 7 here" in output
     assert "Traceback" not in output
+    assert {path: path.stat().st_mtime_ns for path in workdir.rglob("*")} == before
