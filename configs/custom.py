@@ -1,8 +1,9 @@
-"""Your own pictures and captions: VSE++ on a frozen MobileNetV2.
+"""Your own pictures and captions, with a frozen MobileNetV2.
 
-configs/custom.py:PATH, where PATH is a JSONL ({"image": ..., "captions": [...]}), a CSV
-(image,caption), a COCO captions JSON or a Karpathy JSON. Needs --config.model.image.weights,
-a folder or a hub name; the pictures are read where they are.
+configs/custom.py:PATH[,system[,objective=NAME]], where PATH is a JSONL ({"image": ...,
+"captions": [...]}), a CSV (image,caption), a COCO captions JSON or a Karpathy JSON; systems as in
+configs/flickr8k.py. Needs --config.model.image.weights, a folder or a hub name; the pictures are
+read where they are.
 """
 
 from ml_collections import ConfigDict
@@ -11,11 +12,17 @@ from vse_jax import presets
 from vse_jax.config import default_config
 
 
-def get_config(path: str | None = None) -> ConfigDict:
-    """The config for the file at `path`."""
+def get_config(choice: str | None = None) -> ConfigDict:
+    """The config for the file that `choice` begins with."""
+    path, system = choice or "", "vsepp"
+    for place, letter in enumerate(path):
+        # The path may have commas of its own.
+        if letter == "," and presets.is_choice(path[place + 1 :]):
+            path, system = path[:place], path[place + 1 :]
+            break
     config = default_config()
     config.data.dataset = "custom"
-    config.data.path = path
+    config.data.path = path or None
     presets.frozen_mobilenet_v2(config)
-    presets.vsepp(config)
+    presets.system(config, system, "configs/custom.py", vsepp="lmh")
     return config

@@ -1,26 +1,18 @@
 """The embedded data set, from scratch, in minutes on two cores.
 
 configs/shapes.py[:system[,objective=NAME]]: the system is "vsepp" (one vector a picture, one a
-sentence); the objective "infonce" (the default: it learns fastest from nothing), or "lmh" and
+sentence); its objective "infonce" (the default: it learns fastest from nothing), or "lmh" and
 "lsh", the hinge with the hardest and with all negatives.
 """
 
 from ml_collections import ConfigDict
 
-from vse_jax.config import ConfigError, default_config
-
-OBJECTIVES = ("infonce", "lmh", "lsh")
+from vse_jax import presets
+from vse_jax.config import default_config
 
 
 def get_config(choice: str = "vsepp") -> ConfigDict:
     """The config of one system and objective on `shapes`."""
-    system, _, option = choice.partition(",")
-    objective = option.removeprefix("objective=") or "infonce"
-    if system != "vsepp" or objective not in OBJECTIVES:
-        raise ConfigError(
-            f"configs/shapes.py has no system {choice!r}; it has 'vsepp' and, after a comma, "
-            f"objective={' or '.join(OBJECTIVES)}"
-        )
     config = default_config()
     config.data.dataset = "shapes"
     config.data.image_size = 96
@@ -30,16 +22,11 @@ def get_config(choice: str = "vsepp") -> ConfigDict:
     config.model.text.words = 64
     config.model.text.bidirectional = True
     config.model.text.pooling = "max"
-    if objective == "infonce":
-        config.objective.triplet.weight = 0.0
-        config.objective.infonce.weight = 1.0
-        config.objective.infonce.temperature = 0.05
-    elif objective == "lsh":
-        config.objective.triplet.negatives = "all"
     config.train.epochs = 2.5
     config.train.batch_size = 64
     config.train.learning_rate = 1e-3
     config.train.warmup_epochs = 0.1
     config.train.clip_norm = 2.0
     config.train.validate_every = 0.5
+    presets.system(config, choice, "configs/shapes.py", vsepp="infonce")
     return config

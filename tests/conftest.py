@@ -8,6 +8,8 @@ os.environ["XLA_FLAGS"] = (
 )
 
 import importlib.util
+import io
+import logging
 from pathlib import Path
 
 import jax
@@ -80,8 +82,21 @@ def trained(tiny_shapes, shared_folder):
     with FileLock(f"{folder}.lock"):
         # A worker that comes later finds it trained, and is done at once.
         if not (folder / "report.json").exists():
+            lines = io.StringIO()
+            handler, log = logging.StreamHandler(lines), logging.getLogger("vse_jax")
+            log.addHandler(handler)
+            log.setLevel(logging.INFO)
             assert train.train(tiny_shapes, folder)
+            log.removeHandler(handler)
+            (shared_folder / "trained.log").write_text(lines.getvalue())
     return folder
+
+
+@pytest.fixture(scope="session")
+def trained_log(trained, shared_folder):
+    """What the training of `trained` logged."""
+    assert trained.is_dir()
+    return (shared_folder / "trained.log").read_text()
 
 
 def pytest_collection_modifyitems(items):

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 import vse_jax
-from vse_jax import evaluate, experiment, train, workdir
+from vse_jax import evaluation, experiment, train, workdir
 from vse_jax.checkpoint import CheckpointError
 from vse_jax.data.split import DataError
 from vse_jax.workdir import WorkdirError
@@ -24,10 +24,19 @@ sys.modules["tensorflow"] = sys.modules["tensorflow_datasets"] = None
 import numpy as np
 import vse_jax
 import vse_jax.assembly, vse_jax.encode, vse_jax.evaluators.retrieval
-import vse_jax.objectives.infonce, vse_jax.objectives.triplet, vse_jax.train_step
+import vse_jax.objectives.infonce, vse_jax.objectives.triplet, vse_jax.train
 model = vse_jax.load(sys.argv[1])
 images = model.encode_images(json.loads(sys.argv[2]))
 texts = model.encode_texts(json.loads(sys.argv[3]))
+# Here, as the tests' own checks of shapes would come first.
+for wrong in (images[0], images[:, 1:], images[None]):
+    for name, arguments in (("images", (wrong, texts)), ("texts", (images, wrong))):
+        try:
+            model.similarity(*arguments)
+        except ValueError as error:
+            assert f"{name} is {list(wrong.shape)}; expected embeddings [n, 16]" in str(error)
+        else:
+            raise AssertionError(wrong.shape)
 np.savez(sys.argv[4], images=images, texts=texts, scores=model.similarity(images, texts))
 """
 
@@ -42,8 +51,8 @@ def evaluated(trained):
     """Encoded pictures and captions of the validation split, and the evaluation's embeddings."""
     run = experiment.prepare(workdir.read_config(trained), trained)
     split = run.dataset.splits["validation"]
-    state = evaluate.best_state(run, train.initial_state(run))
-    embeddings = evaluate.encode(run, state, "validation")
+    state = evaluation.best_state(run, train.initial_state(run))
+    embeddings = evaluation.encode(run, state, "validation")
     return split.read(list(range(len(split.images)))), split.captions, embeddings
 
 
@@ -131,6 +140,42 @@ def test_a_picture_that_cannot_be_read_is_named(model, picture, message):
         model.encode_images([np.zeros((4, 4, 3), np.uint8), picture])
 
 
+def test_sixteen_bits_are_scaled_not_cut_off(model):
+    eight = np.random.default_rng(0).integers(0, 256, (40, 30), dtype=np.uint8)
+    encoded = []
+    for image in (Image.fromarray(eight), Image.fromarray(eight.astype(np.uint16) * 257)):
+        file = io.BytesIO()
+        image.save(file, "PNG")
+        encoded.append(file.getvalue())
+    one, other = model.encode_images(encoded)
+    np.testing.assert_allclose(other, one, atol=1e-6)
+
+
+def test_generators_are_lists_too(model):
+    picture = np.zeros((4, 4, 3), np.uint8)
+    assert model.encode_images(picture for _ in range(3)).shape == (3, 16)
+    np.testing.assert_array_equal(
+        model.encode_texts(text for text in SENTENCES), model.encode_texts(SENTENCES)
+    )
+
+
+@pytest.mark.parametrize("items", [{"a"}, {"a": 1}])
+def test_what_has_no_order_is_refused(model, items):
+    for encode in (model.encode_images, model.encode_texts):
+        with pytest.raises(TypeError, match="expected a list"):
+            encode(items)
+
+
+def test_a_sentence_that_is_no_text_is_named(model):
+    with pytest.raises(DataError, match="sentence 1 is no Unicode text"):
+        model.encode_texts(["a", "\ud800"])
+
+
+def test_a_picture_alone_is_an_error(model):
+    with pytest.raises(TypeError, match="encode_images takes a list"):
+        model.encode_images(np.zeros((4, 4, 3), np.uint8))
+
+
 def test_one_path_or_sentence_instead_of_a_list_is_an_error(model):
     with pytest.raises(TypeError, match="encode_images takes a list"):
         model.encode_images("a.jpg")
@@ -158,7 +203,7 @@ def test_what_is_no_workdir_says_so(tmp_path, trained):
         vse_jax.load(tmp_path)
     with pytest.raises(WorkdirError, match=r"is no workdir of vse_jax: config\.json"):
         vse_jax.load(str(tmp_path / "nowhere"))
-    for name in (workdir.CONFIG, workdir.TOKENIZER):
+    for name in (workdir.CONFIG, workdir.TOKENIZER, workdir.ORIGIN):
         (tmp_path / name).write_bytes((trained / name).read_bytes())
     with pytest.raises(CheckpointError, match="no usable checkpoint; train the workdir first"):
         vse_jax.load(tmp_path)

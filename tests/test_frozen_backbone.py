@@ -15,7 +15,7 @@ import safetensors.numpy
 from PIL import Image
 
 import vse_jax
-from vse_jax import checkpoint, evaluate, experiment, train
+from vse_jax import checkpoint, evaluation, experiment, train
 from vse_jax.models.backbones import weights
 from vse_jax.models.backbones.mobilenet_v2 import RULES, MobileNetV2
 from vse_jax.optimizer import flatten
@@ -102,10 +102,10 @@ def test_features_are_made_once_for_the_same_data_and_weights(preset, tmp_path, 
     assert not computed
     assert run.examples["test"].features.shape == (2, 1, 128)
     # The features say of a photo what its pixels say.
-    state = evaluate.best_state(
+    state = evaluation.best_state(
         dataclasses.replace(run, workdir=tmp_path / "first"), train.initial_state(run)
     )
-    expected = evaluate.encode(run, state, "test").images
+    expected = evaluation.encode(run, state, "test").images
     photos = [tmp_path / "flickr8k" / "Flicker8k_Dataset" / f"test{n}.jpg" for n in range(2)]
     found = vse_jax.load(tmp_path / "first").encode_images(photos)
     assert np.sum(found * expected, axis=1).min() > 0.999

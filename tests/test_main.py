@@ -42,6 +42,12 @@ print(json.dumps(results))
 SHAPES, CUSTOM = "--config=configs/shapes.py", "--config=configs/custom.py"
 FLICKR8K = "--config=configs/flickr8k.py"
 
+OWN_CONFIG = """from vse_jax.config import default_config
+def get_config():
+    config = default_config()
+"""
+WRONG_TYPE = 'config.train.batch_size = "many"'
+
 # Flags besides --workdir, exit code, part of the message.
 CASES = {
     "unknown field": (
@@ -54,6 +60,32 @@ CASES = {
     "unknown flag": ([SHAPES, "--wokdir=a"], 2, "wokdir"),
     "unknown mode": ([SHAPES, "--mode=test"], 2, "train|evaluate"),
     "no config": ([], 2, "--config is missing: a file of configs/"),
+    "fields without a config": (
+        ["--config.train.steps=3"], 2, "--config is missing: a file of configs/",
+    ),
+    "one dash": ([SHAPES, "-config.train.batch_sise=3"], 2, "unknown config field 'train.batch_s"),
+    "a group": ([SHAPES, "--config.train=3"], 2, "'train' is a group of config fields, such as"),
+    "no flag": ([SHAPES, "config.train.steps=2"], 2, "'config.train.steps=2' is no flag"),
+    "no pattern": (
+        [SHAPES, "--config.train.freeze=(('[',None),)"], 1, "'[': not a pattern: unterminated",
+    ),
+    "matches nothing": (
+        [SHAPES, "--config.train.freeze=(('nope/.*',0.1),)"], 1, "which matches no parameter",
+    ),
+    "frozen at random": (
+        [SHAPES, "--config.train.freeze=(('image/backbone/.*',None),)"],
+        1, "freezes the backbone, which has no pretrained weights",
+    ),
+    "weights that are none": (
+        [SHAPES, "--config.model.image.weights=w"], 1, "'small_resnet' has no pretrained weights",
+    ),
+    "negative seed": ([SHAPES, "--config.seed=-1"], 1, "'seed' is -1; it must lie in [0, "),
+    "own config with a typo": (["--config={folder}/typo.py"], 2, "typo.py:4: AttributeError"),
+    "own config with a wrong type": (["--config={folder}/type.py"], 2, "many"),
+    "evaluating with a config": (
+        ["--mode=evaluate", SHAPES],
+        2, "--mode=evaluate reads the workdir's own config: no --config",
+    ),
     "bad choice": (
         [SHAPES, "--config.train.schedule=cosin"], 1, "'train.schedule' is 'cosin'; did you mean",
     ),
@@ -83,11 +115,18 @@ def results(trained, tiny_shapes, tmp_path_factory):
         SHAPES, f"--config.data.data_dir={tiny_shapes.data.data_dir}",
         f"--config.data.shapes_sizes={tiny_shapes.data.shapes_sizes}",
     ]  # fmt: skip
+    for name, line in (("typo", "config.trian.batch_size = 3"), ("type", WRONG_TYPE)):
+        (folder / f"{name}.py").write_text(OWN_CONFIG + f"    {line}\n    return config\n")
     cases = {
-        name: [f"--workdir={folder / str(number)}", *(tiny if name == "no weights" else ()), *flags]
+        name: [
+            f"--workdir={folder / str(number)}",
+            *(tiny if name == "no weights" else ()),
+            *(flag.replace("{folder}", str(folder)) for flag in flags),
+        ]
         for number, (name, (flags, _, _)) in enumerate(CASES.items())
     }
     cases["no workdir"] = [SHAPES]
+    cases["empty workdir"] = [SHAPES, "--workdir="]
     cases["evaluate"] = ["--mode=evaluate", f"--workdir={_copy(trained, folder / 'trained')}"]
     environment = os.environ | {"JAX_PLATFORMS": "cpu"}
     environment["JAX_COMPILATION_CACHE_DIR"] = str(folder / "xla")
@@ -117,9 +156,18 @@ def test_a_mistake_is_told_in_a_line(results, name):
         assert len(output.strip().splitlines()) == 1
 
 
-def test_a_missing_workdir_is_told(results):
-    code, output = results[0]["no workdir"]
+@pytest.mark.parametrize("name", ["no workdir", "empty workdir"])
+def test_a_missing_workdir_is_told(results, name):
+    code, output = results[0][name]
     assert (code, output) == (2, "vse_jax: --workdir is missing: the folder of the run\n")
+
+
+def test_what_went_wrong_leaves_the_workdir_free(results):
+    """A mistake does not make a workdir belong to the config that had it."""
+    _, folder = results
+    for number, (_, code, _) in enumerate(CASES.values()):
+        assert code
+        assert not (folder / str(number) / "config.json").exists()
 
 
 def test_help_lists_the_flags():

@@ -13,6 +13,8 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -37,7 +39,8 @@ FLAGS = [
     "--config.train.log_every=1",
     "--config.train.checkpoint_every=5",
     "--config.train.validate_every=0.4",
-    "--config.objective.triplet.warmup_epochs=0.7",
+    # Mining begins at step 4: the comparisons below must see it.
+    "--config.objective.triplet.warmup_epochs=0.1",
     "--config.evaluate.batch_size=16",
     "--config.evaluate.queries=2",
 ]
@@ -69,10 +72,14 @@ def start(workdir: Path, data_dir: Path, setup: str, *flags: str) -> list[subpro
     ]
 
 
-def wait(running: list[subprocess.Popen[str]], seconds: float) -> bool:
-    """Whether all ended, well, within the time."""
+def wait(
+    running: list[subprocess.Popen[str]],
+    seconds: float,
+    until: Callable[[], bool] = lambda: False,
+) -> bool:
+    """Whether all ended, well, within the time and before `until` came true."""
     end = time.monotonic() + seconds
-    while time.monotonic() < end:
+    while time.monotonic() < end and not until():
         codes = [process.poll() for process in running]
         if all(code is not None for code in codes):
             outputs = "\n".join(process.communicate()[0] for process in running)
@@ -80,6 +87,17 @@ def wait(running: list[subprocess.Popen[str]], seconds: float) -> bool:
             return True
         time.sleep(0.02)
     return False
+
+
+def steps_of(workdir: Path) -> int:
+    """Steps logged so far."""
+    path = workdir / "metrics.jsonl"
+    lines = path.read_text().splitlines() if path.exists() else []
+    return max((json.loads(line)["step"] for line in lines if line.endswith("}")), default=0)
+
+
+def reached(workdir: Path, step: int) -> bool:
+    return steps_of(workdir) >= step
 
 
 def kill(running: list[subprocess.Popen[str]]) -> None:
@@ -141,32 +159,48 @@ def test_killed_runs_end_like_undisturbed_ones(
     undisturbed: dict[str, tuple[Path, float]],
     tmp_path: Path,
 ) -> None:
+    """Kills come after a random step, every fourth at a random moment of the start."""
     expected, seconds = undisturbed[setup]
-    moments = random.Random(setup)
-    kills = runs = 0
+    draw = random.Random(setup)
+    kills = runs = resumed = 0
     while kills < KILLS:
         workdir = tmp_path / f"run{runs}"
         runs += 1
-        while True:
+        step = 0
+        while kills < KILLS and step < STEPS - 2:
             running = start(workdir, data_dir, setup)
-            # The undisturbed run compiled as well: later ones take about half of its time.
-            if wait(running, moments.uniform(0.1, 0.6) * seconds if kills < KILLS else 300):
+            if kills % 4 == 3:
+                # The undisturbed run compiled as well: the start of later ones takes less.
+                ended = wait(running, draw.uniform(0.05, 0.3) * seconds)
+            else:
+                step = draw.randint(step + 1 if step else 7, STEPS - 1)
+                ended = wait(running, 300, partial(reached, workdir, step))
+            if ended:
                 break
             kill(running)
             kills += 1
+        running = start(workdir, data_dir, setup)
+        outputs = [process.communicate(timeout=300)[0] for process in running]
+        assert [process.returncode for process in running] == [0] * len(running), outputs
+        resumed += "resumed at step" in outputs[0]
         assert_identical(workdir, expected)
+    assert resumed
 
 
 @pytest.mark.slow
 def test_every_number_of_devices_gives_the_same_numbers(
     undisturbed: dict[str, tuple[Path, float]],
 ) -> None:
-    """Losses and gradient norms agree to 1e-5 until rounding has had steps to grow."""
+    """Losses and gradient norms agree to 1e-5 until rounding has had steps to grow.
+
+    The first steps are over all negatives, those from the fourth on over the hardest.
+    """
     rows = {
         setup: [row for row in metrics(workdir) if "loss" in row]
         for setup, (workdir, _) in undisturbed.items()
     }
-    for number in range(5):
+    assert [rows["one device"][n]["triplet/collapse"] > 0 for n in (2, 3)] == [False, True]
+    for number in range(6):
         for name in ("loss", "gradient_norm"):
             values = [rows[setup][number][name] for setup in SETUPS]
             np.testing.assert_allclose(values, values[0], rtol=1e-5, err_msg=f"{name} {number}")
@@ -236,10 +270,11 @@ def test_workdir_of_another_config_is_refused(
     data_dir: Path, undisturbed: dict[str, tuple[Path, float]]
 ) -> None:
     workdir, _ = undisturbed["one device"]
-    before = {path: path.stat().st_mtime_ns for path in workdir.rglob("*")}
+    before = {path: path.stat().st_mtime_ns for path in workdir.rglob("*.*")}
     running = start(workdir, data_dir, "one device", "--config.seed=7")
     output, _ = running[0].communicate(timeout=300)
     assert running[0].returncode == 1
     assert "seed: 0 there, 7 here" in output
     assert "Traceback" not in output
-    assert {path: path.stat().st_mtime_ns for path in workdir.rglob("*")} == before
+    del before[workdir / ".lock"]
+    assert {path: path.stat().st_mtime_ns for path in before} == before

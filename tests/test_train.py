@@ -1,10 +1,15 @@
+import json
+import logging
 import math
 import types
 
+import numpy as np
 import pytest
 
-from vse_jax import train
+from vse_jax import experiment, train, workdir
+from vse_jax.checkpoint import Checkpoints
 from vse_jax.config import default_config
+from vse_jax.data import tokenizer
 
 
 def logged(values, start=1):
@@ -94,3 +99,77 @@ def test_every_epoch_ends_exactly_once(examples, batch_size):
 )
 def test_durations_are_hours_minutes_and_seconds(seconds, shown):
     assert train._duration(seconds) == shown
+
+
+def test_the_best_checkpoint_is_on_disk_before_the_last_one_is_begun(
+    tiny_shapes, tmp_path, monkeypatch
+):
+    """Killed between the two, a run would go on from the last and never save that best."""
+    begun = []
+    save = Checkpoints.save
+
+    def watched(self, step, state):
+        if self.folder.name == "last":
+            rows = workdir.read_metrics(tmp_path)
+            scores = {r["step"]: r["validation/rsum"] for r in rows if "validation/rsum" in r}
+            best = max(scores, key=lambda step: (scores[step], -step))
+            begun.append((tmp_path / "checkpoints" / "best" / str(best)).is_dir())
+        save(self, step, state)
+
+    monkeypatch.setattr(Checkpoints, "save", watched)
+    config = tiny_shapes.copy_and_resolve_references()
+    config.train.steps, config.train.validate_every = 4, 0.05
+    assert train.train(config, tmp_path)
+    assert begun == [True] * 4
+
+
+def test_a_run_that_collapses_is_told_so_with_advice(tiny_shapes, tmp_path, caplog, monkeypatch):
+    """In the log, once, and in the report; here every step's loss looks like 2 x margin."""
+    check = train.Loop._check
+    monkeypatch.setattr(
+        train.Loop,
+        "_check",
+        lambda self, keep: (check(self, keep) or {}) | {"triplet/collapse": 1.0},
+    )
+    caplog.set_level(logging.WARNING, "vse_jax")
+    config = tiny_shapes.copy_and_resolve_references()
+    config.objective.infonce.weight, config.objective.triplet.weight = 0.0, 1.0
+    config.train.steps = 12
+    assert train.train(config, tmp_path)
+    told = [r.message for r in caplog.records if "have collapsed" in r.message]
+    assert told == [f"step 10: {train.COLLAPSE_ADVICE}"]
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert told[0] in report["warnings"]
+    assert "have collapsed" in (tmp_path / "report.html").read_text()
+
+
+def test_words_start_from_glove_and_come_from_training_captions_alone(
+    tiny_shapes, tmp_path, caplog
+):
+    caplog.set_level(logging.INFO, "vse_jax")
+    (tmp_path / "glove.txt").write_text(
+        "circle " + " ".join(["0.5"] * 8) + "\nxyzzy " + " ".join(["9"] * 8) + "\n"
+    )
+    config = tiny_shapes.copy_and_resolve_references()
+    config.model.text.glove = str(tmp_path / "glove.txt")
+    run = experiment.prepare(config, tmp_path / "run")
+    assert f"word vectors: 1 of {run.tokenizer.vocabulary} words found" in caplog.text
+    table = run.built.variables["params"]["text"]["words"]
+    number = run.tokenizer.words.token_to_id("circle")
+    np.testing.assert_array_equal(table[number], np.full(8, 0.5))
+    assert np.abs(np.delete(table, number, axis=0)).max() <= 0.1
+    expected = tokenizer.train(run.dataset.splits["train"].captions, "vse", 40)
+    assert run.tokenizer.words.get_vocab() == expected.words.get_vocab()
+    everything = [c for split in run.dataset.splits.values() for c in split.captions]
+    more = tokenizer.train(everything, "vse", 40)
+    assert more.words.get_vocab() != expected.words.get_vocab()
+
+
+def test_shuffled_captions_are_those_of_other_pictures(tiny_shapes, tmp_path):
+    config = tiny_shapes.copy_and_resolve_references()
+    config.data.shuffle_captions = True
+    run = experiment.prepare(config, tmp_path)
+    assert run.config.data.shuffle_captions
+    found = next(train.Loop._batches(types.SimpleNamespace(experiment=run, start=0, end=1)))
+    own = run.dataset.splits["train"].caption_image[found["caption_id"]]
+    assert np.mean(own == found["image_id"]) < 0.5

@@ -24,7 +24,7 @@ SPEC = Spec(dimension=6, images=8, steps_per_epoch=1)
 RATE, DECAY = 0.1, 0.5
 FROZEN = {"pixels": (("text/words", None),), "features": (("image/backbone/.*", None),)}
 SETUPS = {
-    "pixels": [("shard_map", 1), ("shard_map", 4), ("pmap", 4)],
+    "pixels": [("shard_map", 1), ("shard_map", 4), ("pmap", 1), ("pmap", 4)],
     "features": [("shard_map", 1), ("shard_map", 4)],
 }
 

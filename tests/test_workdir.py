@@ -16,6 +16,13 @@ def seeded(seed):
     return config
 
 
+ORIGIN = {"data": "d1", "weights": "w1", "backbone": {"depth_multiplier": 0.5}}
+
+
+def claim(folder, config, **changed):
+    workdir.claim(folder, config, "{}", ORIGIN | changed)
+
+
 @pytest.fixture
 def full_disk(monkeypatch):
     """Call it, and every fsync from then on finds the disk full."""
@@ -28,34 +35,67 @@ def full_disk(monkeypatch):
 
 def test_a_workdir_is_claimed_once_and_known_again(tmp_path):
     folder = tmp_path / "deep" / "run"
-    workdir.claim(folder, seeded(3), first=True)
+    claim(folder, seeded(3))
     assert workdir.read_config(folder).seed == 3
     before = (folder / "config.json").stat().st_mtime_ns
-    workdir.claim(folder, seeded(3), first=True)
+    claim(folder, seeded(3))
     assert (folder / "config.json").stat().st_mtime_ns == before
 
 
 def test_another_config_is_refused_with_the_fields_that_differ(tmp_path):
-    workdir.claim(tmp_path, seeded(3), first=True)
+    claim(tmp_path, seeded(3))
     other = seeded(4)
     other.train.freeze = (("image/.*", None),)
     with pytest.raises(WorkdirError) as error:
-        workdir.claim(tmp_path, other, first=True)
+        claim(tmp_path, other)
     assert "seed: 3 there, 4 here" in str(error.value)
     assert "train.freeze: () there, (('image/.*', None),) here" in str(error.value)
     assert "learning_rate" not in str(error.value)
     assert workdir.read_config(tmp_path).seed == 3
 
 
-def test_only_the_first_process_writes(tmp_path):
-    workdir.claim(tmp_path / "run", seeded(3), first=False)
-    assert not (tmp_path / "run").exists()
+def test_data_and_weights_of_another_digest_are_refused(tmp_path):
+    claim(tmp_path, seeded(3))
+    for name, value in (("data", "d2"), ("weights", "w2")):
+        with pytest.raises(WorkdirError, match=f"begun with other {name} .digest {name[0]}1 there"):
+            claim(tmp_path, seeded(3), **{name: value})
+    assert workdir.read_origin(tmp_path) == ORIGIN
+
+
+def test_where_things_lie_may_change(tmp_path):
+    claim(tmp_path, seeded(3))
+    moved = seeded(3)
+    moved.data.manual_dir, moved.evaluate.queries = "/elsewhere", 3
+    claim(tmp_path, moved)
+    assert workdir.read_config(tmp_path).data.manual_dir == "/elsewhere"
+    assert workdir.read_config(tmp_path).evaluate.queries == 3
+
+
+def test_what_is_not_claimed_belongs_to_nobody(tmp_path):
+    assert not workdir.check(tmp_path / "nowhere", seeded(3))
+    assert not (tmp_path / "nowhere").exists()
+    claim(tmp_path, seeded(3))
+    assert workdir.check(tmp_path, seeded(3))
+
+
+def test_a_second_run_is_kept_out_until_the_first_ends(tmp_path):
+    folder = tmp_path / "run"
+    with workdir.locked(folder):
+        with (
+            pytest.raises(WorkdirError, match=r"another run is at work in .*run"),
+            workdir.locked(folder),
+        ):
+            pass
+        with workdir.locked(folder, first=False):  # another process of the same run
+            pass
+    with workdir.locked(folder):
+        pass
 
 
 def test_a_folder_that_cannot_be_made_is_a_clear_error(tmp_path):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(WorkdirError, match=r"file.run cannot be made: Not a directory"):
-        workdir.claim(tmp_path / "file" / "run", seeded(3), first=True)
+        claim(tmp_path / "file" / "run", seeded(3))
 
 
 @pytest.mark.parametrize("content", [None, b"\xff\xfe"])

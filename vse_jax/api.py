@@ -2,9 +2,10 @@
 
 import io
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TypeVar
 
 import jax.numpy as jnp
 import numpy as np
@@ -17,6 +18,7 @@ from vse_jax.data.split import DataError
 from vse_jax.encode import Encoder, HostBatch
 from vse_jax.models.similarity import dot
 
+T = TypeVar("T")
 Picture = str | os.PathLike[str] | bytes | np.ndarray
 
 
@@ -30,13 +32,13 @@ class Model:
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         """Loads the best checkpoint of a workdir; see `load`."""
-        path = Path(folder)
+        path = Path(folder).expanduser()
         self.config = workdir.read_config(path)
         self._tokenizer = tokenizer.load(
             path / workdir.TOKENIZER, self.config.data.tokenizer, self.config.data.max_tokens
         )
         model = assembly.make_model(
-            self.config, self._tokenizer.vocabulary, workdir.read_backbone(path)
+            self.config, self._tokenizer.vocabulary, workdir.read_origin(path)["backbone"]
         )
         tree = checkpoint.read_newest(path / "checkpoints" / "best")
         self.step = int(tree["step"])
@@ -47,7 +49,7 @@ class Model:
         )
 
     def encode_images(
-        self, pictures: Sequence[Picture] | np.ndarray, batch_size: int = 64
+        self, pictures: Iterable[Picture] | np.ndarray, batch_size: int = 64
     ) -> Float[np.ndarray, "n d"]:
         """Embeddings float32 of pictures, in order.
 
@@ -57,10 +59,12 @@ class Model:
 
         Raises:
           DataError: a picture cannot be read; says which.
-          TypeError: `pictures` is a single path or its bytes.
+          TypeError: `pictures` is a single picture.
         """
-        if isinstance(pictures, str | bytes | os.PathLike):
+        single = isinstance(pictures, str | bytes | os.PathLike)
+        if single or (isinstance(pictures, np.ndarray) and pictures.ndim == 3):
             raise TypeError("encode_images takes a list of pictures, e.g. ['a.jpg']")
+        pictures = _listed(pictures, "pictures")
         size = self.config.data.image_size
 
         def batches() -> Iterator[HostBatch]:
@@ -72,12 +76,13 @@ class Model:
                     image[:count] = pixels
                     yield {"image": image, "weight": _weight(count, padded)}
 
+        _check_batch_size(batch_size)
         if not len(pictures):
             return self._nothing()
         return self._encoder.images(self._variables, batches())
 
     def encode_texts(
-        self, sentences: Sequence[str], batch_size: int = 256
+        self, sentences: Iterable[str], batch_size: int = 256
     ) -> Float[np.ndarray, "n d"]:
         """Embeddings float32 of sentences, in order.
 
@@ -88,9 +93,18 @@ class Model:
 
         Raises:
           TypeError: `sentences` is a single string, or holds something else.
+          DataError: a sentence is no Unicode text; says which.
         """
-        if isinstance(sentences, str) or not all(isinstance(text, str) for text in sentences):
+        if isinstance(sentences, str | bytes):
             raise TypeError("encode_texts takes a list of strings, e.g. ['two dogs in snow']")
+        sentences = _listed(sentences, "sentences")
+        for number, text in enumerate(sentences):
+            if not isinstance(text, str):
+                raise TypeError(f"sentence {number} is a {type(text).__name__}; expected a string")
+            try:
+                text.encode()
+            except UnicodeEncodeError as error:
+                raise DataError(f"sentence {number} is no Unicode text: {error}") from error
 
         def batches() -> Iterator[HostBatch]:
             for start, count, padded in self._slices(len(sentences), batch_size):
@@ -105,6 +119,7 @@ class Model:
                     "weight": _weight(count, padded),
                 }
 
+        _check_batch_size(batch_size)
         if not len(sentences):
             return self._nothing()
         return self._encoder.texts(self._variables, batches())
@@ -112,13 +127,21 @@ class Model:
     def similarity(
         self, images: Float[np.ndarray, "n d"], texts: Float[np.ndarray, "m d"]
     ) -> Float[np.ndarray, "n m"]:
-        """Scores float32 of every picture with every sentence; larger is closer."""
+        """Scores float32 of every picture with every sentence; larger is closer.
+
+        Raises:
+          ValueError: an array is not of embeddings of this model.
+        """
+        for name, rows in (("images", images), ("texts", texts)):
+            if np.ndim(rows) != 2 or np.shape(rows)[1] != self.config.model.dimension:
+                raise ValueError(
+                    f"{name} is {list(np.shape(rows))}; expected embeddings "
+                    f"[n, {self.config.model.dimension}]"
+                )
         return np.asarray(dot.matrix(jnp.asarray(images), jnp.asarray(texts)))
 
     def _slices(self, total: int, batch_size: int) -> Iterator[tuple[int, int, int]]:
         """(first, how many, padded to) of each batch; few padded sizes, so few compilations."""
-        if batch_size < 1:
-            raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
         for start in range(0, total, batch_size):
             count = min(batch_size, total - start)
             padded = min(batch_size, 1 << (count - 1).bit_length())
@@ -126,6 +149,13 @@ class Model:
 
     def _nothing(self) -> Float[np.ndarray, "0 d"]:
         return np.zeros((0, self.config.model.dimension), np.float32)
+
+
+def _listed(items: Iterable[T], what: str) -> Sequence[T]:
+    """The items in order and countable."""
+    if isinstance(items, Mapping | Set) or not isinstance(items, Iterable):
+        raise TypeError(f"{what} is a {type(items).__name__}; expected a list")
+    return items if isinstance(items, Sequence) else list(items)
 
 
 def load(folder: str | os.PathLike[str]) -> Model:
@@ -136,6 +166,11 @@ def load(folder: str | os.PathLike[str]) -> Model:
       CheckpointError: no usable checkpoint.
     """
     return Model(folder)
+
+
+def _check_batch_size(batch_size: int) -> None:
+    if batch_size < 1:
+        raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
 
 
 def _weight(count: int, padded: int) -> Float[np.ndarray, "b"]:
@@ -163,6 +198,9 @@ def _pixels(number: int, picture: Picture, size: int) -> np.ndarray:
 def _opened(number: int, picture: str | os.PathLike[str] | bytes) -> Image.Image:
     try:
         with Image.open(io.BytesIO(picture) if isinstance(picture, bytes) else picture) as opened:
+            if opened.mode.startswith("I"):  # 16 bits, which Pillow would cut off at 255
+                grey = np.asarray(opened, np.uint32) // 257
+                return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
             return opened.convert("RGB")
     # Pillow raises SyntaxError for a PNG whose chunks are broken.
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:

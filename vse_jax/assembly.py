@@ -2,16 +2,18 @@
 
 import dataclasses
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Bool, Float, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, PRNGKeyArray
 from ml_collections import ConfigDict
 
 from vse_jax import config as configs
 from vse_jax import parallel
+from vse_jax.data.tokenizer import SPECIAL
 from vse_jax.models.backbones import catalogue
 from vse_jax.models.backbones.weights import load_config
 from vse_jax.models.image import ImageEncoder
@@ -20,7 +22,7 @@ from vse_jax.models.text import GRUTextEncoder
 from vse_jax.objectives.base import Objective, weighted_sum
 from vse_jax.objectives.infonce import infonce
 from vse_jax.objectives.triplet import triplet
-from vse_jax.optimizer import Leaf, flatten, multiplier, unflatten
+from vse_jax.optimizer import Leaf, flatten, partition, unflatten
 
 BACKBONE = "image/backbone"
 
@@ -46,14 +48,33 @@ def compute_dtype(config: ConfigDict) -> jnp.dtype:
 
 
 def backbone_is_frozen(config: ConfigDict) -> bool:
-    """Whether `train.freeze` leaves the whole backbone as it is."""
-    return multiplier(f"{BACKBONE}/any/kernel", config.train.freeze) is None
+    """Whether `train.freeze` leaves the whole backbone as it is; traces the model, no more.
+
+    Raises:
+      ConfigError: a pattern matches no parameter; or as `backbone_of`; or it is frozen without
+        pretrained weights.
+      WeightsError: the weights are missing.
+    """
+    if not config.train.freeze:
+        return False
+    source = config.model.image.weights
+    model = make_model(config, len(SPECIAL), None if source is None else load_config(source))
+    shapes = jax.eval_shape(partial(model.init, train=False), jax.random.key(0), _example(config))
+    trainable, frozen = partition(shapes["params"], config.train.freeze)
+    inside = f"{BACKBONE}/"
+    if any(name.startswith(inside) for name in trainable):
+        return False
+    if source is None and any(name.startswith(inside) for name in frozen):
+        raise configs.ConfigError(
+            "'train.freeze' freezes the backbone, which has no pretrained weights: "
+            "set 'model.image.weights'"
+        )
+    return True
 
 
-def features_are_cached(config: ConfigDict) -> bool:
+def features_are_cached(config: ConfigDict, frozen: bool) -> bool:
     """Whether pictures go through the backbone once: it is frozen, and they do not vary."""
-    still = config.data.crop_area == (1.0, 1.0) and not config.data.flip
-    return backbone_is_frozen(config) and still
+    return frozen and config.data.crop_area == (1.0, 1.0) and not config.data.flip
 
 
 def build_objective(config: ConfigDict) -> Objective:
@@ -82,15 +103,10 @@ def backbone_of(config: ConfigDict) -> catalogue.Backbone:
     """The backbone that the config names.
 
     Raises:
-      ConfigError: unknown, or with weights where there are none, or frozen without any.
+      ConfigError: unknown, or with weights where there are none.
     """
     name, source = config.model.image.backbone, config.model.image.weights
     backbone = configs.choose(catalogue, name, "model.image.backbone")
-    if source is None and backbone_is_frozen(config):
-        raise configs.ConfigError(
-            "'train.freeze' freezes the backbone, which has no pretrained weights: "
-            "set 'model.image.weights'"
-        )
     if source is not None and backbone.load is None:
         raise configs.ConfigError(
             f"{name!r} has no pretrained weights: unset 'model.image.weights' ({source})"
@@ -99,7 +115,10 @@ def backbone_of(config: ConfigDict) -> catalogue.Backbone:
 
 
 def make_model(
-    config: ConfigDict, vocabulary: int, backbone: Mapping[str, Any] | None
+    config: ConfigDict,
+    vocabulary: int,
+    backbone: Mapping[str, Any] | None,
+    frozen: bool = False,
 ) -> VisualSemanticModel:
     """The model without variables.
 
@@ -107,6 +126,7 @@ def make_model(
       config: of the run.
       vocabulary: how many token numbers there are.
       backbone: `Built.backbone`.
+      frozen: whether the backbone is used as it is, which matters in training alone.
 
     Raises:
       ConfigError: as `backbone_of`.
@@ -120,7 +140,7 @@ def make_model(
             backbone=backbone_of(config).make(backbone or {}, dtype, parallel.AXIS),
             pool=section.image.features == "pooled",
             pooling=section.image.pooling,
-            frozen=backbone_is_frozen(config),
+            frozen=frozen,
             normalize_features=section.image.normalize_features,
             dropout=section.image.dropout,
             dtype=dtype,
@@ -137,8 +157,13 @@ def make_model(
     )
 
 
-def build_model(config: ConfigDict, vocabulary: int) -> Built:
+def build_model(config: ConfigDict, vocabulary: int, frozen: bool) -> Built:
     """The model with its starting variables: random from the seed, or the pretrained weights.
+
+    Args:
+      config: of the run.
+      vocabulary: how many token numbers there are.
+      frozen: `backbone_is_frozen(config)`.
 
     Raises:
       ConfigError: as `backbone_of`.
@@ -146,25 +171,29 @@ def build_model(config: ConfigDict, vocabulary: int) -> Built:
     """
     source, load = config.model.image.weights, backbone_of(config).load
     backbone = None if source is None else load_config(source)
-    model = make_model(config, vocabulary, backbone)
+    model = make_model(config, vocabulary, backbone, frozen)
     pretrained = {} if source is None or load is None else load(source, model.image.backbone)
-    size = config.data.image_size
-    example = {
-        "image": jnp.zeros((1, size, size, 3), jnp.uint8),
-        "tokens": jnp.zeros((1, 3), jnp.int32),
-        "token_mask": jnp.ones((1, 3), bool),
-    }
     # Drawing what is pretrained would take longer to compile than the rest.
     given = flatten({k: {"image": {"backbone": v}} for k, v in pretrained.items()})
 
     @jax.jit
     def draw(key: PRNGKeyArray) -> dict[str, Leaf]:
-        flat = flatten(model.init(key, example, train=False))
+        flat = flatten(model.init(key, _example(config), train=False))
         return {name: value for name, value in flat.items() if name not in given}
 
     drawn = draw(jax.random.fold_in(jax.random.key(config.seed), 0))
     variables = unflatten(jax.tree.map(np.array, drawn | given))
     return Built(model, {"batch_stats": {}} | variables, backbone)
+
+
+def _example(config: ConfigDict) -> dict[str, Array]:
+    """A batch of one, for its shapes."""
+    size = config.data.image_size
+    return {
+        "image": jnp.zeros((1, size, size, 3), jnp.uint8),
+        "tokens": jnp.zeros((1, 3), jnp.int32),
+        "token_mask": jnp.ones((1, 3), bool),
+    }
 
 
 def with_word_vectors(

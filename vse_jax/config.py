@@ -7,6 +7,8 @@ set any field from the command line, and `validate` compares with it.
 import difflib
 import json
 import math
+import os
+import re
 from collections.abc import Iterator, Mapping
 from types import ModuleType
 from typing import Any
@@ -36,6 +38,8 @@ def default_config() -> ConfigDict:
     data.manual_dir = placeholder(str)
     # The file that lists your own pictures and captions ("custom").
     data.path = placeholder(str)
+    # The folder that the paths in that file are relative to; unset: the file's own.
+    data.images = placeholder(str)
     # Where prepared data sets and cached features go.
     data.data_dir = "~/.cache/vse_jax"
     # Training, validation and test pictures drawn for "shapes".
@@ -177,6 +181,7 @@ POSITIVE = (
 )  # fmt: skip
 # Fields whose value is at least the first and below, or at, the second.
 RANGES: Mapping[str, tuple[float, float]] = {
+    "seed": (0, 2**31 - 1),
     "data.bad_share": (0.0, 1.0),
     "model.image.dropout": (0.0, 0.99),
     "model.text.dropout": (0.0, 0.99),
@@ -229,6 +234,9 @@ def validate(config: ConfigDict, devices: int = 1) -> None:
 def check_name(name: str) -> None:
     """Raises ConfigError unless `name` is the dotted name of a field."""
     known = dict(fields(default_config()))
+    inside = [field for field in known if field.startswith(f"{name}.")]
+    if inside:
+        raise ConfigError(f"{name!r} is a group of config fields, such as {inside[0]!r}")
     if name not in known:
         raise ConfigError(f"unknown config field {name!r}{_nearest(name, known)}")
 
@@ -273,6 +281,12 @@ def _check_together(given: Mapping[str, Any], devices: int) -> None:
                 f"config field 'train.freeze' holds {rule!r}; each entry must be "
                 "(pattern, factor or None)"
             )
+        try:
+            re.compile(rule[0])
+        except re.error as error:
+            raise ConfigError(
+                f"config field 'train.freeze' holds {rule[0]!r}: not a pattern: {error}"
+            ) from error
 
 
 def fields(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -319,9 +333,37 @@ def from_json(text: str) -> ConfigDict:
     return config
 
 
+# Fields that say where things are or how many are looked at; none changes what is trained.
+PATHS = (
+    "data.manual_dir", "data.path", "data.images", "data.data_dir", "model.image.weights",
+    "model.text.glove",
+)  # fmt: skip
+FREE = (*PATHS, "evaluate.batch_size", "evaluate.queries")
+
+
+def with_absolute_paths(config: ConfigDict) -> ConfigDict:
+    """A copy whose paths do not depend on the current folder; hub names stay."""
+    config = config.copy_and_resolve_references()
+    for name in PATHS:
+        *parents, leaf = name.split(".")
+        section = config
+        for parent in parents:
+            section = section[parent]
+        value = section[leaf]
+        if value is not None and (name != "model.image.weights" or _exists(value)):
+            section[leaf] = os.path.abspath(os.path.expanduser(value))
+    return config
+
+
+def _exists(path: str) -> bool:
+    return os.path.exists(os.path.expanduser(path))
+
+
 def differences(old: ConfigDict, new: ConfigDict) -> list[str]:
-    """One line for each field that differs."""
-    before, after = dict(fields(old)), dict(fields(new))
+    """One line for each field that differs and matters to what is trained."""
+    before, after = (
+        {name: value for name, value in fields(config) if name not in FREE} for config in (old, new)
+    )
     return [
         f"{name}: {before.get(name)!r} there, {after.get(name)!r} here"
         for name in sorted(before.keys() | after.keys())

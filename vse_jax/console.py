@@ -1,9 +1,10 @@
 """What a person sees of a run while it goes: log lines, a progress bar, TensorBoard."""
 
+import contextlib
 import logging
 import sys
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -97,16 +98,28 @@ class TensorBoard:
         """Opens an event file in `workdir`."""
         import tensorflow as tf
 
+        self._workdir, self._error = workdir, tf.errors.OpError
         self._summary = tf.summary
-        self._writer = tf.summary.create_file_writer(str(workdir))
+        with self._told():
+            self._writer = tf.summary.create_file_writer(str(workdir))
 
     def write(self, row: Mapping[str, float | int]) -> None:
-        """Writes one line of metrics.jsonl."""
-        with self._writer.as_default(step=int(row["step"])):
+        """Writes one line of metrics.jsonl; OSError where it cannot."""
+        with self._told(), self._writer.as_default(step=int(row["step"])):
             for name, value in row.items():
                 if name != "step":
                     self._summary.scalar(name, value)
 
     def close(self) -> None:
-        """Flushes and closes the file."""
-        self._writer.close()
+        """Flushes and closes the file; OSError where it cannot."""
+        with self._told():
+            self._writer.close()
+
+    @contextlib.contextmanager
+    def _told(self) -> Iterator[None]:
+        """Turns TensorFlow's errors, such as a full disk, into one that names the folder."""
+        try:
+            yield
+        except self._error as error:
+            message = f"{self._workdir}: TensorBoard events cannot be written: {error.message}"
+            raise OSError(message) from error

@@ -5,17 +5,23 @@ import logging
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from ml_collections import ConfigDict
 
 from vse_jax import assembly, config, parallel, workdir
-from vse_jax.data import datasets, features, pipeline, tokenizer
+from vse_jax.data import features, tokenizer
 from vse_jax.data.split import DataError, Dataset
 from vse_jax.encode import Encoder
 from vse_jax.models.backbones.weights import digest
 
+if TYPE_CHECKING:
+    from vse_jax.data import pipeline
+
 log = logging.getLogger(__name__)
+# Counts changes of decoding, resizing and backbones that change their features.
+FEATURES_VERSION = 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +45,7 @@ class Experiment:
     dataset: Dataset
     tokenizer: tokenizer.Tokenizer
     built: assembly.Built
-    examples: dict[str, pipeline.Examples]
+    examples: "dict[str, pipeline.Examples]"
     encoder: Encoder
 
 
@@ -49,26 +55,45 @@ def prepare(conf: ConfigDict, folder: Path) -> Experiment:
     Raises:
       ConfigError, WorkdirError, DataError, WeightsError: for the user's mistakes.
     """
+    from vse_jax.data import datasets  # here: it imports TensorFlow
+
     devices = parallel.Devices.all(conf.parallel)
     config.validate(conf, devices.count)
-    parallel.first_process_first(
-        "claim", lambda: workdir.claim(folder, conf, parallel.is_first_process())
-    )
+    conf = config.with_absolute_paths(conf)
+    # What can be told at once is told before minutes of work.
+    begun = workdir.check(folder, conf)
     load = config.choose(datasets, conf.data.dataset, "data.dataset")
+    if datasets.are_missing(conf.data):
+        load(conf.data, conf.seed)
+    assembly.backbone_of(conf)
+    frozen = assembly.backbone_is_frozen(conf)
     dataset = parallel.first_process_first("data", lambda: load(conf.data, conf.seed))
     _describe(dataset)
-    words = _tokenizer(conf, folder, dataset)
-    built = assembly.build_model(conf, words.vocabulary)
-    if built.backbone is not None and parallel.is_first_process():
-        workdir.keep_backbone(folder, built.backbone)
+    if begun:
+        path = folder / workdir.TOKENIZER
+        words = tokenizer.load(path, conf.data.tokenizer, conf.data.max_tokens)
+    else:
+        captions = dataset.splits["train"].captions
+        words = tokenizer.train(captions, conf.data.tokenizer, conf.data.max_tokens)
+    built = assembly.build_model(conf, words.vocabulary, frozen)
     if conf.model.text.glove is not None:
         vectors, found = tokenizer.read_glove(conf.model.text.glove, words, conf.model.text.words)
         built = assembly.with_word_vectors(built, vectors, found)
         log.info("word vectors: %d of %d words found", found.sum(), len(found))
     encoder = Encoder(built.model, devices)
     examples = _examples(conf, dataset, words)
-    if assembly.features_are_cached(conf):
-        examples = _with_features(conf, dataset, built, encoder, examples)
+    source = conf.model.image.weights
+    origin = {
+        "data": dataset.fingerprint,
+        "weights": None if source is None else digest(source),
+        "backbone": built.backbone,
+    }
+    if assembly.features_are_cached(conf, frozen):
+        examples = _with_features(conf, dataset, built, encoder, examples, origin["weights"])
+    # Not before: what went wrong until here leaves the workdir free for another config.
+    if parallel.is_first_process():
+        workdir.claim(folder, conf, words.to_json(), origin)
+    parallel.barrier("claim")
     return Experiment(conf, folder, devices, dataset, words, built, examples, encoder)
 
 
@@ -88,24 +113,11 @@ def shorten(names: Sequence[str], most: int = 5) -> str:
     return ", ".join(names[:most]) + more
 
 
-def _tokenizer(conf: ConfigDict, folder: Path, dataset: Dataset) -> tokenizer.Tokenizer:
-    """The workdir's tokenizer, made from the training captions by the first run there."""
-    path = folder / workdir.TOKENIZER
-
-    def make() -> None:
-        if not path.exists() and parallel.is_first_process():
-            words = tokenizer.train(
-                dataset.splits["train"].captions, conf.data.tokenizer, conf.data.max_tokens
-            )
-            words.save(path)
-
-    parallel.first_process_first("tokenizer", make)
-    return tokenizer.load(path, conf.data.tokenizer, conf.data.max_tokens)
-
-
 def _examples(
     conf: ConfigDict, dataset: Dataset, words: tokenizer.Tokenizer
-) -> dict[str, pipeline.Examples]:
+) -> "dict[str, pipeline.Examples]":
+    from vse_jax.data import pipeline
+
     examples = {}
     for name, split in dataset.splits.items():
         if not len(split.images) or not len(split.captions):
@@ -121,14 +133,18 @@ def _with_features(
     dataset: Dataset,
     built: assembly.Built,
     encoder: Encoder,
-    examples: dict[str, pipeline.Examples],
-) -> dict[str, pipeline.Examples]:
+    examples: "dict[str, pipeline.Examples]",
+    weights: str | None,
+) -> "dict[str, pipeline.Examples]":
     """The same with the frozen backbone's features, computed on first use."""
+    from vse_jax.data import pipeline
+
     image = conf.model.image
     key = features.key(
+        version=FEATURES_VERSION,
         data=dataset.fingerprint,
         backbone=image.backbone,
-        weights=digest(image.weights),
+        weights=weights,
         image_size=conf.data.image_size,
         features=image.features,
         precision=conf.precision,

@@ -10,6 +10,7 @@ import shlex
 import signal
 import sys
 import threading
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -59,7 +60,7 @@ def _run(workdir: Path) -> None:
     devices = jax.devices()
     log.info("%d x %s, JAX %s", len(devices), devices[0].device_kind, jax.__version__)
     command = shlex.join(["python", "-m", "vse_jax.main", *sys.argv[1:]])
-    train.train(_CONFIG.value, workdir, _stop_on_signal(), command)
+    train.train(_CONFIG.value, workdir, _stop_on_signal, command)
 
 
 def _stop_on_signal() -> threading.Event:
@@ -83,21 +84,50 @@ def _stop_on_signal() -> threading.Event:
 def _parse(argv: Sequence[str]) -> list[str]:
     """Parses the flags; a mistake in one ends in one line, not a stack trace."""
     try:
+        given = False
         for argument in argv[1:]:
-            if argument.startswith("--config."):
-                config.check_name(argument.removeprefix("--config.").split("=")[0])
+            field = argument.lstrip("-")
+            if argument.startswith("-") and field.startswith("config."):
+                config.check_name(field.removeprefix("config.").split("=")[0])
+                given = given or any(other.lstrip("-").startswith("config=") for other in argv[1:])
+                if not given:
+                    raise flags.ValidationError("--config is missing: a file of configs/")
         remaining = flags.FLAGS(argv)
-        if _WORKDIR.value is None:
+        if remaining[1:]:
+            raise flags.ValidationError(f"{remaining[1]!r} is no flag: do two dashes miss?")
+        if not _WORKDIR.value:
             raise flags.ValidationError("--workdir is missing: the folder of the run")
         if _MODE.value == "train" and _CONFIG.value is None:
             raise flags.ValidationError("--config is missing: a file of configs/")
+        if _MODE.value == "evaluate" and _CONFIG.value is not None:
+            raise flags.ValidationError(
+                "--mode=evaluate reads the workdir's own config: no --config"
+            )
         if _CONFIG.value is not None:
             _CONFIG.value.to_dict()  # a file that could not be loaded says so when it is used
-    except (flags.Error, config.ConfigError, TypeError, ValueError, OSError) as error:
-        sys.stderr.write(f"vse_jax: {' '.join(str(error).split())}\n")
+    except Exception as error:  # whatever a user's config file raises
+        sys.stderr.write(f"vse_jax: {_told(error)}\n")
         sys.exit(2)
     return remaining
 
 
+def _told(error: Exception) -> str:
+    """The mistake in one line; with file and line where it was made in a config file."""
+    if isinstance(error, config.ConfigError | flags.Error | OSError):
+        text = str(error)
+        # absl wraps what the file raised, trace and all.
+        return " ".join((text.splitlines()[-1] if "Traceback" in text else text).split())
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    own = [f for f in traceback.extract_tb(error.__traceback__) if f.name == "get_config"]
+    frame = own[-1] if own else frame
+    message = " ".join(str(error).split())
+    return f"{frame.filename}:{frame.lineno}: {type(error).__name__}: {message}"
+
+
+def start(arguments: Sequence[str]) -> None:
+    """Runs the command line `arguments`, the program's name first."""
+    app.run(main, list(arguments), flags_parser=_parse)
+
+
 if __name__ == "__main__":
-    app.run(main, flags_parser=_parse)
+    start(sys.argv)

@@ -15,7 +15,7 @@ from vse_jax.config import ConfigError
 
 Rules = Sequence[tuple[str, float | None]]
 # Parameters by whole name, "text/gru/weight_hh"; on a device, or on the host.
-Leaf = Array | np.ndarray
+Leaf = Array | np.ndarray | jax.ShapeDtypeStruct
 Flat = Mapping[str, Leaf]
 
 

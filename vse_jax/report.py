@@ -131,7 +131,11 @@ def render(run: Run) -> str:
     title = f"{run.report.get('name', 'vse_jax')} on {run.report.get('dataset', 'unknown data')}"
     sections = (
         _header(run, title),
-        _results(run.report.get("metrics", {}), run.report.get("oracle", {})),
+        _results(
+            run.report.get("metrics", {}),
+            run.report.get("oracle", {}),
+            run.report.get("chance", {}).get("rsum"),
+        ),
         _curves(run),
         retrieved(run.queries),
         _notes(run.report),
@@ -212,7 +216,7 @@ def _facts(config: Any) -> dict[str, Any]:
     return {name: value for name, value in facts.items() if value is not None}
 
 
-def _results(metrics: Mapping[str, Any], oracle: Mapping[str, Any]) -> str:
+def _results(metrics: Mapping[str, Any], oracle: Mapping[str, Any], chance: Any) -> str:
     """The table of recalls and ranks, the oracle's and the share of it below; other measures."""
     rows = []
     for way, title in WAYS.items():
@@ -227,7 +231,7 @@ def _results(metrics: Mapping[str, Any], oracle: Mapping[str, Any]) -> str:
     table = ""
     if rows:
         heads = "".join(f"<th scope=col>{measure}</th>" for measure in MEASURES)
-        rows.append(_rsum(metrics, oracle))
+        rows.append(_rsum(metrics, oracle, chance))
         table = (
             f"<div class=scroll><table><thead><tr><th></th>{heads}</tr></thead>"
             f"<tbody>{''.join(rows)}</tbody></table></div><p class=muted>Recalls in percent; MedR "
@@ -241,11 +245,13 @@ def _results(metrics: Mapping[str, Any], oracle: Mapping[str, Any]) -> str:
     return f"<section><h2>Results</h2>{table}{_pairs(other)}</section>" if metrics else ""
 
 
-def _rsum(metrics: Mapping[str, Any], oracle: Mapping[str, Any]) -> str:
+def _rsum(metrics: Mapping[str, Any], oracle: Mapping[str, Any], chance: Any) -> str:
     """The table's last row: the sum of the six recalls."""
     beside = ""
+    if finite(chance):
+        beside = f" <span class=muted>· chance {number(chance)}</span>"
     if "rsum" in oracle:
-        beside = (
+        beside += (
             f" <span class=muted>· oracle {number(oracle['rsum'])}, "
             f"share {_share(metrics, oracle, 'rsum')}</span>"
         )

@@ -5,7 +5,7 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,9 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from vse_jax import assembly, evaluate, experiment, optimizer, parallel, train_step, workdir
+from vse_jax import assembly, evaluation, experiment, optimizer, parallel, train_step, workdir
 from vse_jax.checkpoint import Checkpoints
 from vse_jax.console import Progress, TensorBoard
-from vse_jax.data import pipeline
 from vse_jax.experiment import Experiment
 from vse_jax.objectives.base import Spec
 from vse_jax.train_state import TrainState
@@ -33,7 +32,7 @@ COLLAPSE_ADVICE = (
 def train(
     config: ConfigDict,
     folder: Path,
-    stop: threading.Event | None = None,
+    listen: Callable[[], threading.Event] = threading.Event,
     command: str | None = None,
 ) -> bool:
     """Trains from where the workdir stands to the end, then evaluates the best checkpoint.
@@ -41,7 +40,8 @@ def train(
     Args:
       config: of the run.
       folder: the workdir.
-      stop: when set, the run saves and returns at the next step.
+      listen: called when the first step is near (what is killed before loses nothing); when the
+        event that it returns is set, the run saves and returns at the next step.
       command: that does this again, for the report.
 
     Returns:
@@ -51,6 +51,13 @@ def train(
       train_step.NonFiniteLoss: the last good checkpoint is kept.
       ConfigError, WorkdirError, DataError, WeightsError, CheckpointError: see their modules.
     """
+    with workdir.locked(folder, parallel.is_first_process()):
+        return _train(config, folder, listen, command)
+
+
+def _train(
+    config: ConfigDict, folder: Path, listen: Callable[[], threading.Event], command: str | None
+) -> bool:
     run = experiment.prepare(config, folder)
     last = Checkpoints(folder / "checkpoints" / "last", keep=2)
     best = Checkpoints(folder / "checkpoints" / "best", keep=2)
@@ -60,14 +67,14 @@ def train(
         state = template
     else:
         log.info("resumed at step %d", int(state.step))
-    loop = Loop(run, state, last, best, stop or threading.Event())
+    loop = Loop(run, state, last, best, listen())
     try:
         finished = loop.run()
     finally:
         loop.close()
     if finished:
         warnings = warnings_of(loop.metrics.rows)
-        evaluate.write_report(run, evaluate.best_state(run, template), warnings, command)
+        evaluation.write_report(run, evaluation.best_state(run, template), warnings, command)
     return finished
 
 
@@ -78,9 +85,9 @@ def evaluate_again(folder: Path) -> dict[str, float]:
       CheckpointError: there is no checkpoint.
     """
     run = experiment.prepare(workdir.read_config(folder), folder)
-    state = evaluate.best_state(run, initial_state(run))
+    state = evaluation.best_state(run, initial_state(run))
     warnings = warnings_of(workdir.read_metrics(folder))
-    return evaluate.write_report(run, state, warnings, evaluate.reported_command(folder))
+    return evaluation.write_report(run, state, warnings, evaluation.reported_command(folder))
 
 
 def initial_state(run: Experiment) -> TrainState:
@@ -105,8 +112,8 @@ def initial_state(run: Experiment) -> TrainState:
 
 def steps_per_epoch(run: Experiment) -> float:
     """Examples of an epoch over those of a batch; batches may straddle epochs."""
-    size = pipeline.epoch_size(run.dataset.splits["train"], run.config.data.epoch)
-    return size / run.config.train.batch_size
+    split = run.dataset.splits["train"]
+    return split.epoch_size(run.config.data.epoch) / run.config.train.batch_size
 
 
 def total_steps(run: Experiment) -> int:
@@ -208,6 +215,8 @@ class Loop:
             self.board.close()
 
     def _batches(self) -> Iterator[dict[str, np.ndarray]]:
+        from vse_jax.data import pipeline  # here: it imports TensorFlow
+
         config = self.experiment.config
         return pipeline.train_batches(
             self.experiment.examples["train"],
@@ -279,17 +288,20 @@ class Loop:
         self._check(keep=0)
         state = self.experiment.devices.fetch(self.state)
         split = self.experiment.dataset.splits["validation"]
-        embeddings = evaluate.encode(self.experiment, state, "validation")
-        found = evaluate.measure(split, embeddings)
+        embeddings = evaluation.encode(self.experiment, state, "validation")
+        found = evaluation.measure(split, embeddings)
         better = found["rsum"] > max(self.metrics.values("validation/rsum"), default=-1.0)
         self._record(
             {"step": number, "epoch": number / self.epoch_steps}
             | {f"validation/{name}": value for name, value in found.items()}
         )
-        log.info("epoch %.1f  validation %s", number / self.epoch_steps, evaluate.summary(found))
+        log.info("epoch %.1f  validation %s", number / self.epoch_steps, evaluation.summary(found))
         self.metrics.sync()
         if better:
             self.best.save(number, state)
+            # Before the last one: a run killed between the two goes on from there, and would
+            # take the best for saved.
+            self.best.wait()
         self.last.save(number, state)
 
     def _save(self, number: int) -> None:

@@ -1,10 +1,11 @@
 """The files of a run: written atomically, read back with clear errors."""
 
 import contextlib
+import fcntl
 import json
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from vse_jax import config as configs
 log = logging.getLogger(__name__)
 
 CONFIG, METRICS, REPORT = "config.json", "metrics.jsonl", "report.json"
-TOKENIZER, BACKBONE = "tokenizer.json", "backbone.json"
+TOKENIZER, ORIGIN, LOCK = "tokenizer.json", "origin.json", ".lock"
 
 
 class WorkdirError(Exception):
@@ -42,32 +43,96 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
         raise _unwritten(path, error) from error
 
 
-def claim(workdir: Path, config: ConfigDict, first: bool) -> None:
-    """Makes the workdir belong to this config, or finds that it does already.
+@contextlib.contextmanager
+def locked(workdir: Path, first: bool = True) -> Iterator[None]:
+    """Keeps a second run out of the workdir until this one ends, however it ends.
+
+    Args:
+      workdir: made if need be.
+      first: whether this process is the one that writes.
+
+    Raises:
+      WorkdirError: another run is at work there, or it cannot be made or written.
+    """
+    with contextlib.ExitStack() as stack:
+        if first:
+            try:
+                workdir.mkdir(parents=True, exist_ok=True)
+                file = stack.enter_context(open(workdir / LOCK, "w"))
+            except OSError as error:
+                raise WorkdirError(f"{workdir} cannot be written: {error.strerror}") from error
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise WorkdirError(f"another run is at work in {workdir}") from error
+            except OSError:
+                log.warning("%s cannot be locked: keep other runs out of it yourself", workdir)
+        yield
+
+
+def check(workdir: Path, config: ConfigDict) -> bool:
+    """Whether the workdir belongs to this config already; False where it belongs to none yet.
+
+    Raises:
+      WorkdirError: it belongs to another config.
+    """
+    if not (workdir / CONFIG).exists():
+        return False
+    different = configs.differences(read_config(workdir), config)
+    if different:
+        raise WorkdirError(
+            f"{workdir} belongs to another config:\n  "
+            + "\n  ".join(different)
+            + "\nUse another --workdir, or the config it was begun with"
+        )
+    return True
+
+
+def claim(workdir: Path, config: ConfigDict, tokenizer: str, origin: Mapping[str, Any]) -> None:
+    """Makes the workdir belong to this config and these data, or finds that it does already.
 
     Args:
       workdir: made if need be.
       config: of the run.
-      first: whether this process is the one that writes.
+      tokenizer: JSON of its tokenizer.
+      origin: JSON-like: digests of the `data` and the `weights`, and the configuration of the
+        pretrained `backbone`, for who loads the workdir without the weights.
 
     Raises:
-      WorkdirError: it belongs to another config, or cannot be written.
+      WorkdirError: it belongs to another config or other data, or cannot be written.
     """
-    path = workdir / CONFIG
-    if path.exists():
-        different = configs.differences(read_config(workdir), config)
-        if different:
-            raise WorkdirError(
-                f"{workdir} belongs to another config:\n  "
-                + "\n  ".join(different)
-                + "\nUse another --workdir, or the config it was begun with"
-            )
-    elif first:
-        try:
-            workdir.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise WorkdirError(f"{workdir} cannot be made: {error.strerror}") from error
-        write_text(path, configs.to_json(config))
+    if check(workdir, config):
+        old = read_origin(workdir)
+        for name in ("data", "weights"):
+            if old.get(name) != origin[name]:
+                raise WorkdirError(
+                    f"{workdir} was begun with other {name} (digest {old.get(name)} there, "
+                    f"{origin[name]} now): bring them back, or use another --workdir"
+                )
+        # Where things lie may have changed.
+        if configs.to_json(read_config(workdir)) != configs.to_json(config):
+            write_text(workdir / CONFIG, configs.to_json(config))
+        return
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise WorkdirError(f"{workdir} cannot be made: {error.strerror}") from error
+    write_text(workdir / TOKENIZER, tokenizer)
+    write_text(workdir / ORIGIN, json.dumps(origin, indent=2))
+    # The last, as it is what makes a workdir.
+    write_text(workdir / CONFIG, configs.to_json(config))
+
+
+def read_origin(workdir: Path) -> dict[str, Any]:
+    """What `claim` was given as `origin`.
+
+    Raises:
+      WorkdirError: it cannot be read.
+    """
+    try:
+        return json.loads((workdir / ORIGIN).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise WorkdirError(f"{workdir / ORIGIN} cannot be read: {error}") from error
 
 
 def read_config(workdir: Path) -> ConfigDict:
@@ -85,26 +150,6 @@ def read_config(workdir: Path) -> ConfigDict:
             f"({getattr(error, 'strerror', 'not UTF-8')})"
         ) from error
     return configs.from_json(text)
-
-
-def keep_backbone(workdir: Path, configuration: Mapping[str, Any]) -> None:
-    """Keeps what the pretrained backbone is like, for `read_backbone`."""
-    if not (workdir / BACKBONE).exists():
-        write_text(workdir / BACKBONE, json.dumps(configuration, indent=2))
-
-
-def read_backbone(workdir: Path) -> dict[str, Any] | None:
-    """The pretrained backbone's own configuration, `config.json` of its weights; None without.
-
-    Raises:
-      WorkdirError: it cannot be read.
-    """
-    try:
-        return json.loads((workdir / BACKBONE).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError) as error:
-        raise WorkdirError(f"{workdir / BACKBONE} cannot be read: {error}") from error
 
 
 class MetricsLog:

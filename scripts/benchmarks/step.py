@@ -117,7 +117,7 @@ class OurStep:
         loose = conf.copy_and_resolve_references()
         # A frozen backbone would ask for pretrained weights.
         loose.train.freeze, loose.model.image.weights = (), None
-        built = assembly.build_model(loose, vocabulary)
+        built = assembly.build_model(loose, vocabulary, frozen=False)
         trainable, _ = optimizer.partition(built.variables["params"], conf.train.freeze)
         epoch = IMAGES * CAPTIONS_OF_EACH / conf.train.batch_size
         rate = optimizer.schedule(conf.train, round(conf.train.epochs * epoch), epoch)

@@ -81,6 +81,37 @@ def test_an_interrupted_rewrite_leaves_what_was_there(tmp_path):
     np.testing.assert_array_equal(found, ROWS)
 
 
+def test_two_runs_at_once_do_not_disturb_each_other(tmp_path):
+    """The one that comes second finishes first; what the first had begun is its own."""
+
+    def while_another_writes():
+        write(tmp_path)
+        yield from batches()()
+
+    features.write(tmp_path, "key", {"train": (5, while_another_writes), "test": (5, batches())})
+    folder = features.find(tmp_path, "key")
+    np.testing.assert_array_equal(features.load(folder, "train", 5), ROWS)
+    assert [path.name for path in folder.parent.iterdir()] == ["key"]
+    assert sorted(path.name for path in folder.iterdir()) == ["done.json", "test.npy", "train.npy"]
+
+
+def test_what_a_killed_run_left_is_removed(tmp_path):
+    left = tmp_path / "features" / "key.abc.partial"
+    left.mkdir(parents=True)
+    (left / "lock").touch()
+    (left / "train.npy").write_bytes(b"half")
+    write(tmp_path)
+    assert not left.exists()
+
+
+def test_features_that_are_not_finite_are_refused(tmp_path):
+    rows = ROWS.copy()
+    rows[3, 0, 0] = np.nan
+    with pytest.raises(DataError, match="features of picture 2 or later are not finite"):
+        write(tmp_path, splits={"train": (5, batches(rows))})
+    assert features.find(tmp_path, "key") is None
+
+
 def test_only_a_folder_that_was_finished_is_found(tmp_path):
     write(tmp_path)
     folder = features.find(tmp_path, "key")

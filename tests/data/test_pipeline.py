@@ -1,3 +1,4 @@
+import dataclasses
 import io
 import itertools
 
@@ -51,6 +52,25 @@ def examples(counts=COUNTS, features=True, **pictures):
 def batches(given, **options):
     options = {"seed": 3, "batch_size": 4, "start": 0, "steps": 10, "epoch": "captions"} | options
     return list(pipeline.train_batches(given, **options))
+
+
+def test_labels_and_boxes_come_with_their_pictures():
+    given = examples()
+    boxes = [np.full((n % 3, 4), n / 10, np.float32) for n in range(N)]
+    split = dataclasses.replace(given.split, labels=np.arange(N, dtype=np.int32) - 1, boxes=boxes)
+    given = dataclasses.replace(given, split=split)
+    training = batches(given)
+    everything = list(pipeline.image_batches(given, batch_size=4))
+    for found in (training, everything):
+        ids = column(found, "image_id")
+        np.testing.assert_array_equal(column(found, "label"), ids - 1)
+        padded = column(found, "boxes")
+        assert padded.shape == (len(ids), 2, 4)
+        for row, picture in zip(padded, ids, strict=True):
+            count = picture % 3
+            np.testing.assert_array_equal(row[:count], boxes[picture])
+            assert not row[count:].any()
+    assert not {"label", "boxes"} & batches(examples())[0].keys()
 
 
 def column(found, name):
@@ -160,7 +180,7 @@ def test_shuffled_captions_are_a_permutation_that_breaks_the_pairs():
 @pytest.mark.parametrize("epoch", ["captions", "images"])
 def test_the_smallest_splits(counts, epoch):
     found = column(batches(examples(counts), epoch=epoch, steps=2), "image_id")
-    size = pipeline.epoch_size(examples(counts).split, epoch)
+    size = examples(counts).split.epoch_size(epoch)
     assert size == (sum(counts) if epoch == "captions" else len(counts))
     for row in found.reshape(-1, size):
         assert sorted(set(row)) == list(range(len(counts)))

@@ -84,7 +84,8 @@ def test_no_captions_at_all():
 @pytest.mark.parametrize("preset", ["vse", "dvsa"])
 def test_a_token_that_someone_wrote_is_a_word_like_others(tmp_path, preset):
     """A caption with a literal <end> neither ends there nor is padding, after loading too."""
-    tokenizer.train(["a dog <end> runs <pad>"] * 5, preset, 10).save(tmp_path / "t.json")
+    made = tokenizer.train(["a dog <end> runs <pad>"] * 5, preset, 10)
+    (tmp_path / "t.json").write_text(made.to_json())
     found = tokenizer.load(tmp_path / "t.json", preset, 10)
     assert texts(found, *found.tokenize(["a dog <end> runs"])) == [
         ["<start>", "a", "dog", "end", "runs", "<end>"]
@@ -95,9 +96,8 @@ def test_a_token_that_someone_wrote_is_a_word_like_others(tmp_path, preset):
 def test_what_is_saved_is_loaded(tmp_path, preset):
     found = tokenizer.train(CAPTIONS, preset, 6)
     path = tmp_path / "tokenizer.json"
-    found.save(path)
+    path.write_text(found.to_json(), encoding="utf-8")
     assert json.loads(path.read_text())["model"]["vocab"]["<pad>"] == 0
-    assert list(tmp_path.iterdir()) == [path]
     again = tokenizer.load(path, preset, 6)
     sentences = ["A dog runs, it's a cat's", "unheard of"]
     for one, other in zip(found.tokenize(sentences), again.tokenize(sentences), strict=True):
@@ -161,7 +161,10 @@ def test_glove_that_is_no_text_or_not_there(glove, tmp_path):
 
 @pytest.mark.flickr8k
 def test_the_vocabulary_of_flickr8k_is_that_of_the_papers(real_data):
-    """Karpathy & Fei-Fei (CVPR 2015) print 2,538 words; their splits' training set is the same."""
+    """Karpathy & Fei-Fei (CVPR 2015) print 2,538 words; counted from the captions it is 2,537.
+
+    With one token for the end of a sentence, as their code has, it is theirs.
+    """
     tree = flickr8k.read_tree(real_data("flickr8k"))
     captions = [c for record in tree.listed if record.split == "train" for c in record.captions]
     assert len(captions) == 30000

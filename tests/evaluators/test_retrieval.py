@@ -294,3 +294,17 @@ def test_the_order_of_captions_changes_nothing(order, levels):
     order = np.array(order)
     found = retrieval.evaluate("set_23", images, captions[order], caption_image[order], chunk=20)
     assert found == retrieval.evaluate("set_23", images, captions, caption_image, chunk=20)
+
+
+def test_chance_is_the_mean_over_orders_drawn_at_random():
+    caption_image = np.array([0, 0, 0, 1, 2, 2, 3, 3, 3, 3, 4, 5, 6])
+    rng = np.random.default_rng(0)
+    drawn = [
+        retrieval.evaluate_scores("all_7", rng.random((7, 13), np.float32), caption_image)
+        for _ in range(300)
+    ]
+    found = retrieval.chance(caption_image)
+    assert found.keys() == {key for key in drawn[0] if "/R@" in key} | {"rsum"}
+    for key, value in found.items():
+        assert abs(value - np.mean([one[key] for one in drawn])) < (10 if key == "rsum" else 3)
+    assert found["t2i/R@10"] == 100.0

@@ -76,9 +76,10 @@ def csv_rows(path: pathlib.Path, required: Sequence[str]) -> Iterator[tuple[int,
     try:
         header = [name.strip().lower() for name in next(reader, [])]
         if missing := [name for name in required if name not in header]:
+            commas = "; separate the columns by commas" if ";" in ",".join(header) else ""
             raise DataError(
                 f"{path}:1: no column {', '.join(missing)}; the first line must be a header with "
-                f"{','.join(required)}, and is {','.join(header)[:80]!r}"
+                f"{','.join(required)}, and is {','.join(header)[:80]!r}{commas}"
             )
         begins = reader.line_num + 1
         for row in reader:

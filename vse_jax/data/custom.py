@@ -71,16 +71,23 @@ def load(
 def split_of(image: str, seed: int, fractions: Sequence[float]) -> str:
     """The split of a picture by a hash of (seed, image) alone: no other picture moves it.
 
+    Only where the pictures are so few that one of the splits stays empty, `load` moves some.
+
     Args:
       image: the picture's id, its path as in the caption file.
       seed: another seed, another split.
       fractions: shares of train, validation and test.
     """
-    digest = hashlib.sha256(f"{seed}\0{image}".encode()).digest()
-    place = int.from_bytes(digest[:8], "big") / 2**64
+    place = _place(image, seed)
     if place < fractions[0]:
         return "train"
     return "validation" if place < fractions[0] + fractions[1] or not fractions[2] else "test"
+
+
+def _place(image: str, seed: int) -> float:
+    """A number in [0, 1) that depends on (seed, image) alone."""
+    digest = hashlib.sha256(f"{seed}\0{image}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") / 2**64
 
 
 def _check_fractions(fractions: Sequence[float]) -> None:
@@ -91,7 +98,7 @@ def _check_fractions(fractions: Sequence[float]) -> None:
         or abs(sum(fractions) - 1) > 1e-6
     ):
         raise DataError(
-            f"data.fractions is {tuple(fractions)}; expected shares of train, validation and test "
+            f"fractions are {tuple(fractions)}; expected shares of train, validation and test "
             "that sum to 1, the first two above 0"
         )
 
@@ -109,6 +116,22 @@ def _split_by_hash(
         )
     for record in without:
         record.split = split_of(record.image, seed, fractions)
+    named = {record.split for record in records}
+    wanted = [name for name, share in zip(SPLITS, fractions, strict=True) if share]
+    if without and not named.issuperset(wanted) and len(records) >= len(wanted):
+        # So few that the hash left a split empty: by its order, then, one each at least.
+        ordered = sorted(without, key=lambda record: _place(record.image, seed))
+        counts = {
+            name: max(1, round(share * len(ordered)))
+            for name, share in zip(SPLITS[1:], fractions[1:], strict=True)
+            if share
+        }
+        for name, count in counts.items():
+            for record in ordered[len(ordered) - count :]:
+                record.split = name
+            del ordered[len(ordered) - count :]
+        for record in ordered:
+            record.split = "train"
 
 
 def _classes(records: Iterable[captions_files.Record]) -> dict[str | int, int]:
@@ -134,8 +157,8 @@ def _split(
     records = [record for record in sifted.records if record.split == name]
     if not records:
         raise DataError(
-            f"{path}: no picture is left for split {name!r}; name it in the file's splits, or "
-            "leave splits out and let data.fractions share the pictures out"
+            f"{path}: no picture is left for split {name!r}, of {len(sifted.records)} in all; give "
+            "it pictures in the file, or, where the file names no splits, add more pictures"
         )
     counts = [len(record.captions) for record in records]
     no_box = np.zeros((0, 4), np.float32)

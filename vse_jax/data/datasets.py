@@ -10,6 +10,16 @@ from vse_jax.data.split import Dataset
 __all__ = ["custom", "flickr8k", "shapes"]
 
 
+# Of the data sets that are not drawn here, the field that says where they are.
+_PLACES = {"flickr8k": "manual_dir", "custom": "path"}
+
+
+def are_missing(config: ConfigDict) -> bool:
+    """Whether nothing lies where the data should: loading them tells what to do, at once."""
+    place = _PLACES.get(config.dataset)
+    return place is not None and not os.path.exists(_needed(config, place))
+
+
 def shapes(config: ConfigDict, seed: int) -> Dataset:
     """Scenes of coloured shapes, drawn on first use."""
     del seed  # the scenes are the same for every run, so that results compare
@@ -25,7 +35,7 @@ def flickr8k(config: ConfigDict, seed: int) -> Dataset:
     from vse_jax.data import flickr8k as module
 
     return module.load(
-        _needed(config, "manual_dir"),
+        _needed(config, _PLACES["flickr8k"]),
         _prepared(config),
         bad_share=config.bad_share,
         non_rgb=config.non_rgb,
@@ -37,8 +47,9 @@ def custom(config: ConfigDict, seed: int) -> Dataset:
     from vse_jax.data import custom as module
 
     return module.load(
-        _needed(config, "path"),
+        _needed(config, _PLACES["custom"]),
         _prepared(config),
+        images=None if config.images is None else os.path.expanduser(config.images),
         seed=seed,
         bad_share=config.bad_share,
         non_rgb=config.non_rgb,

@@ -1,11 +1,13 @@
 """A frozen backbone runs once: its features, cached beside the data and memory-mapped."""
 
 import contextlib
+import fcntl
 import hashlib
 import json
 import logging
 import os
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
@@ -48,22 +50,46 @@ def write(
       DataError: the folder cannot be written or the disk is full.
     """
     folder = _folder(data_dir, digest)
-    partial = folder.with_name(f"{folder.name}.partial")
+    if not store:
+        for count, batches in splits.values():
+            _write_split(None, count, batches())
+        return
     try:
-        if store:
-            shutil.rmtree(partial, ignore_errors=True)
-            partial.mkdir(parents=True)
-        for name, (count, batches) in splits.items():
-            _write_split(partial / f"{name}.npy" if store else None, count, batches())
-        if store:
+        with _partial(folder) as partial:
+            for name, (count, batches) in splits.items():
+                _write_split(partial / f"{name}.npy", count, batches())
             (partial / "done.json").write_text(json.dumps(sorted(splits)))
-            shutil.rmtree(folder, ignore_errors=True)
-            partial.rename(folder)
+            # Another run may have been faster; what it wrote is as good.
+            if not (folder / "done.json").is_file():
+                shutil.rmtree(folder, ignore_errors=True)
+                partial.rename(folder)
+                (folder / "lock").unlink()
     except OSError as error:
         raise DataError(
-            f"{partial}: features cannot be written: {error.strerror or error}; free some space "
+            f"{folder}: features cannot be written: {error.strerror or error}; free some space "
             "or set config field 'data.data_dir' to another place"
         ) from error
+
+
+@contextlib.contextmanager
+def _partial(folder: Path) -> Iterator[Path]:
+    """A folder for this run alone, gone afterwards; those that killed runs left are removed.
+
+    A lock that dies with its process tells which these are.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    for other in folder.parent.glob(f"{folder.name}.*.partial"):
+        with contextlib.suppress(OSError), open(other / "lock", "r+") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(other, ignore_errors=True)
+    partial = Path(tempfile.mkdtemp(".partial", f"{folder.name}.", folder.parent))
+    try:
+        with open(partial / "lock", "w") as lock:
+            with contextlib.suppress(OSError):  # a file system without locks
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            yield partial
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def load(folder: Path, name: str, count: int) -> np.ndarray:
@@ -93,6 +119,8 @@ def _write_split(path: Path | None, count: int, batches: Iterator[np.ndarray]) -
         file = stack.enter_context(open(path, "wb")) if path is not None else None
         for batch in batches:
             batch = np.ascontiguousarray(batch[: count - row], np.float32)
+            if not np.isfinite(batch).all():
+                raise DataError(f"the features of picture {row} or later are not finite")
             if file is not None:
                 if row == 0:
                     header = {"descr": "<f4", "fortran_order": False}

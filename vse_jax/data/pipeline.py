@@ -8,7 +8,7 @@ straddle two epochs, so every example of an epoch counts exactly once.
 
 import dataclasses
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Literal
 
 import numpy as np
@@ -53,11 +53,6 @@ class Examples:
     features: np.ndarray | None = None
 
 
-def epoch_size(split: Split, epoch: Literal["captions", "images"]) -> int:
-    """Examples in an epoch: every caption once, or every picture once."""
-    return len(split.captions) if epoch == "captions" else len(split.images)
-
-
 def train_batches(
     examples: Examples,
     *,
@@ -90,7 +85,7 @@ def train_batches(
     pairing = np.arange(len(examples.split.captions))
     if shuffle_captions:
         pairing = np.random.default_rng(seed).permutation(pairing)
-    size = epoch_size(examples.split, epoch)
+    size = examples.split.epoch_size(epoch)
 
     def positions(step: tf.Tensor) -> tf.Tensor:
         first = step * batch_size + process * share
@@ -117,15 +112,21 @@ def train_batches(
     dataset = dataset.map(lambda position: (position, *choose(position)))
     dataset = _with_pictures(dataset, examples, share, seed)
 
+    known = _annotations(examples.split)
+
     def assemble(position: tf.Tensor, picture: tf.Tensor, caption: tf.Tensor, seen: dict) -> dict:
         del position
-        return seen | {
-            "tokens": tf.gather(tf.constant(examples.tokens), caption),
-            "token_mask": tf.gather(tf.constant(examples.token_mask), caption),
-            "image_id": tf.cast(picture, tf.int32),
-            "caption_id": tf.cast(caption, tf.int32),
-            "weight": tf.ones_like(picture, tf.float32),
-        }
+        return (
+            seen
+            | known(picture)
+            | {
+                "tokens": tf.gather(tf.constant(examples.tokens), caption),
+                "token_mask": tf.gather(tf.constant(examples.token_mask), caption),
+                "image_id": tf.cast(picture, tf.int32),
+                "caption_id": tf.cast(caption, tf.int32),
+                "weight": tf.ones_like(picture, tf.float32),
+            }
+        )
 
     return _numpy(dataset.map(assemble))
 
@@ -150,12 +151,18 @@ def image_batches(
     dataset = tf.data.Dataset.range(batches).map(rows)
     dataset = _with_pictures(dataset, plain, share, seed=0)
 
+    known = _annotations(examples.split)
+
     def assemble(number: tf.Tensor, picture: tf.Tensor, _: tf.Tensor, seen: dict) -> dict:
         real = number < len(examples.split.images)
-        return seen | {
-            "image_id": tf.cast(picture, tf.int32),
-            "weight": tf.cast(real, tf.float32),
-        }
+        return (
+            seen
+            | known(picture)
+            | {
+                "image_id": tf.cast(picture, tf.int32),
+                "weight": tf.cast(real, tf.float32),
+            }
+        )
 
     return _numpy(dataset.map(assemble))
 
@@ -185,6 +192,24 @@ def decode(data: tf.Tensor, size: int) -> tf.Tensor:
     """An encoded picture as uint8 [size, size, 3]: whole, resized bilinearly with antialiasing."""
     picture = tf.io.decode_image(data, channels=3, expand_animations=False)
     return _resize(picture, size)
+
+
+def _annotations(split: Split) -> Callable[[tf.Tensor], dict]:
+    """Picture numbers -> their `label` [b] and `boxes` [b, r, 4], as far as the data have them.
+
+    Boxes are padded with zeros to those of the picture that has the most.
+    """
+    columns: dict[str, np.ndarray] = {}
+    if split.labels is not None:
+        columns["label"] = np.asarray(split.labels, np.int32)
+    if split.boxes is not None:
+        boxes = np.zeros((len(split.boxes), max(map(len, split.boxes), default=0), 4), np.float32)
+        for number, own in enumerate(split.boxes):
+            boxes[number, : len(own)] = own
+        columns["boxes"] = boxes
+    return lambda picture: {
+        name: tf.gather(tf.constant(column), picture) for name, column in columns.items()
+    }
 
 
 def _shuffled(position: tf.Tensor, size: int, seed: int) -> tf.Tensor:

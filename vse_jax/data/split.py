@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -36,6 +36,10 @@ class Split:
     boxes: Sequence[np.ndarray] | None = None
     scenes: Sequence[Any] | None = None
     meanings: Sequence[Any] | None = None
+
+    def epoch_size(self, epoch: Literal["captions", "images"]) -> int:
+        """Examples in an epoch: every caption once, or every picture once."""
+        return len(self.captions) if epoch == "captions" else len(self.images)
 
 
 @dataclasses.dataclass(frozen=True)

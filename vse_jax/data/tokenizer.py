@@ -4,7 +4,6 @@ import dataclasses
 import math
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -67,19 +66,17 @@ class Tokenizer:
             mask[number, : len(row)] = True
         return tokens, mask
 
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes the library's JSON, atomically."""
-        temporary = Path(f"{path}.tmp")
-        temporary.write_text(self.words.to_str(pretty=True), encoding="utf-8")
-        temporary.replace(path)
+    def to_json(self) -> str:
+        """The library's JSON, for `load`."""
+        return self.words.to_str(pretty=True)
 
 
 def train(captions: Sequence[str], preset: Literal["vse", "dvsa"], max_tokens: int) -> Tokenizer:
     """A tokenizer whose words are those of the training captions.
 
     "vse": lower-cased words, seen 4 times. "dvsa": lower case, everything but letters, digits
-    and spaces dropped, seen 5 times. Source: SYSTEMS of Faghri et al. 2018; Karpathy &
-    Fei-Fei 2015.
+    and spaces dropped, seen 5 times. Source: the released code of VSE++ (Faghri et al., BMVC
+    2018) with its count of 4; Karpathy & Fei-Fei, CVPR 2015, section 4.
     """
     words = Words(WordLevel(unk_token=UNKNOWN))
     if preset == "vse":
@@ -105,7 +102,7 @@ def train(captions: Sequence[str], preset: Literal["vse", "dvsa"], max_tokens: i
 
 
 def load(path: str | os.PathLike[str], preset: str, max_tokens: int) -> Tokenizer:
-    """The tokenizer that `Tokenizer.save` wrote; raises DataError where it is none."""
+    """The tokenizer of a file with `Tokenizer.to_json`; raises DataError where it is none."""
     try:
         return Tokenizer(preset, Words.from_file(os.fspath(path)), max_tokens)
     except Exception as error:  # the library raises bare Exception

@@ -8,6 +8,7 @@ takes for a collapsed model to reach R@1 = 100.
 """
 
 import functools
+import math
 import re
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
@@ -157,6 +158,28 @@ def metrics(found: Ranks) -> dict[str, float]:
     }
     named["rsum"] = sum(value for key, value in named.items() if "/R@" in key)
     return named
+
+
+def chance(caption_image: Shaped[Array | np.ndarray, " m"]) -> dict[str, float]:
+    """The recalls, in percent, and rsum that an order drawn at random has on average.
+
+    A picture with c of m captions is found among k with probability 1 - C(m-c, k) / C(m, k), a
+    caption's picture among n with k / n.
+
+    Args:
+      caption_image: the picture of each caption.
+    """
+    counts = np.unique(np.asarray(caption_image), return_counts=True)[1]
+    n, m = len(counts), int(counts.sum())
+
+    def missed(captions: int, k: int) -> float:
+        return math.comb(m - captions, k) / math.comb(m, k) if k <= m else 0.0
+
+    named = {
+        f"i2t/R@{k}": 100.0 * float(np.mean([1.0 - missed(int(c), k) for c in counts]))
+        for k in RECALLS
+    } | {f"t2i/R@{k}": 100.0 * min(k / n, 1.0) for k in RECALLS}
+    return named | {"rsum": sum(named.values())}
 
 
 def rank_metrics(found: Int[np.ndarray, " q"]) -> dict[str, float]:

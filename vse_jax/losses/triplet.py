@@ -23,8 +23,8 @@ def hinge(
     Scores are similarities (larger is closer). A pair that `where` drops adds nothing to
     the sum or the gradient. Source: Faghri et al., VSE++, BMVC 2018, eq. 5.
 
-    >>> hinge(jnp.array([0.5, 0.9]), jnp.array([0.4, 0.1]), 0.2, jnp.array([True, True]))
-    Array(0.1, dtype=float32)
+    >>> hinge(jnp.array([0.5, 1.0]), jnp.array([0.5, 0.0]), 0.25, jnp.array([True, True]))
+    Array(0.25, dtype=float32)
     """
     cost = jnp.maximum(margin + negative - positive, 0.0)
     return jnp.sum(jnp.where(where, cost, 0.0))

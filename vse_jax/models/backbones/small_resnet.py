@@ -90,10 +90,9 @@ class _Block(nn.Module):
 
 
 def _space_to_depth(x: Float[Array, "b h w c"], patch: int) -> Float[Array, "b h2 w2 d"]:
-    """Each `patch` x `patch` block of pixels as one cell."""
+    """Each `patch` x `patch` block of pixels as one cell, padded with zeros where it is cut."""
+    x = jnp.pad(x, ((0, 0), (0, -x.shape[1] % patch), (0, -x.shape[2] % patch), (0, 0)))
     b, h, w, c = x.shape
-    if h % patch or w % patch:
-        raise ValueError(f"pictures of {h}x{w} pixels do not divide into {patch}x{patch} blocks")
     x = x.reshape(b, h // patch, patch, w // patch, patch, c).transpose(0, 1, 3, 2, 4, 5)
     return x.reshape(b, h // patch, w // patch, patch * patch * c)
 

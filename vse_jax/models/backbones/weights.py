@@ -75,7 +75,7 @@ def load_safetensors(source: str | Path) -> dict[str, np.ndarray]:
     """Every tensor of `source` (see `locate`) by name; float16 and bfloat16 become float32.
 
     Raises:
-      WeightsError: a file is missing or damaged.
+      WeightsError: a file is missing or damaged, or has values that are not finite.
     """
     tensors: dict[str, np.ndarray] = {}
     for file in _weight_files(locate(source)):
@@ -85,7 +85,10 @@ def load_safetensors(source: str | Path) -> dict[str, np.ndarray]:
             raise WeightsError(
                 f"weights {file}: not a readable safetensors file ({error})"
             ) from None
-        tensors |= {name: _as_float32(tensor) for name, tensor in loaded.items()}
+        for name, tensor in loaded.items():
+            tensors[name] = _as_float32(tensor)
+            if tensors[name].dtype.kind == "f" and not np.isfinite(tensors[name]).all():
+                raise WeightsError(f"weights {file}: {name} has values that are not finite")
     return tensors
 
 

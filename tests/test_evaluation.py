@@ -5,7 +5,7 @@ import jax
 import numpy as np
 import pytest
 
-from vse_jax import evaluate, experiment, train, workdir
+from vse_jax import evaluation, experiment, train, workdir
 from vse_jax.checkpoint import CheckpointError
 from vse_jax.data.split import Split
 from vse_jax.evaluators.retrieval import EvaluationError
@@ -29,7 +29,7 @@ def run(trained):
 
 @pytest.fixture(scope="module")
 def best(run):
-    return evaluate.best_state(run, train.initial_state(run))
+    return evaluation.best_state(run, train.initial_state(run))
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,7 @@ def test_measure_ranks_every_picture_and_caption_of_the_split():
     images = np.eye(3, dtype=np.float32)
     # The second caption of picture 0 is nearest to picture 2.
     captions = np.asarray([[1, 0, 0], [0.1, 0, 1], [0, 1, 0], [0, 0, 2]], np.float32)
-    found = evaluate.measure(split_of([0, 0, 1, 2], 3), evaluate.Embeddings(images, captions))
+    found = evaluation.measure(split_of([0, 0, 1, 2], 3), evaluation.Embeddings(images, captions))
     assert found.keys() == MEASURES | {"rsum"}
     assert found["i2t/R@1"] == 100.0
     assert found["t2i/R@1"] == 75.0
@@ -50,24 +50,24 @@ def test_measure_ranks_every_picture_and_caption_of_the_split():
 
 
 def test_measure_refuses_a_split_of_another_size_than_the_protocol():
-    embeddings = evaluate.Embeddings(np.eye(2, dtype=np.float32), np.eye(2, dtype=np.float32))
+    embeddings = evaluation.Embeddings(np.eye(2, dtype=np.float32), np.eye(2, dtype=np.float32))
     with pytest.raises(EvaluationError, match="defined on 1000 images, this set has 2"):
-        evaluate.measure(split_of([0, 1], 2), embeddings, "flickr8k_1k")
+        evaluation.measure(split_of([0, 1], 2), embeddings, "flickr8k_1k")
 
 
 def test_the_oracle_ranks_by_meaning_and_only_where_it_is_known(run):
     split = run.dataset.splits["test"]
-    found = evaluate.oracle(split)
+    found = evaluation.oracle(split)
     assert found is not None
     assert found.keys() == MEASURES | {"rsum"}
     assert found["i2t/R@10"] == 100.0
     assert found["rsum"] > 400
-    assert evaluate.oracle(dataclasses.replace(split, meanings=None)) is None
+    assert evaluation.oracle(dataclasses.replace(split, meanings=None)) is None
 
 
 def test_embeddings_are_of_unit_length_and_in_order(run, best):
     split = run.dataset.splits["test"]
-    found = evaluate.encode(run, best, "test")
+    found = evaluation.encode(run, best, "test")
     assert found.images.shape == (16, 16)
     assert found.captions.shape == (len(split.captions), 16)
     for rows in (found.images, found.captions):
@@ -83,9 +83,11 @@ def test_the_report_keeps_its_contract(trained, run, best, report):
     assert report["step"] == int(best.step) == 3
     assert report["metrics"].keys() == MEASURES | {"rsum"}
     assert report["oracle"]["rsum"] >= report["metrics"]["rsum"]
-    assert report["warnings"] == []
+    few = "split has only 16 pictures: its figures say little"
+    assert report["warnings"] == [f"the test {few}"]
+    assert report["chance"]["t2i/R@1"] == 100 / 16
     split = run.dataset.splits["test"]
-    again = evaluate.measure(split, evaluate.encode(run, best, "test"))
+    again = evaluation.measure(split, evaluation.encode(run, best, "test"))
     assert report["metrics"] == pytest.approx(again)
     page = (trained / "report.html").read_text()
     assert "<title>vse_jax on shapes</title>" in page
@@ -94,7 +96,7 @@ def test_the_report_keeps_its_contract(trained, run, best, report):
 def test_the_reports_queries_are_true(trained, run, best):
     queries = json.loads((trained / "queries.json").read_text())
     split = run.dataset.splits["test"]
-    embeddings = evaluate.encode(run, best, "test")
+    embeddings = evaluation.encode(run, best, "test")
     scores = embeddings.images @ embeddings.captions.T
     assert [len(queries[way]) for way in ("i2t", "t2i")] == [3, 3]
     for query in queries["i2t"]:
@@ -107,7 +109,7 @@ def test_the_reports_queries_are_true(trained, run, best):
         assert (query["rank"] == 1) == query["captions"][0]["right"]
         np.testing.assert_allclose(
             [item["score"] for item in query["captions"]],
-            np.sort(scores[picture])[::-1][: evaluate.SHOWN],
+            np.sort(scores[picture])[::-1][: evaluation.SHOWN],
             atol=1e-5,
         )
     for query in queries["t2i"]:
@@ -119,7 +121,7 @@ def test_the_reports_queries_are_true(trained, run, best):
         ]
         np.testing.assert_allclose(
             [item["score"] for item in query["images"]],
-            np.sort(column)[::-1][: evaluate.SHOWN],
+            np.sort(column)[::-1][: evaluation.SHOWN],
             atol=1e-5,
         )
 
@@ -130,26 +132,28 @@ def test_without_a_test_split_validation_is_reported(run, best, tmp_path):
     config = run.config.copy_and_resolve_references()
     config.evaluate.queries = 0
     other = dataclasses.replace(run, config=config, dataset=dataset, workdir=tmp_path)
-    metrics = evaluate.write_report(other, best, ["careful"], "python -m vse_jax.main")
+    metrics = evaluation.write_report(other, best, ["careful"], "python -m vse_jax.main")
     found = json.loads((tmp_path / "report.json").read_text())
     assert (found["split"], found["protocol"]) == ("validation", "all_16")
     assert found["metrics"] == metrics
     assert found["skipped"] == {"grey": ["a.jpg"]}
-    assert (found["warnings"], found["command"]) == (["careful"], "python -m vse_jax.main")
+    assert found["command"] == "python -m vse_jax.main"
+    assert found["warnings"][0] == "careful"
+    assert "the validation split has only 16 pictures" in found["warnings"][1]
     assert json.loads((tmp_path / "queries.json").read_text()) == {"i2t": [], "t2i": []}
 
 
 def test_a_moving_average_is_what_is_evaluated(run, best):
     """The state of the best checkpoint has one; putting it in as parameters changes nothing."""
     assert best.ema is not None
-    merged = best.replace(params=evaluate.train_step.evaluation_params(best), ema=None)
-    found, expected = (evaluate.encode(run, state, "validation") for state in (merged, best))
+    merged = best.replace(params=evaluation.train_step.evaluation_params(best), ema=None)
+    found, expected = (evaluation.encode(run, state, "validation") for state in (merged, best))
     np.testing.assert_array_equal(found.images, expected.images)
-    plain = evaluate.encode(run, best.replace(ema=None), "validation")
+    plain = evaluation.encode(run, best.replace(ema=None), "validation")
     assert not np.allclose(plain.captions, expected.captions)
     assert jax.tree.structure(merged.params) == jax.tree.structure(best.params)
 
 
 def test_a_workdir_without_a_checkpoint_says_so(run, best, tmp_path):
     with pytest.raises(CheckpointError, match="has no checkpoint yet: train it first"):
-        evaluate.best_state(dataclasses.replace(run, workdir=tmp_path), best)
+        evaluation.best_state(dataclasses.replace(run, workdir=tmp_path), best)

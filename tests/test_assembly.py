@@ -1,0 +1,75 @@
+"""Which rules of `train.freeze` leave the backbone to run once, and what the model does then."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vse_jax import assembly
+from vse_jax.config import ConfigError
+from vse_jax.optimizer import flatten
+
+
+@pytest.fixture
+def config(preset):
+    config = preset("flickr8k")
+    config.data.image_size = 32
+    config.model.dimension, config.model.text.words = 8, 4
+    config.model.image.weights = None
+    return config
+
+
+@pytest.mark.parametrize(
+    "rules",
+    [
+        (("image/backbone/conv_1x1/.*", 0.1), ("image/backbone/.*", None)),
+        (("image/backbone/.*kernel", None),),
+        (("image/backbone/.*", 0.1),),
+        (("text/.*", None),),
+        (),
+    ],
+)
+def test_a_backbone_of_which_a_part_learns_is_not_frozen(config, rules):
+    config.train.freeze = rules
+    assert not assembly.backbone_is_frozen(config)
+
+
+def test_a_backbone_frozen_at_random_is_refused(config):
+    config.train.freeze = (("image/.*", None),)
+    with pytest.raises(ConfigError, match="freezes the backbone, which has no pretrained weights"):
+        assembly.backbone_is_frozen(config)
+
+
+def test_a_pattern_that_matches_nothing_is_refused_before_any_data(config):
+    config.train.freeze = (("image/backbon/.*", None),)
+    with pytest.raises(ConfigError, match="matches no parameter; names look like"):
+        assembly.backbone_is_frozen(config)
+
+
+def test_what_has_no_pretrained_weights(config):
+    config.model.image.backbone, config.model.image.weights = "small_resnet", "w"
+    with pytest.raises(ConfigError, match="'small_resnet' has no pretrained weights: unset"):
+        assembly.backbone_of(config)
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_a_gradient_reaches_the_backbone_unless_it_is_frozen(preset, frozen):
+    config = preset("shapes")
+    config.data.image_size = 16
+    config.model.dimension, config.model.text.words = 4, 4
+    built = assembly.build_model(config, 6, frozen)
+    rng = np.random.default_rng(0)
+    batch = {
+        "image": jnp.asarray(rng.integers(0, 256, (2, 16, 16, 3), dtype=np.uint8)),
+        "tokens": jnp.ones((2, 3), jnp.int32),
+        "token_mask": jnp.ones((2, 3), bool),
+    }
+
+    def loss(params):
+        variables = {"params": params, "batch_stats": built.variables["batch_stats"]}
+        outputs = built.model.apply(variables, batch, train=False)
+        return jnp.sum(outputs["image"].pooled * jnp.arange(4.0)[None])
+
+    gradient = flatten(jax.grad(loss)(built.variables["params"]))
+    inside = [np.any(g) for name, g in gradient.items() if name.startswith("image/backbone/")]
+    assert not any(inside) if frozen else all(inside[:3])
