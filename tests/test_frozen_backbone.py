@@ -115,7 +115,8 @@ def test_features_are_made_once_for_the_same_data_and_weights(preset, tmp_path, 
     before = np.load(folder / "train.npy")
     (folder / "done.json").unlink()
     (folder / "train.npy").write_bytes((folder / "train.npy").read_bytes()[:200])
-    folder.rename(folder.with_name(f"{folder.name}.partial"))
+    (folder / "lock").touch()
+    folder.rename(folder.with_name(f"{folder.name}.abc.partial"))
     run, computed = prepare("third")
     assert computed
     np.testing.assert_array_equal(run.examples["train"].features, before)
