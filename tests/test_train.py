@@ -101,46 +101,55 @@ def test_durations_are_hours_minutes_and_seconds(seconds, shown):
     assert train._duration(seconds) == shown
 
 
-def test_the_best_checkpoint_is_on_disk_before_the_last_one_is_begun(
-    tiny_shapes, tmp_path, monkeypatch
-):
-    """Killed between the two, a run would go on from the last and never save that best."""
-    begun = []
-    save = Checkpoints.save
+@pytest.fixture(scope="module")
+def eventful(tiny_shapes, tmp_path_factory):
+    """A run that validates every second step and looks collapsed all the time.
 
-    def watched(self, step, state):
-        if self.folder.name == "last":
-            rows = workdir.read_metrics(tmp_path)
-            scores = {r["step"]: r["validation/rsum"] for r in rows if "validation/rsum" in r}
-            best = max(scores, key=lambda step: (scores[step], -step))
-            begun.append((tmp_path / "checkpoints" / "best" / str(best)).is_dir())
-        save(self, step, state)
-
-    monkeypatch.setattr(Checkpoints, "save", watched)
-    config = tiny_shapes.copy_and_resolve_references()
-    config.train.steps, config.train.validate_every = 4, 0.05
-    assert train.train(config, tmp_path)
-    assert begun == [True] * 4
-
-
-def test_a_run_that_collapses_is_told_so_with_advice(tiny_shapes, tmp_path, caplog, monkeypatch):
-    """In the log, once, and in the report; here every step's loss looks like 2 x margin."""
-    check = train.Loop._check
-    monkeypatch.setattr(
-        train.Loop,
-        "_check",
-        lambda self, keep: (check(self, keep) or {}) | {"triplet/collapse": 1.0},
-    )
-    caplog.set_level(logging.WARNING, "vse_jax")
+    Its folder, what it warned of, and for each save of the last checkpoint whether the best one
+    by then was on disk.
+    """
+    folder = tmp_path_factory.mktemp("eventful")
     config = tiny_shapes.copy_and_resolve_references()
     config.objective.infonce.weight, config.objective.triplet.weight = 0.0, 1.0
-    config.train.steps = 12
-    assert train.train(config, tmp_path)
-    told = [r.message for r in caplog.records if "have collapsed" in r.message]
+    config.train.steps, config.train.validate_every = 12, 0.1
+    save, check, whole = Checkpoints.save, train.Loop._check, []
+
+    def watched_save(self, step, state):
+        if self.folder.name == "last":
+            rows = workdir.read_metrics(folder)
+            scores = {r["step"]: r["validation/rsum"] for r in rows if "validation/rsum" in r}
+            best = max(scores, key=lambda step: (scores[step], -step))
+            whole.append((folder / "checkpoints" / "best" / str(best)).is_dir())
+        save(self, step, state)
+
+    def collapsed(self, keep):
+        return (check(self, keep) or {}) | {"triplet/collapse": 1.0}
+
+    told = []
+    handler = logging.Handler(logging.WARNING)
+    handler.emit = lambda record: told.append(record.getMessage())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Checkpoints, "save", watched_save)
+        patch.setattr(train.Loop, "_check", collapsed)
+        logging.getLogger("vse_jax").addHandler(handler)
+        assert train.train(config, folder)
+        logging.getLogger("vse_jax").removeHandler(handler)
+    return folder, told, whole
+
+
+def test_the_best_checkpoint_is_on_disk_before_the_last_one_is_begun(eventful):
+    """Killed between the two, a run would go on from the last and never save that best."""
+    _, _, whole = eventful
+    assert len(whole) >= 4
+    assert all(whole)
+
+
+def test_a_run_that_collapses_is_told_so_once_with_advice_and_in_the_report(eventful):
+    folder, told, _ = eventful
+    told = [message for message in told if "have collapsed" in message]
     assert told == [f"step 10: {train.COLLAPSE_ADVICE}"]
-    report = json.loads((tmp_path / "report.json").read_text())
-    assert told[0] in report["warnings"]
-    assert "have collapsed" in (tmp_path / "report.html").read_text()
+    assert told[0] in json.loads((folder / "report.json").read_text())["warnings"]
+    assert "have collapsed" in (folder / "report.html").read_text()
 
 
 def test_words_start_from_glove_and_come_from_training_captions_alone(

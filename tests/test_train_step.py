@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 
-from vse_jax import train_step
+from vse_jax import parallel, train_step
 from vse_jax.models.backbones.small_resnet import SmallResNet
 from vse_jax.models.encoding import Encoding
 from vse_jax.models.image import ImageEncoder
@@ -79,7 +79,11 @@ def one_step(path, mode, count):
     start = jax.tree.map(np.asarray, start.replace(step=jnp.asarray(100, jnp.int32)))
     step = train_step.make_step(model(path), objective, optimizer, rules, 0, DECAY)
     mapped = devices.map(step, ("replicated", "split"), ("replicated", "replicated"), donate=(0,))
-    state, metrics = mapped(devices.replicate(start), devices.split(batch(path)))
+    rows = parallel.process_share()
+    share = 8 // rows["processes"]
+    own = slice(rows["process"] * share, (rows["process"] + 1) * share)
+    own_batch = {name: value[own] for name, value in batch(path).items()}
+    state, metrics = mapped(devices.replicate(start), devices.split(own_batch))
     return start, devices.fetch(state), devices.fetch(metrics)
 
 
