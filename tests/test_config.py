@@ -240,7 +240,8 @@ def test_the_presets_are_valid(name, argument):
 
 @pytest.mark.parametrize("name", ["shapes", "flickr8k"])
 def test_a_preset_does_not_know_any_system(name):
-    with pytest.raises(ConfigError, match=rf"configs/{name}\.py has no system 'vsepp2'.*'vsepp'"):
+    known = "'vsepp' or 'leap'"
+    with pytest.raises(ConfigError, match=rf"configs/{name}\.py has no system 'vsepp2'.*{known}"):
         preset(name).get_config("vsepp2")
 
 
@@ -255,3 +256,48 @@ def preset(name):
 def test_what_is_not_finite(wrong):
     with pytest.raises(ConfigError, match=r"'train\.learning_rate' is .*must be finite"):
         validate(changed(train__learning_rate=wrong))
+
+
+def leap(**fields):
+    return changed(objective__triplet__weight=0.0, objective__leap__weight=1.0, **fields)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        (
+            {"objective__quantizer__weight": 1.0, "objective__quantizer__parts": 3},
+            r"'objective\.quantizer\.parts' is 3, which does not divide 'model\.dimension' = 1024",
+        ),
+        (
+            {"objective__quantizer__weight": 1.0, "objective__quantizer__codes": 257},
+            r"'objective\.quantizer\.codes' is 257; it must lie in \[2, 256\]",
+        ),
+        (
+            {"objective__leap__least": 0.6},
+            r"'objective\.leap\.least' is 0\.6, above 'objective\.leap\.most' = 0\.5",
+        ),
+        ({"objective__leap__pair_low": 2.0}, r"'objective\.leap\.pair_low' is 2\.0, above"),
+        (
+            {"objective__leap__pair_margins": True},
+            r"needs centers: set 'objective\.center\.weight'",
+        ),
+        (
+            {"objective__multitask__weight": 1.0},
+            r"multitask\.weight' is 1\.0, which needs the quan",
+        ),
+        (
+            {"objective__leap__quantized": 1.0},
+            r"leap\.quantized' is 1\.0, which needs the quantizer",
+        ),
+    ],
+)
+def test_leap_that_contradicts_itself(fields, message):
+    validate(leap())
+    with pytest.raises(ConfigError, match=message):
+        validate(leap(**fields))
+
+
+def test_a_term_of_leap_without_leap():
+    with pytest.raises(ConfigError, match=r"'objective\.center\.weight' is 1\.0, a term of LEAP"):
+        validate(changed(objective__center__weight=1.0))

@@ -7,8 +7,10 @@ import pytest
 
 from vse_jax import evaluation, experiment, train, workdir
 from vse_jax.checkpoint import CheckpointError
+from vse_jax.config import default_config
 from vse_jax.data.split import Split
 from vse_jax.evaluators.retrieval import EvaluationError
+from vse_jax.models.similarity import dot, negative_euclidean
 
 MEASURES = {f"{way}/{m}" for way in ("i2t", "t2i") for m in ("R@1", "R@5", "R@10", "MedR", "MeanR")}
 
@@ -41,7 +43,8 @@ def test_measure_ranks_every_picture_and_caption_of_the_split():
     images = np.eye(3, dtype=np.float32)
     # The second caption of picture 0 is nearest to picture 2.
     captions = np.asarray([[1, 0, 0], [0.1, 0, 1], [0, 1, 0], [0, 0, 2]], np.float32)
-    found = evaluation.measure(split_of([0, 0, 1, 2], 3), evaluation.Embeddings(images, captions))
+    embeddings = evaluation.Embeddings(images, captions)
+    found = evaluation.measure(split_of([0, 0, 1, 2], 3), embeddings, dot)
     assert found.keys() == MEASURES | {"rsum"}
     assert found["i2t/R@1"] == 100.0
     assert found["t2i/R@1"] == 75.0
@@ -52,7 +55,7 @@ def test_measure_ranks_every_picture_and_caption_of_the_split():
 def test_measure_refuses_a_split_of_another_size_than_the_protocol():
     embeddings = evaluation.Embeddings(np.eye(2, dtype=np.float32), np.eye(2, dtype=np.float32))
     with pytest.raises(EvaluationError, match="defined on 1000 images, this set has 2"):
-        evaluation.measure(split_of([0, 1], 2), embeddings, "flickr8k_1k")
+        evaluation.measure(split_of([0, 1], 2), embeddings, dot, "flickr8k_1k")
 
 
 def test_the_oracle_ranks_by_meaning_and_only_where_it_is_known(run):
@@ -81,14 +84,16 @@ def test_the_report_keeps_its_contract(trained, run, best, report):
     assert (report["dataset"], report["split"]) == ("shapes", "test")
     assert report["protocol"] == "shapes_16"
     assert report["step"] == int(best.step) == 3
-    assert report["metrics"].keys() == MEASURES | {"rsum"}
+    scenes = {key for key in report["metrics"] if key.startswith("scenes/")}
+    assert report["metrics"].keys() - scenes == MEASURES | {"rsum"}
+    assert -1 <= report["metrics"]["scenes/spearman"] <= 1
     assert report["oracle"]["rsum"] >= report["metrics"]["rsum"]
     few = "split has only 16 pictures: its figures say little"
     assert report["warnings"] == [f"the test {few}"]
     assert report["chance"]["t2i/R@1"] == 100 / 16
     split = run.dataset.splits["test"]
-    again = evaluation.measure(split, evaluation.encode(run, best, "test"))
-    assert report["metrics"] == pytest.approx(again)
+    again = evaluation.measure(split, evaluation.encode(run, best, "test"), dot)
+    assert {k: report["metrics"][k] for k in again} == pytest.approx(again)
     page = (trained / "report.html").read_text()
     assert "<title>vse_jax on shapes</title>" in page
 
@@ -157,3 +162,30 @@ def test_a_moving_average_is_what_is_evaluated(run, best):
 def test_a_workdir_without_a_checkpoint_says_so(run, best, tmp_path):
     with pytest.raises(CheckpointError, match="has no checkpoint yet: train it first"):
         evaluation.best_state(dataclasses.replace(run, workdir=tmp_path), best)
+
+
+def test_judgements_of_pairs_in_the_split_are_correlated_with_distances(tmp_path):
+    """The pairs of other splits are left out; the caption's number is that in its picture."""
+    images = np.eye(4, dtype=np.float32)
+    captions = images[[0, 0, 1, 2, 3]] * np.asarray([1, 0.9, 1, 0.5, 1], np.float32)[:, None]
+    split = split_of([0, 0, 1, 2, 3], 4)
+    lines = [
+        (split.images[0], f"{split.images[0]}#1", 4, 4, 4),
+        (split.images[1], f"{split.images[1]}#0", 4, 4, 4),
+        (split.images[2], f"{split.images[2]}#0", 3, 3, 3),
+        (split.images[2], f"{split.images[0]}#0", 1, 1, 1),
+        (split.images[3], f"{split.images[1]}#0", 1, 1, 2),
+        ("elsewhere.jpg", f"{split.images[0]}#0", 4, 1, 1),
+        (split.images[0], f"{split.images[0]}#2", 1, 1, 1),
+    ]
+    path = tmp_path / "expert.txt"
+    path.write_text("".join("\t".join(map(str, line)) + "\n" for line in lines))
+    config = default_config().evaluate
+    config.expert = str(path)
+    found = evaluation.judged(
+        config, split, evaluation.Embeddings(images, captions), negative_euclidean
+    )
+    assert found["expert/pairs"] == 5
+    assert found["expert/spearman"] > 0.8
+    assert found["expert/kendall"] > 0.7
+    assert not any(key.startswith("scenes/") for key in found)

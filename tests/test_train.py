@@ -43,7 +43,7 @@ def test_ten_log_lines_at_twice_the_margin_are_a_collapse(values, step):
     else:
         assert len(found) == 1
         assert found[0].startswith(f"step {step}: the embeddings have collapsed")
-        assert "objective.triplet.warmup_epochs" in found[0]
+        assert "warmup_epochs of the objective" in found[0]
 
 
 def test_without_the_triplet_nothing_collapses():

@@ -9,14 +9,14 @@ from typing import TypeVar
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from PIL import Image
 
 from vse_jax import assembly, checkpoint, parallel, train_step, workdir
 from vse_jax.data import tokenizer
 from vse_jax.data.split import DataError
 from vse_jax.encode import Encoder, HostBatch
-from vse_jax.models.similarity import dot
+from vse_jax.evaluators import codes
 
 T = TypeVar("T")
 Picture = str | os.PathLike[str] | bytes | np.ndarray
@@ -28,6 +28,7 @@ class Model:
     Attributes:
       config: of the run.
       step: of the checkpoint that was loaded.
+      codebook: float32 [M, K, D/M], learned; None where the model has none.
     """
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
@@ -42,6 +43,7 @@ class Model:
         )
         tree = checkpoint.read_newest(path / "checkpoints" / "best")
         self.step = int(tree["step"])
+        self.codebook = assembly.codebook_of(tree.get("objective_state", {}))
         self._devices = parallel.Devices.all(self.config.parallel)
         self._encoder = Encoder(model, self._devices)
         self._variables = self._encoder.variables(
@@ -129,6 +131,8 @@ class Model:
     ) -> Float[np.ndarray, "n m"]:
         """Scores float32 of every picture with every sentence; larger is closer.
 
+        They are cosines, or minus Euclidean distances where the model was trained for these.
+
         Raises:
           ValueError: an array is not of embeddings of this model.
         """
@@ -138,7 +142,18 @@ class Model:
                     f"{name} is {list(np.shape(rows))}; expected embeddings "
                     f"[n, {self.config.model.dimension}]"
                 )
-        return np.asarray(dot.matrix(jnp.asarray(images), jnp.asarray(texts)))
+        matrix = assembly.similarity_of(self.config).matrix
+        return np.asarray(matrix(jnp.asarray(images), jnp.asarray(texts)))
+
+    def quantize(self, embeddings: Float[np.ndarray, "n d"]) -> UInt8[np.ndarray, "n m"]:
+        """M bytes for each embedding: its codes in `codebook`.
+
+        Raises:
+          ValueError: the model was trained without a quantizer.
+        """
+        if self.codebook is None:
+            raise ValueError("the model has no codebook: train with objective.quantizer.weight > 0")
+        return codes.encode(embeddings, self.codebook)
 
     def _slices(self, total: int, batch_size: int) -> Iterator[tuple[int, int, int]]:
         """(first, how many, padded to) of each batch; few padded sizes, so few compilations."""

@@ -18,9 +18,14 @@ from vse_jax.models.backbones import catalogue
 from vse_jax.models.backbones.weights import load_config
 from vse_jax.models.image import ImageEncoder
 from vse_jax.models.model import VisualSemanticModel
+from vse_jax.models.similarity import Similarity, dot, negative_euclidean
 from vse_jax.models.text import GRUTextEncoder
 from vse_jax.objectives.base import Objective, weighted_sum
+from vse_jax.objectives.centers import Center
+from vse_jax.objectives.codebook import Multitask, Quantizer
 from vse_jax.objectives.infonce import infonce
+from vse_jax.objectives.leap import leap
+from vse_jax.objectives.margin import Hinge
 from vse_jax.objectives.triplet import triplet
 from vse_jax.optimizer import Leaf, flatten, partition, unflatten
 
@@ -77,9 +82,26 @@ def features_are_cached(config: ConfigDict, frozen: bool) -> bool:
     return frozen and config.data.crop_area == (1.0, 1.0) and not config.data.flip
 
 
+def similarity_of(config: ConfigDict) -> Similarity:
+    """Of two embeddings: for training, evaluation and search alike."""
+    return {"dot": dot, "negative_euclidean": negative_euclidean}[config.model.similarity]
+
+
+def codebook_of(objective_state: Mapping[str, Any]) -> Float[np.ndarray, "m k p"] | None:
+    """The learned codebook in the objective's state, as trained or as read from a checkpoint."""
+    leap = objective_state.get("leap")
+    if leap is None:
+        return None
+    state = leap.get("codebook") if isinstance(leap, Mapping) else leap.codebook
+    if state is None:
+        return None
+    return np.asarray(state["codebook"] if isinstance(state, Mapping) else state.codebook)
+
+
 def build_objective(config: ConfigDict) -> Objective:
     """The weighted sum of the terms whose weight is not 0."""
     terms: dict[str, tuple[float, Objective]] = {}
+    similarity = similarity_of(config)
     section = config.objective.triplet
     if section.weight:
         terms["triplet"] = (
@@ -91,12 +113,26 @@ def build_objective(config: ConfigDict) -> Objective:
                 chunk=section.chunk,
                 warmup=section.warmup,
                 temperature=section.temperature,
+                similarity=similarity,
             ),
         )
     section = config.objective.infonce
     if section.weight:
-        terms["infonce"] = (section.weight, infonce(section.temperature, section.chunk))
+        objective = infonce(section.temperature, section.chunk, similarity)
+        terms["infonce"] = (section.weight, objective)
+    if config.objective.leap.weight:
+        terms["leap"] = (1.0, _leap(config.objective))
     return weighted_sum(terms)
+
+
+def _leap(section: ConfigDict) -> Objective:
+    """LEAP with the parts whose weight is not 0; their weights are inside."""
+    return leap(
+        Hinge(**section.leap),
+        Center(**section.center, chunk=section.leap.chunk) if section.center.weight else None,
+        Quantizer(**section.quantizer) if section.quantizer.weight else None,
+        Multitask(**section.multitask) if section.multitask.weight else None,
+    )
 
 
 def backbone_of(config: ConfigDict) -> catalogue.Backbone:
@@ -142,6 +178,7 @@ def make_model(
             pooling=section.image.pooling,
             frozen=frozen,
             normalize_features=section.image.normalize_features,
+            normalize=section.normalize,
             dropout=section.image.dropout,
             dtype=dtype,
         ),
@@ -151,6 +188,7 @@ def make_model(
             embedding=section.dimension,
             bidirectional=section.text.bidirectional,
             pooling=section.text.pooling,
+            normalize=section.normalize,
             dropout=section.text.dropout,
             dtype=dtype,
         ),

@@ -67,6 +67,10 @@ def default_config() -> ConfigDict:
     config.model = model = ConfigDict()
     # Width of the common space.
     model.dimension = 1024
+    # Of two embeddings: "dot" (the cosine, of unit vectors) or "negative_euclidean".
+    model.similarity = "dot"
+    # Whether embeddings are scaled to length 1.
+    model.normalize = True
     model.image = image = ConfigDict()
     # A module of vse_jax.models.backbones: "mobilenet_v2" or "small_resnet".
     image.backbone = "small_resnet"
@@ -115,6 +119,67 @@ def default_config() -> ConfigDict:
     infonce.temperature = 0.07
     # Pairs scored at a time: memory grows with rows x chunk.
     infonce.chunk = 4096
+    objective.leap = leap = ConfigDict()
+    # Weight of the adaptive-margin hinge on distances in the loss; 0 leaves LEAP out.
+    leap.weight = 0.0
+    # Which negatives: "hardest" or "all".
+    leap.negatives = "hardest"
+    # Epochs over all negatives before the hardest ones are mined.
+    leap.warmup_epochs = 2.0
+    # The margin at the start.
+    leap.margin = 0.2
+    # How it moves: "fixed", "gap" (towards kappa x (mean d_neg - mean d_pos)) or "active" (up
+    # while fewer than active_share of the hardest negatives cost something, else down).
+    leap.rule = "gap"
+    # How slowly: the share of the margin that stays at a step.
+    leap.rho = 0.99
+    # Factor of "gap".
+    leap.kappa = 0.5
+    # Share aimed at by "active".
+    leap.active_share = 0.5
+    # Lower bound of the margin.
+    leap.least = 0.05
+    # Upper bound of the margin.
+    leap.most = 0.5
+    # Whether each pair has its own margin, smaller for concepts that mean nearly the same.
+    leap.pair_margins = False
+    # Lower bound of a pair's margin over the margin.
+    leap.pair_low = 0.5
+    # Upper bound of a pair's margin over the margin.
+    leap.pair_high = 1.5
+    # Weight of the same hinge on the quantized embeddings.
+    leap.quantized = 0.0
+    # Pairs scored at a time: memory grows with rows x chunk.
+    leap.chunk = 4096
+    objective.center = center = ConfigDict()
+    # Weight of the center loss beside LEAP's hinge; 0 leaves it out.
+    center.weight = 0.0
+    # Centers: a "table" of one a training picture, in the state, or the means of the "batch".
+    center.kind = "table"
+    # How far a center of the table moves at a step.
+    center.alpha = 0.5
+    objective.quantizer = quantizer = ConfigDict()
+    # Weight of the quantizer's commitment term beside LEAP's hinge; 0 leaves the quantizer out.
+    quantizer.weight = 0.0
+    # Factor of the commitment.
+    quantizer.beta = 0.25
+    # Parts of an embedding (M): the bytes that it is stored in.
+    quantizer.parts = 32
+    # Codes of each part (K), at most 256.
+    quantizer.codes = 256
+    # How the codebook moves: by moving "average" or by "gradient".
+    quantizer.update = "average"
+    # Decay of the moving average.
+    quantizer.decay = 0.99
+    # Rate of the gradient descent.
+    quantizer.rate = 0.1
+    # A code chosen less often than this share of an even choice is put on another embedding.
+    quantizer.dead_share = 0.01
+    objective.multitask = multitask = ConfigDict()
+    # Weight of the cross-entropy against the other side's codes; 0 leaves it out.
+    multitask.weight = 0.0
+    # Divides the squared distances to the codes.
+    multitask.temperature = 0.1
 
     config.train = train = ConfigDict()
     # Length of the training in epochs.
@@ -156,6 +221,10 @@ def default_config() -> ConfigDict:
     evaluate.batch_size = 256
     # Queries each way shown in the report.
     evaluate.queries = 12
+    # Judgements of people to be correlated with distances: a file in Flickr8k-Expert's format.
+    evaluate.expert = placeholder(str)
+    # The same in Flickr8k-CrowdFlower's format.
+    evaluate.crowdflower = placeholder(str)
     return config
 
 
@@ -165,17 +234,24 @@ CHOICES: Mapping[str, tuple[str, ...]] = {
     "data.epoch": ("captions", "images"),
     "data.tokenizer": ("vse", "dvsa"),
     "data.non_rgb": ("skip", "convert"),
+    "model.similarity": ("dot", "negative_euclidean"),
     "model.image.features": ("pooled", "grid"),
     "model.image.pooling": ("mean", "mean_max"),
     "model.text.pooling": ("last", "max"),
     "objective.triplet.negatives": ("hardest", "all"),
     "objective.triplet.warmup": ("all", "infonce"),
+    "objective.leap.negatives": ("hardest", "all"),
+    "objective.leap.rule": ("fixed", "gap", "active"),
+    "objective.center.kind": ("table", "batch"),
+    "objective.quantizer.update": ("average", "gradient"),
     "train.schedule": ("cosine", "constant", "step"),
 }
 POSITIVE = (
     "data.image_size", "data.max_tokens", "model.dimension", "model.text.words",
     "objective.triplet.chunk", "objective.triplet.temperature", "objective.infonce.chunk",
-    "objective.infonce.temperature", "train.epochs", "train.steps", "train.batch_size",
+    "objective.infonce.temperature", "objective.leap.margin", "objective.leap.least",
+    "objective.leap.pair_low", "objective.leap.chunk", "objective.quantizer.parts",
+    "objective.multitask.temperature", "train.epochs", "train.steps", "train.batch_size",
     "train.learning_rate", "train.clip_norm", "train.log_every", "train.checkpoint_every",
     "train.validate_every", "evaluate.batch_size",
 )  # fmt: skip
@@ -187,6 +263,21 @@ RANGES: Mapping[str, tuple[float, float]] = {
     "model.text.dropout": (0.0, 0.99),
     "objective.triplet.weight": (0.0, float("inf")),
     "objective.infonce.weight": (0.0, float("inf")),
+    "objective.leap.weight": (0.0, float("inf")),
+    "objective.leap.quantized": (0.0, float("inf")),
+    "objective.leap.rho": (0.0, 1.0),
+    "objective.leap.kappa": (0.0, float("inf")),
+    "objective.leap.active_share": (0.0, 1.0),
+    "objective.leap.warmup_epochs": (0.0, float("inf")),
+    "objective.center.weight": (0.0, float("inf")),
+    "objective.center.alpha": (0.0, 1.0),
+    "objective.quantizer.weight": (0.0, float("inf")),
+    "objective.quantizer.beta": (0.0, float("inf")),
+    "objective.quantizer.codes": (2, 256),
+    "objective.quantizer.decay": (0.0, 0.999999),
+    "objective.quantizer.rate": (0.0, float("inf")),
+    "objective.quantizer.dead_share": (0.0, 1.0),
+    "objective.multitask.weight": (0.0, float("inf")),
     "objective.triplet.margin": (0.0, float("inf")),
     "objective.triplet.warmup_epochs": (0.0, float("inf")),
     "train.decay_factor": (0.0, 1.0),
@@ -270,10 +361,12 @@ def _check_together(given: Mapping[str, Any], devices: int) -> None:
         raise ConfigError(
             "config field 'data.max_tokens' must be at least 3: <start>, a word, <end>"
         )
-    if given["objective.triplet.weight"] == given["objective.infonce.weight"] == 0:
+    terms = ("objective.triplet.weight", "objective.infonce.weight", "objective.leap.weight")
+    if not any(given[name] for name in terms):
         raise ConfigError(
             "every objective has weight 0: nothing would be learned; set 'objective.triplet.weight'"
         )
+    _check_leap(given)
     for rule in given["train.freeze"]:
         pair = isinstance(rule, tuple) and len(rule) == 2 and isinstance(rule[0], str)
         if not pair or not (rule[1] is None or isinstance(rule[1], int | float)):
@@ -287,6 +380,42 @@ def _check_together(given: Mapping[str, Any], devices: int) -> None:
             raise ConfigError(
                 f"config field 'train.freeze' holds {rule[0]!r}: not a pattern: {error}"
             ) from error
+
+
+def _check_leap(given: Mapping[str, Any]) -> None:
+    """Raises ConfigError where the fields of LEAP contradict each other."""
+    if not given["objective.leap.weight"]:
+        for name in ("objective.center", "objective.quantizer", "objective.multitask"):
+            if given[f"{name}.weight"]:
+                raise ConfigError(
+                    f"config field '{name}.weight' is {given[f'{name}.weight']}, a term of LEAP, "
+                    "but 'objective.leap.weight' is 0"
+                )
+        return
+    for low, high in (("least", "most"), ("pair_low", "pair_high")):
+        if given[f"objective.leap.{low}"] > given[f"objective.leap.{high}"]:
+            raise ConfigError(
+                f"config field 'objective.leap.{low}' is {given[f'objective.leap.{low}']}, above "
+                f"'objective.leap.{high}' = {given[f'objective.leap.{high}']}"
+            )
+    if given["objective.leap.pair_margins"] and not given["objective.center.weight"]:
+        raise ConfigError(
+            "'objective.leap.pair_margins' needs centers: set 'objective.center.weight' above 0"
+        )
+    if given["objective.quantizer.weight"]:
+        if given["model.dimension"] % given["objective.quantizer.parts"]:
+            raise ConfigError(
+                f"config field 'objective.quantizer.parts' is "
+                f"{given['objective.quantizer.parts']}, which does not divide 'model.dimension' = "
+                f"{given['model.dimension']}"
+            )
+        return
+    for name in ("objective.multitask.weight", "objective.leap.quantized"):
+        if given[name]:
+            raise ConfigError(
+                f"config field {name!r} is {given[name]}, which needs the quantizer: set "
+                "'objective.quantizer.weight' above 0"
+            )
 
 
 def fields(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -336,7 +465,7 @@ def from_json(text: str) -> ConfigDict:
 # Fields that say where things are or how many are looked at; none changes what is trained.
 PATHS = (
     "data.manual_dir", "data.path", "data.images", "data.data_dir", "model.image.weights",
-    "model.text.glove",
+    "model.text.glove", "evaluate.expert", "evaluate.crowdflower",
 )  # fmt: skip
 FREE = (*PATHS, "evaluate.batch_size", "evaluate.queries")
 

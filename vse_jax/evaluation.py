@@ -7,13 +7,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
+from ml_collections import ConfigDict
 
-from vse_jax import parallel, report, train_step, workdir
+from vse_jax import assembly, parallel, report, train_step, workdir
 from vse_jax.checkpoint import CheckpointError, Checkpoints
 from vse_jax.data.split import Split
-from vse_jax.evaluators import retrieval
+from vse_jax.evaluators import codes, judgement, retrieval
 from vse_jax.experiment import Experiment
+from vse_jax.models.similarity import Similarity
 from vse_jax.train_state import TrainState
 
 log = logging.getLogger(__name__)
@@ -21,6 +24,8 @@ log = logging.getLogger(__name__)
 SHOWN = 5
 # Pictures below which a split is too small for its figures to mean much.
 FEW = 100
+# Pairs drawn to compare distances with true scenes.
+JUDGED = 2000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +53,12 @@ def encode(experiment: Experiment, state: TrainState, split: str) -> Embeddings:
     )
 
 
-def measure(split: Split, embeddings: Embeddings, protocol: str | None = None) -> dict[str, float]:
+def measure(
+    split: Split,
+    embeddings: Embeddings,
+    similarity: Similarity,
+    protocol: str | None = None,
+) -> dict[str, float]:
     """Retrieval metrics of a split, under `protocol` or, without one, over the whole split.
 
     Raises:
@@ -59,6 +69,7 @@ def measure(split: Split, embeddings: Embeddings, protocol: str | None = None) -
         embeddings.images,
         embeddings.captions,
         split.caption_image,
+        score=similarity.matrix,
     )
 
 
@@ -70,6 +81,60 @@ def oracle(split: Split) -> dict[str, float] | None:
 
     scores = similarity.oracle_scores(split.scenes, split.meanings)
     return retrieval.evaluate_scores(f"all_{len(split.images)}", scores, split.caption_image)
+
+
+def judged(
+    config: ConfigDict, split: Split, embeddings: Embeddings, similarity: Similarity
+) -> dict[str, float]:
+    """How distance goes with what people judged, and with the true scenes where these are known.
+
+    `expert/...` and `crowdflower/...` are over the pairs of their files (`evaluate.expert`,
+    `evaluate.crowdflower`) that are in the split, `scenes/...` over pairs drawn at random; see
+    `judgement.agreement`.
+
+    Raises:
+      EvaluationError: a file that is none, or of which no pair is in the split.
+    """
+    found: dict[str, float] = {}
+    rows = {name: row for row, name in enumerate(split.images)}
+    first = np.searchsorted(split.caption_image, np.arange(len(split.images)))
+    numbers = np.arange(len(split.captions)) - first[split.caption_image]
+    names = [split.images[row] for row in split.caption_image]
+    captions = {
+        f"{name}#{k}": row for row, (name, k) in enumerate(zip(names, numbers, strict=True))
+    }
+
+    def correlated(name: str, pairs: np.ndarray, relevance: np.ndarray) -> None:
+        closeness = similarity.rows(
+            jnp.asarray(embeddings.images[pairs[:, 0]]),
+            jnp.asarray(embeddings.captions[pairs[:, 1]]),
+        )
+        values = judgement.agreement(-np.asarray(closeness), relevance)
+        log.info(
+            "%s: Spearman %.3f [%.3f, %.3f], Kendall %.3f, %d pairs", name, values["spearman"],
+            values["spearman_low"], values["spearman_high"], values["kendall"], len(pairs),
+        )  # fmt: skip
+        found.update({f"{name}/{key}": value for key, value in values.items()})
+
+    for name, read in (
+        ("expert", judgement.read_expert),
+        ("crowdflower", judgement.read_crowdflower),
+    ):
+        if config[name] is None:
+            continue
+        everything = read(config[name])
+        known = [j for j in everything if j.image in rows and j.caption in captions]
+        log.info("%s: %d of %d judged pairs are in the split", name, len(known), len(everything))
+        pairs = np.array([(rows[j.image], captions[j.caption]) for j in known]).reshape(-1, 2)
+        correlated(name, pairs, np.array([j.relevance for j in known]))
+    if split.scenes is not None and split.meanings is not None:
+        from vse_jax.data.shapes.similarity import scene_similarity
+
+        rng = np.random.default_rng(0)
+        pairs = rng.integers(0, (len(split.images), len(split.captions)), (JUDGED, 2))
+        truth = [scene_similarity(split.meanings[c], split.scenes[i]) for i, c in pairs]
+        correlated("scenes", pairs, np.array(truth))
+    return found
 
 
 def best_state(experiment: Experiment, template: TrainState) -> TrainState:
@@ -108,8 +173,15 @@ def write_report(
     split = dataset.splits[name]
     protocol = dataset.protocol if name == "test" else f"all_{len(split.images)}"
     embeddings = encode(experiment, state, name)
-    metrics = measure(split, embeddings, protocol)
+    metrics = measure(split, embeddings, assembly.similarity_of(experiment.config), protocol)
     truth = oracle(split)
+    codebook = assembly.codebook_of(state.objective_state)
+    if codebook is not None:
+        metrics |= codes.evaluate(
+            protocol, embeddings.images, embeddings.captions, split.caption_image, codebook
+        )
+    similarity = assembly.similarity_of(experiment.config)
+    metrics |= judged(experiment.config.evaluate, split, embeddings, similarity)
     chance = retrieval.chance(split.caption_image)
     log.info("%s %s %s (chance %.1f)", dataset.name, name, summary(metrics), chance["rsum"])
     if len(split.images) < FEW:
@@ -160,16 +232,20 @@ def _queries(experiment: Experiment, split: Split, embeddings: Embeddings) -> di
     count = experiment.config.evaluate.queries
     if count == 0:
         return {"i2t": [], "t2i": []}
+    score = assembly.similarity_of(experiment.config).matrix
     ranks = retrieval.ranks(
         embeddings.images,
         embeddings.captions,
         np.arange(len(split.images)),
         split.caption_image,
+        score=score,
     )
     pictures = np.unique(np.linspace(0, len(split.images) - 1, count).astype(int))
     captions = np.unique(np.linspace(0, len(split.captions) - 1, count).astype(int))
     shown = min(SHOWN, len(split.captions))
-    found, scores = retrieval.top_k(embeddings.images[pictures], embeddings.captions, shown)
+    found, scores = retrieval.top_k(
+        embeddings.images[pictures], embeddings.captions, shown, score=score
+    )
     i2t = [
         {
             "image": _thumbnail(split, int(picture)),
@@ -187,7 +263,9 @@ def _queries(experiment: Experiment, split: Split, embeddings: Embeddings) -> di
         for picture, row, row_scores in zip(pictures, found, scores, strict=True)
     ]
     shown = min(SHOWN, len(split.images))
-    found, scores = retrieval.top_k(embeddings.captions[captions], embeddings.images, shown)
+    found, scores = retrieval.top_k(
+        embeddings.captions[captions], embeddings.images, shown, score=score
+    )
     t2i = [
         {
             "text": split.captions[caption],

@@ -69,6 +69,7 @@ def prepare(conf: ConfigDict, folder: Path) -> Experiment:
     frozen = assembly.backbone_is_frozen(conf)
     dataset = parallel.first_process_first("data", lambda: load(conf.data, conf.seed))
     _describe(dataset)
+    _enough_for_codes(conf, dataset)
     if begun:
         path = folder / workdir.TOKENIZER
         words = tokenizer.load(path, conf.data.tokenizer, conf.data.max_tokens)
@@ -95,6 +96,16 @@ def prepare(conf: ConfigDict, folder: Path) -> Experiment:
         workdir.claim(folder, conf, words.to_json(), origin)
     parallel.barrier("claim")
     return Experiment(conf, folder, devices, dataset, words, built, examples, encoder)
+
+
+def _enough_for_codes(conf: ConfigDict, dataset: Dataset) -> None:
+    """Raises ConfigError where the codebook has more codes than there are examples."""
+    codes, pictures = conf.objective.quantizer.codes, len(dataset.splits["train"].images)
+    if conf.objective.quantizer.weight and codes > pictures:
+        raise config.ConfigError(
+            f"config field 'objective.quantizer.codes' is {codes}, more than the {pictures} "
+            "training pictures"
+        )
 
 
 def _describe(dataset: Dataset) -> None:

@@ -49,8 +49,22 @@ def infonce(config: ConfigDict) -> None:
     config.objective.infonce.temperature = 0.05
 
 
+def leap(config: ConfigDict) -> None:
+    """LEAP whole: adaptive margin, centers, quantizer and multitask, on Euclidean distances."""
+    config.model.similarity = "negative_euclidean"
+    config.objective.triplet.weight = 0.0
+    config.objective.leap.weight = 1.0
+    config.objective.leap.pair_margins = True
+    config.objective.center.weight = 1.0
+    config.objective.quantizer.weight = 1.0
+    config.objective.multitask.weight = 1.0
+
+
 # Of each system the objectives it can be trained with.
-SYSTEMS: dict[str, dict[str, Setting]] = {"vsepp": {"lmh": lmh, "lsh": lsh, "infonce": infonce}}
+SYSTEMS: dict[str, dict[str, Setting]] = {
+    "vsepp": {"lmh": lmh, "lsh": lsh, "infonce": infonce},
+    "leap": {"leap": leap},
+}
 
 
 def system(config: ConfigDict, choice: str, file: str, **defaults: str) -> None:
@@ -68,7 +82,7 @@ def system(config: ConfigDict, choice: str, file: str, **defaults: str) -> None:
     name, *options = choice.split(",")
     if name not in SYSTEMS:
         raise ConfigError(f"{file} has no system {name!r}; it has {_listed(SYSTEMS)}")
-    objective = defaults[name]
+    objective = defaults.get(name, name)
     for option in options:
         key, _, value = option.partition("=")
         if key != "objective" or value not in SYSTEMS[name]:

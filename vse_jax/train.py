@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 COLLAPSE_LINES, COLLAPSE_DISTANCE = 10, 0.03
 COLLAPSE_ADVICE = (
     "the embeddings have collapsed: the loss has stayed at 2 x margin per pair. Start softer: "
-    "raise objective.triplet.warmup_epochs, lower train.learning_rate or raise train.warmup_epochs"
+    "raise warmup_epochs of the objective, lower train.learning_rate or raise train.warmup_epochs"
 )
 
 
@@ -127,9 +127,10 @@ def warnings_of(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """What the log of a training warns of: the collapse."""
     run_length = 0
     for row in rows:
-        if "triplet/collapse" not in row:
+        collapse = [value for name, value in row.items() if name.endswith("/collapse")]
+        if not collapse:
             continue
-        near = abs(row["triplet/collapse"] - 1.0) < COLLAPSE_DISTANCE
+        near = any(abs(value - 1.0) < COLLAPSE_DISTANCE for value in collapse)
         run_length = run_length + 1 if near else 0
         if run_length == COLLAPSE_LINES:
             return [f"step {row['step']}: {COLLAPSE_ADVICE}"]
@@ -289,7 +290,8 @@ class Loop:
         state = self.experiment.devices.fetch(self.state)
         split = self.experiment.dataset.splits["validation"]
         embeddings = evaluation.encode(self.experiment, state, "validation")
-        found = evaluation.measure(split, embeddings)
+        similarity = assembly.similarity_of(self.experiment.config)
+        found = evaluation.measure(split, embeddings, similarity)
         better = found["rsum"] > max(self.metrics.values("validation/rsum"), default=-1.0)
         self._record(
             {"step": number, "epoch": number / self.epoch_steps}

@@ -55,7 +55,8 @@ def dense(kind, queries, keys, query_ids, query_where, key_ids, key_where):
 def ours(kind, chunk, queries, keys, query_ids, query_where, key_ids, key_where):
     positive = dot.rows(queries, keys[: len(queries)])
     sides = Rows(queries, query_ids, query_where), Rows(keys, key_ids, key_where)
-    return LOSSES[kind](dot, *sides, positive, MARGIN, chunk)
+    loss, seen = LOSSES[kind](dot, *sides, positive, MARGIN, chunk)
+    return loss, seen.hardest
 
 
 @pytest.mark.parametrize("chunk", CHUNKS)
@@ -131,7 +132,8 @@ def chosen(queries, keys, chunk):
 
     def loss_of(keys):
         sides = Rows(queries, ids[:1], one), Rows(keys, ids, jnp.ones(len(keys), bool))
-        return triplet.hardest_hinge(dot, *sides, jnp.zeros(1), 100.0, chunk)
+        loss, seen = triplet.hardest_hinge(dot, *sides, jnp.zeros(1), 100.0, chunk)
+        return loss, seen.hardest
 
     gradient, hardest = jax.grad(loss_of, has_aux=True)(keys)
     (number,) = np.flatnonzero(np.any(np.asarray(gradient), axis=1))
@@ -170,3 +172,48 @@ def test_hinge_by_hand():
     np.testing.assert_allclose(
         triplet.hinge(positive, negative, jnp.asarray([0.2, 1.0, 5.0]), where), 0.3, rtol=1e-5
     )
+
+
+def pair_margin(queries, keys):
+    """A margin of each pair, larger for pairs that mean unlike things."""
+    return 0.1 + jnp.abs(queries.meanings[:, None, 0] - keys.meanings[None, :, 0])
+
+
+@pytest.mark.parametrize("chunk", CHUNKS)
+@pytest.mark.parametrize("kind", LOSSES)
+def test_a_margin_for_each_pair(kind, chunk):
+    """The hardest negative is the one that costs most, its own margin included."""
+    queries, keys = embeddings(2)
+    meanings = np.random.default_rng(3).uniform(0, 2, (len(keys), 1)).astype(np.float32)
+    sides = (
+        Rows(queries, KEY_IDS[:QUERIES], QUERY_WHERE, meanings[:QUERIES]),
+        Rows(keys, KEY_IDS, KEY_WHERE, meanings),
+    )
+    sides = jax.tree.map(jnp.asarray, sides)
+
+    @jax.jit
+    def run(sides):
+        positive = dot.rows(sides[0].vectors, sides[1].vectors[:QUERIES])
+        return LOSSES[kind](dot, *sides, positive, pair_margin, chunk)
+
+    (loss, seen), gradient = jax.value_and_grad(run, has_aux=True, allow_int=True)(sides)
+    expected, other_choice = 0.0, 0
+    for i in range(QUERIES):
+        where = [j for j in range(len(keys)) if KEY_WHERE[j] and KEY_IDS[j] != KEY_IDS[i]]
+        scores = np.array([queries[i] @ keys[j] for j in where])
+        margins = np.array([0.1 + abs(meanings[i, 0] - meanings[j, 0]) for j in where])
+        costs = np.maximum(margins + scores - queries[i] @ keys[i], 0.0)
+        if QUERY_WHERE[i]:
+            expected += costs.max() if kind == "hardest" else costs.sum()
+        worst = np.argmax(margins + scores)
+        other_choice += worst != np.argmax(scores)
+        np.testing.assert_allclose(seen.hardest[i], scores[worst], rtol=1e-5)
+        np.testing.assert_allclose(seen.margin[i], margins[worst], rtol=1e-5)
+        np.testing.assert_allclose(seen.total[i], scores.sum(), rtol=1e-4, atol=1e-5)
+        assert seen.number[i] == len(where)
+    assert other_choice > 0
+    np.testing.assert_allclose(loss, expected, rtol=1e-5)
+    assert np.any(gradient[1].vectors)
+    # No gradient flows through a margin.
+    assert not np.any(gradient[0].meanings)
+    assert not np.any(gradient[1].meanings)

@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
@@ -13,11 +14,13 @@ class Rows(NamedTuple):
       vectors: the embeddings.
       ids: of the pictures they belong to; rows of one id are never each other's negatives.
       where: False for padding.
+      meanings: what margins between pairs of rows depend on; None where they do not.
     """
 
     vectors: Float[Array, "*k b d"]
     ids: Int[Array, "*k b"]
     where: Bool[Array, "*k b"]
+    meanings: Float[Array, "*k b s"] | None = None
 
 
 # Keys, and the number of the first of them.
@@ -37,13 +40,12 @@ def blocks(keys: Rows, chunk: int) -> tuple[Rows, Int[Array, " k"]]:
 
     The last block is padded with keys that do not count.
     """
-    n, d = keys.vectors.shape
+    n = keys.ids.shape[0]
     chunk = min(chunk, n)
     count = -(-n // chunk)
-    padding = count * chunk - n
-    stacked = Rows(
-        jnp.pad(keys.vectors, ((0, padding), (0, 0))).reshape(count, chunk, d),
-        jnp.pad(keys.ids, (0, padding)).reshape(count, chunk),
-        jnp.pad(keys.where, (0, padding)).reshape(count, chunk),
-    )
-    return stacked, jnp.arange(count, dtype=jnp.int32) * chunk
+
+    def cut(rows: Array) -> Array:
+        padding = ((0, count * chunk - n), *((0, 0) for _ in rows.shape[1:]))
+        return jnp.pad(rows, padding).reshape(count, chunk, *rows.shape[1:])
+
+    return jax.tree.map(cut, keys), jnp.arange(count, dtype=jnp.int32) * chunk

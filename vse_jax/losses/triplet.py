@@ -4,12 +4,35 @@ Each function looks at one direction: `queries` are this device's rows of one si
 every device's rows of the other.
 """
 
+from collections.abc import Callable
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from vse_jax.losses.blocks import Block, Rows, blocks, negatives
 from vse_jax.models.similarity import Similarity
+
+# One margin for all pairs, or one for each: (queries, keys) -> [b, c], from their `meanings`.
+# No gradient flows through either.
+Margin = float | Float[Array, ""] | Callable[[Rows, Rows], Float[Array, "b c"]]
+
+
+class Negatives(NamedTuple):
+    """What the hinge has seen of each query's negatives, without gradient.
+
+    Attributes:
+      hardest: the score of the one that costs most; -inf without negatives.
+      margin: its margin.
+      total: the sum of the scores of all.
+      number: how many there are.
+    """
+
+    hardest: Float[Array, " b"]
+    margin: Float[Array, " b"]
+    total: Float[Array, " b"]
+    number: Float[Array, " b"]
 
 
 def hinge(
@@ -31,38 +54,52 @@ def hinge(
 
 
 def hardest_negatives(
-    similarity: Similarity, queries: Rows, keys: Rows, chunk: int
-) -> tuple[Int[Array, " b"], Bool[Array, " b"]]:
-    """For each query the number of its most similar negative, and whether it has any.
+    similarity: Similarity, queries: Rows, keys: Rows, margin: Margin, chunk: int
+) -> tuple[Int[Array, " b"], Negatives]:
+    """For each query the number of the negative with the largest margin + score, and its like.
 
-    Scores b x chunk at a time, without gradient; of equal scores the first key wins.
+    Scores b x chunk at a time, without gradient; of equals the first key wins.
 
     Args:
       similarity: scores queries against keys.
       queries: [b, d].
       keys: [n, d].
+      margin: of the pairs; a single one does not matter to the choice.
       chunk: keys scored at a time; n need not be a multiple of it.
     """
     queries, keys = jax.lax.stop_gradient((queries, keys))
+    b = queries.ids.shape[0]
 
     def step(
-        best: tuple[Float[Array, " b"], Int[Array, " b"]], block: Block
-    ) -> tuple[tuple[Float[Array, " b"], Int[Array, " b"]], None]:
+        best: tuple[Float[Array, " b"], Int[Array, " b"], Negatives], block: Block
+    ) -> tuple[tuple[Float[Array, " b"], Int[Array, " b"], Negatives], None]:
+        cost, index, seen = best
         block_keys, start = block
         scores = similarity.matrix(queries.vectors, block_keys.vectors)
-        scores = jnp.where(negatives(queries, block_keys), scores, -jnp.inf)
-        index = jnp.argmax(scores, axis=1)
-        score = jnp.take_along_axis(scores, index[:, None], axis=1)[:, 0]
-        better = score > best[0]
+        margins = _margins(margin, queries, block_keys)
+        where = negatives(queries, block_keys)
+        costs = jnp.where(where, scores + margins if callable(margin) else scores, -jnp.inf)
+        block_index = jnp.argmax(costs, axis=1)
+
+        def chosen(values: Float[Array, "b c"]) -> Float[Array, " b"]:
+            return jnp.take_along_axis(values, block_index[:, None], axis=1)[:, 0]
+
+        better = chosen(costs) > cost
+        total, count = _seen(scores, where)
         return (
-            jnp.where(better, score, best[0]),
-            jnp.where(better, start + index.astype(jnp.int32), best[1]),
+            jnp.where(better, chosen(costs), cost),
+            jnp.where(better, start + block_index.astype(jnp.int32), index),
+            Negatives(
+                jnp.where(better, chosen(scores), seen.hardest),
+                jnp.where(better, chosen(margins), seen.margin),
+                seen.total + total,
+                seen.number + count,
+            ),
         ), None
 
-    b = queries.ids.shape[0]
-    nothing = (jnp.full((b,), -jnp.inf), jnp.zeros((b,), jnp.int32))
-    (score, index), _ = jax.lax.scan(step, nothing, blocks(keys, chunk))
-    return index, score > -jnp.inf
+    nothing = jnp.full((b,), -jnp.inf), jnp.zeros((b,), jnp.int32), nothing_seen(b)
+    (_, index, seen), _ = jax.lax.scan(step, nothing, blocks(keys, chunk))
+    return index, seen
 
 
 def hardest_hinge(
@@ -70,13 +107,14 @@ def hardest_hinge(
     queries: Rows,
     keys: Rows,
     positive: Float[Array, " b"],
-    margin: float,
+    margin: Margin,
     chunk: int,
-) -> tuple[Float[Array, ""], Float[Array, " b"]]:
-    """Sum over the queries of [margin + max_j s_ij - s_ii]+, and the hardest scores (LMH).
+) -> tuple[Float[Array, ""], Negatives]:
+    """Sum over the queries of max_j [margin_ij + s_ij - s_ii]+, and what was seen (LMH).
 
     The gradient flows through the chosen negatives alone. A query without negatives costs
-    nothing and has the score -inf. Source: Faghri et al., VSE++, BMVC 2018, eq. 6.
+    nothing. Source: Faghri et al., VSE++, BMVC 2018, eq. 6; the negative is chosen after
+    adding the margin as by Gong & Cosma, 2023.
 
     Args:
       similarity: scores queries against keys.
@@ -86,10 +124,12 @@ def hardest_hinge(
       margin: of the hinge.
       chunk: keys scored at a time while mining.
     """
-    index, found = hardest_negatives(similarity, queries, keys, chunk)
+    index, seen = hardest_negatives(similarity, queries, keys, margin, chunk)
     negative = similarity.rows(queries.vectors, jnp.take(keys.vectors, index, axis=0))
-    loss = hinge(positive, negative, margin, queries.where & found)
-    return loss, jnp.where(found, jax.lax.stop_gradient(negative), -jnp.inf)
+    found = seen.number > 0
+    loss = hinge(positive, negative, seen.margin, queries.where & found)
+    hardest = jnp.where(found, jax.lax.stop_gradient(negative), -jnp.inf)
+    return loss, seen._replace(hardest=hardest)
 
 
 def all_hinge(
@@ -97,10 +137,10 @@ def all_hinge(
     queries: Rows,
     keys: Rows,
     positive: Float[Array, " b"],
-    margin: float,
+    margin: Margin,
     chunk: int,
-) -> tuple[Float[Array, ""], Float[Array, " b"]]:
-    """Sum over queries and negatives of [margin + s_ij - s_ii]+, and the hardest scores (LSH).
+) -> tuple[Float[Array, ""], Negatives]:
+    """Sum over queries and negatives of [margin_ij + s_ij - s_ii]+, and what was seen (LSH).
 
     Scores b x chunk at a time and again in the backward pass, so that memory grows with
     b x chunk. Arguments as for `hardest_hinge`. Source: Kiros et al., 2014, eq. 8; called
@@ -110,18 +150,57 @@ def all_hinge(
     @jax.checkpoint
     def block_cost(
         queries: Rows, positive: Float[Array, " b"], keys: Rows
-    ) -> tuple[Float[Array, ""], Float[Array, " b"]]:
+    ) -> tuple[Float[Array, ""], Negatives]:
         scores = similarity.matrix(queries.vectors, keys.vectors)
-        negative = negatives(queries, keys) & queries.where[:, None]
-        cost = hinge(jnp.broadcast_to(positive[:, None], scores.shape), scores, margin, negative)
-        return cost, jnp.max(jnp.where(negative, scores, -jnp.inf), axis=1)
+        margins = _margins(margin, queries, keys)
+        where = negatives(queries, keys)
+        own = jnp.broadcast_to(positive[:, None], scores.shape)
+        cost = hinge(own, scores, margins, where & queries.where[:, None])
+        costs = jnp.where(where, scores + margins if callable(margin) else scores, -jnp.inf)
+        index = jnp.argmax(costs, axis=1)[:, None]
+        hardest, chosen = (
+            jnp.take_along_axis(values, index, axis=1)[:, 0] for values in (scores, margins)
+        )
+        total, count = _seen(scores, where)
+        return cost, jax.lax.stop_gradient(
+            Negatives(jnp.where(count > 0, hardest, -jnp.inf), chosen, total, count)
+        )
 
     def step(
-        carry: tuple[Float[Array, ""], Float[Array, " b"]], block: Block
-    ) -> tuple[tuple[Float[Array, ""], Float[Array, " b"]], None]:
-        cost, hardest = block_cost(queries, positive, block[0])
-        return (carry[0] + cost, jnp.maximum(carry[1], jax.lax.stop_gradient(hardest))), None
+        carry: tuple[Float[Array, ""], Negatives], block: Block
+    ) -> tuple[tuple[Float[Array, ""], Negatives], None]:
+        loss, seen = carry
+        cost, more = block_cost(queries, positive, block[0])
+        better = more.hardest + more.margin > seen.hardest + seen.margin
+        return (
+            loss + cost,
+            Negatives(
+                jnp.where(better, more.hardest, seen.hardest),
+                jnp.where(better, more.margin, seen.margin),
+                seen.total + more.total,
+                seen.number + more.number,
+            ),
+        ), None
 
-    start = (jnp.zeros(()), jnp.full(positive.shape, -jnp.inf))
-    (loss, hardest), _ = jax.lax.scan(step, start, blocks(keys, chunk))
-    return loss, hardest
+    start = jnp.zeros(()), nothing_seen(positive.shape[0])
+    (loss, seen), _ = jax.lax.scan(step, start, blocks(keys, chunk))
+    return loss, seen
+
+
+def _margins(margin: Margin, queries: Rows, keys: Rows) -> Float[Array, "b c"]:
+    """The margin of every pair."""
+    found = margin(queries, keys) if callable(margin) else jnp.asarray(margin, jnp.float32)
+    shape = queries.ids.shape + keys.ids.shape
+    return jnp.broadcast_to(jax.lax.stop_gradient(found), shape)
+
+
+def _seen(
+    scores: Float[Array, "b c"], where: Bool[Array, "b c"]
+) -> tuple[Float[Array, " b"], Float[Array, " b"]]:
+    """(sum of the scores of the negatives, how many) of each query."""
+    return jnp.sum(jnp.where(where, scores, 0.0), axis=1), jnp.sum(where, axis=1, dtype=jnp.float32)
+
+
+def nothing_seen(b: int) -> Negatives:
+    """Before any block has been looked at."""
+    return Negatives(jnp.full((b,), -jnp.inf), *(jnp.zeros((b,)) for _ in range(3)))

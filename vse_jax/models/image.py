@@ -13,7 +13,7 @@ from vse_jax.models.normalize import l2_normalize
 
 
 class ImageEncoder(nn.Module):
-    """Pictures, or features of them, to the common space: linear, then length 1.
+    """Pictures, or features of them, to the common space: linear, then length 1 by default.
 
     `pooled` is the projected mean over the parts (and their maximum, channel by channel, where
     asked for), `local` each part projected as if it were alone. Source: Faghri et al., VSE++,
@@ -26,6 +26,7 @@ class ImageEncoder(nn.Module):
       pooling: what is projected of the parts: "mean", or "mean_max", both side by side.
       frozen: whether the backbone is used as it is: no gradient, running statistics.
       normalize_features: whether each part's features are scaled to length 1 first.
+      normalize: whether embeddings are scaled to length 1.
       dropout: share of feature channels dropped in training.
       dtype: of the computation.
     """
@@ -36,6 +37,7 @@ class ImageEncoder(nn.Module):
     pooling: Literal["mean", "mean_max"] = "mean"
     frozen: bool = False
     normalize_features: bool = False
+    normalize: bool = True
     dropout: float = 0.0
     dtype: DTypeLike = jnp.float32
 
@@ -71,11 +73,10 @@ class ImageEncoder(nn.Module):
             highest = jnp.where(jnp.any(mask, axis=1, keepdims=True), highest, 0.0)
             whole = jnp.concatenate([whole, highest], axis=-1)
             parts = jnp.concatenate([features, features], axis=-1)
-        return Encoding(
-            local=l2_normalize(project(parts).astype(jnp.float32)) * mask[..., None],
-            mask=mask,
-            pooled=l2_normalize(project(whole).astype(jnp.float32)),
-        )
+        local, pooled = (project(x).astype(jnp.float32) for x in (parts, whole))
+        if self.normalize:
+            local, pooled = l2_normalize(local), l2_normalize(pooled)
+        return Encoding(local=local * mask[..., None], mask=mask, pooled=pooled)
 
     def _parts(
         self, image: UInt8[Array, "b h w 3"], train: bool

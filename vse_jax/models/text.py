@@ -66,6 +66,7 @@ class GRUTextEncoder(nn.Module):
       dropout: rate on the word vectors while training; needs the rng "dropout".
       pooling: how one vector comes of the words: "last", the state after the last token, or
         "max", each channel's largest value over the words.
+      normalize: whether embeddings are scaled to length 1.
       dtype: of the operands of matrix products.
     """
 
@@ -75,13 +76,14 @@ class GRUTextEncoder(nn.Module):
     bidirectional: bool = False
     dropout: float = 0.0
     pooling: str = "last"
+    normalize: bool = True
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(
         self, tokens: Int[Array, "b l"], mask: Bool[Array, "b l"], *, train: bool
     ) -> Encoding:
-        """The captions' words and wholes, of unit length; `mask` is True for leading tokens only.
+        """The captions' words and wholes; `mask` is True for leading tokens only.
 
         A caption without tokens is zero. Raises ValueError for an unknown pooling.
         """
@@ -99,4 +101,7 @@ class GRUTextEncoder(nn.Module):
         if self.pooling == "max":
             highest = jnp.max(states.outputs, axis=1, where=mask[:, :, None], initial=-jnp.inf)
             whole = jnp.where(lengths[:, None] > 0, highest, 0.0)
-        return Encoding(local=l2_normalize(states.outputs), mask=mask, pooled=l2_normalize(whole))
+        local, pooled = states.outputs, whole
+        if self.normalize:
+            local, pooled = l2_normalize(local), l2_normalize(pooled)
+        return Encoding(local=local, mask=mask, pooled=pooled)

@@ -1,14 +1,20 @@
 """The pairs of the global batch, as objectives over global embeddings see them."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from vse_jax import parallel
 from vse_jax.losses.blocks import Rows
+from vse_jax.losses.triplet import Negatives
 from vse_jax.models.similarity import Similarity
-from vse_jax.objectives.base import Batch, Outputs
+from vse_jax.objectives.base import Batch, Metrics, Outputs
+
+# (similarity, queries, keys, positives) -> (sum over the queries, what was seen of negatives)
+Cost = Callable[..., tuple[Float[Array, ""], Negatives]]
 
 
 class Pairs(NamedTuple):
@@ -33,6 +39,36 @@ class Pairs(NamedTuple):
         """The similarity of each pair."""
         return similarity.rows(self.images, self.texts)
 
+    def both(self, similarity: Similarity, cost: Cost) -> tuple[Float[Array, ""], Negatives]:
+        """The cost of both directions, and what was seen in each: [2, b]."""
+        positive = self.positive(similarity)
+        (one, seen), (other, more) = (
+            cost(similarity, queries, keys, positive) for queries, keys in self.directions
+        )
+        return one + other, jax.tree.map(lambda *x: jnp.stack(x), seen, more)
+
+    def with_embeddings(self, images: Float[Array, "b d"], texts: Float[Array, "b d"]) -> "Pairs":
+        """The same pairs with other embeddings, these too gathered from every device."""
+        all_images, all_texts = parallel.all_gather((images, texts))
+        (pictures, captions), (sentences, photos) = self.directions
+        return self._replace(
+            images=images,
+            texts=texts,
+            directions=(
+                (pictures._replace(vectors=images), captions._replace(vectors=all_texts)),
+                (sentences._replace(vectors=texts), photos._replace(vectors=all_images)),
+            ),
+        )
+
+    def with_meanings(self, meanings: Float[Array, "b s"]) -> "Pairs":
+        """The same pairs, each with what its margins depend on, gathered from every device."""
+        gathered = parallel.all_gather(meanings)
+        one, other = (
+            (queries._replace(meanings=meanings), keys._replace(meanings=gathered))
+            for queries, keys in self.directions
+        )
+        return self._replace(directions=(one, other))
+
 
 def gather(outputs: Outputs, batch: Batch) -> Pairs:
     """The pairs in float32, the keys gathered from every device."""
@@ -49,3 +85,29 @@ def gather(outputs: Outputs, batch: Batch) -> Pairs:
         ),
         jnp.maximum(jnp.sum(all_where), 1),
     )
+
+
+def hinge_metrics(
+    loss: Float[Array, ""], positive: Float[Array, " b"], seen: Negatives, pairs: Pairs
+) -> Metrics:
+    """Means over the global batch: loss, scores, share of the hardest that cost something.
+
+    Args:
+      loss: this device's sum over its pairs and both directions.
+      positive: the score of each pair.
+      seen: of both directions, [2, b].
+      pairs: of the batch.
+    """
+    usable = pairs.where[None] & (seen.hardest > -jnp.inf)
+    violating = usable & (seen.margin + seen.hardest - positive[None] > 0)
+
+    def total(values: float | Float[Array, "..."], where: Bool[Array, "..."]) -> Float[Array, ""]:
+        return parallel.total(jnp.sum(jnp.where(where, values, 0.0)))
+
+    return {
+        "loss_per_pair": parallel.mean(loss) * parallel.device_count() / pairs.total,
+        "positive": total(positive, pairs.where) / pairs.total,
+        "negative": total(seen.total, usable) / jnp.maximum(total(seen.number, usable), 1.0),
+        "hardest_negative": total(seen.hardest, usable) / jnp.maximum(total(1.0, usable), 1.0),
+        "violating": total(1.0, violating) / (2 * pairs.total),
+    }

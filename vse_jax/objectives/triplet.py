@@ -1,24 +1,19 @@
 """The triplet hinge over the global batch: LMH, LSH, and LSH for a start."""
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal
 
 import flax.struct
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, PRNGKeyArray
+from jaxtyping import Array, Float, PRNGKeyArray
 
 from vse_jax import parallel
 from vse_jax.losses import triplet as losses
 from vse_jax.losses.contrastive import cross_entropy
 from vse_jax.models.similarity import Similarity, dot
 from vse_jax.objectives.base import Batch, Metrics, Objective, Outputs, Spec
-from vse_jax.objectives.pairs import Pairs, gather
-
-# (similarity, queries, keys, positives) -> (sum over the queries, score of each one's hardest
-# negative)
-_Cost = Callable[..., tuple[Float[Array, ""], Float[Array, " b"]]]
+from vse_jax.objectives.pairs import Cost, gather, hinge_metrics
 
 
 class TripletState(flax.struct.PyTreeNode):
@@ -63,13 +58,12 @@ def triplet(
       similarity: of two embeddings.
     """
 
-    every: _Cost = partial(losses.all_hinge, margin=margin, chunk=chunk)
-    mined: _Cost = partial(losses.hardest_hinge, margin=margin, chunk=chunk)
+    every: Cost = partial(losses.all_hinge, margin=margin, chunk=chunk)
+    mined: Cost = partial(losses.hardest_hinge, margin=margin, chunk=chunk)
     entropy = partial(cross_entropy, temperature=temperature, chunk=chunk)
 
-    def softmax(*data: Any) -> tuple[Float[Array, ""], Float[Array, " b"]]:
-        loss = entropy(*data)
-        return loss, jnp.full(data[-1].shape, -jnp.inf)
+    def softmax(*data: Any) -> tuple[Float[Array, ""], losses.Negatives]:
+        return entropy(*data), losses.nothing_seen(data[-1].shape[0])
 
     softer = every if warmup == "all" else softmax
 
@@ -82,46 +76,18 @@ def triplet(
         state: TripletState, outputs: Outputs, batch: Batch
     ) -> tuple[Float[Array, ""], TripletState, Metrics]:
         pairs = gather(outputs, batch)
-        positive = pairs.positive(similarity)
-
-        def both(cost: _Cost) -> tuple[Float[Array, ""], Float[Array, "2 b"]]:
-            """The cost of pictures among captions and of captions among pictures."""
-            found = [cost(similarity, *direction, positive) for direction in pairs.directions]
-            return found[0][0] + found[1][0], jnp.stack([hardest for _, hardest in found])
-
+        both = partial(pairs.both, similarity)
         warming = state.step < state.warmup_steps
         if negatives == "all":
-            loss, hardest = both(every)
+            loss, seen = both(every)
         else:
-            loss, hardest = jax.lax.cond(warming, lambda: both(softer), lambda: both(mined))
-        loss = loss * parallel.device_count()
+            loss, seen = jax.lax.cond(warming, lambda: both(softer), lambda: both(mined))
 
-        metrics = _metrics(loss, positive, hardest, margin, pairs)
+        metrics = hinge_metrics(loss, pairs.positive(similarity), seen, pairs)
+        del metrics["negative"]
         watched = negatives == "hardest" and margin > 0
         collapse = metrics["loss_per_pair"] / (2 * margin) if watched else jnp.zeros(())
         metrics["collapse"] = jnp.where(warming, 0.0, collapse)
-        return loss, state.replace(step=state.step + 1), metrics
+        return loss * parallel.device_count(), state.replace(step=state.step + 1), metrics
 
     return Objective(init, apply)
-
-
-def _metrics(
-    loss: Float[Array, ""],
-    positive: Float[Array, " b"],
-    hardest: Float[Array, "2 b"],
-    margin: float,
-    pairs: Pairs,
-) -> Metrics:
-    """Means over the global batch: loss, scores, share of the hardest that cost something."""
-    usable = pairs.where[None] & (hardest > -jnp.inf)
-    violating = usable & (margin + hardest - positive[None] > 0)
-
-    def total(values: float | Float[Array, "..."], where: Bool[Array, "..."]) -> Float[Array, ""]:
-        return parallel.total(jnp.sum(jnp.where(where, values, 0.0)))
-
-    return {
-        "loss_per_pair": parallel.mean(loss) / pairs.total,
-        "positive": total(positive, pairs.where) / pairs.total,
-        "hardest_negative": total(hardest, usable) / jnp.maximum(total(1.0, usable), 1.0),
-        "violating": total(1.0, violating) / (2 * pairs.total),
-    }

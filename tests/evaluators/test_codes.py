@@ -1,0 +1,89 @@
+"""Retrieval from codes against loops over what the codes stand for."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vse_jax.evaluators import codes, retrieval
+from vse_jax.models.similarity import negative_euclidean
+
+M, K, P = 4, 6, 3
+CAPTION_IMAGE = np.repeat(np.arange(8), [1, 2, 3, 1, 2, 2, 1, 3])
+
+
+def data(seed=0):
+    rng = np.random.default_rng(seed)
+    images = rng.normal(size=(8, M * P)).astype(np.float32)
+    captions = images[CAPTION_IMAGE] + 0.7 * rng.normal(size=(15, M * P)).astype(np.float32)
+    return images, captions.astype(np.float32), rng.normal(size=(M, K, P)).astype(np.float32)
+
+
+def nearest(rows, codebook):
+    parts = rows.reshape(len(rows), M, 1, P)
+    return np.argmin(np.sum((parts - codebook[None]) ** 2, axis=3), axis=2)
+
+
+def decoded(found, codebook):
+    return np.concatenate([codebook[m][found[:, m]] for m in range(M)], axis=1)
+
+
+def distances(a, b):
+    return np.linalg.norm(a[:, None].astype(np.float64) - b[None], axis=2)
+
+
+@pytest.mark.parametrize("count", [0, 1, 8])
+def test_codes_are_bytes(count, monkeypatch):
+    monkeypatch.setattr(codes, "CHUNK", 3)
+    images, _, codebook = data()
+    found = codes.encode(images[:count], codebook)
+    assert found.dtype == np.uint8
+    assert found.shape == (count, M)
+    if count:
+        np.testing.assert_array_equal(found, nearest(images[:count], codebook))
+
+
+def test_table_look_ups_are_distances():
+    images, captions, codebook = data()
+    found = codes.encode(captions, codebook)
+    own = codes.encode(images, codebook)
+    scores = codes.asymmetric(jnp.asarray(codebook), jnp.asarray(images), jnp.asarray(found))
+    expected = distances(images, decoded(found, codebook))
+    np.testing.assert_allclose(scores, -expected, rtol=1e-4)
+    scores = codes.symmetric(jnp.asarray(codebook), jnp.asarray(own), jnp.asarray(found))
+    expected = distances(decoded(own, codebook), decoded(found, codebook))
+    np.testing.assert_allclose(scores, -expected, rtol=1e-4, atol=1e-3)
+
+
+def test_each_way_searches_among_codes():
+    images, captions, codebook = data()
+    found = codes.evaluate("all_8", images, captions, CAPTION_IMAGE, codebook)
+    rough_images = decoded(nearest(images, codebook), codebook)
+    rough_captions = decoded(nearest(captions, codebook), codebook)
+    ways = {
+        "i2t": -distances(images, rough_captions),
+        "t2i": -distances(rough_images, captions),
+    }
+    rsum = 0.0
+    for way, scores in ways.items():
+        expected = retrieval.evaluate_scores("all_8", scores.astype(np.float32), CAPTION_IMAGE)
+        for key, value in expected.items():
+            if key.startswith(way):
+                assert found[f"codes/asymmetric/{key}"] == pytest.approx(value)
+                rsum += value if "/R@" in key else 0.0
+    assert found["codes/asymmetric/rsum"] == pytest.approx(rsum)
+    both = retrieval.evaluate(
+        "all_8", rough_images, rough_captions, CAPTION_IMAGE, score=negative_euclidean.matrix
+    )
+    assert found["codes/symmetric/rsum"] == pytest.approx(both["rsum"])
+
+
+def test_a_code_for_every_embedding_loses_nothing():
+    images, captions, _ = data()
+    everything = np.concatenate([images, captions])
+    codebook = np.swapaxes(everything.reshape(23, M, P), 0, 1)
+    found = codes.evaluate("all_8", images, captions, CAPTION_IMAGE, codebook)
+    expected = retrieval.evaluate(
+        "all_8", images, captions, CAPTION_IMAGE, score=negative_euclidean.matrix
+    )
+    assert found["codes/asymmetric/rsum"] == pytest.approx(expected["rsum"])
+    assert found["codes/symmetric/rsum"] == pytest.approx(expected["rsum"])

@@ -1,0 +1,35 @@
+"""FAISS finds with our codebook and codes what our own look-up finds."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vse_jax.evaluators import codes
+from vse_jax.index import faiss_export
+
+faiss = pytest.importorskip("faiss", reason="needs the extra [search] or [bench]")
+
+
+@pytest.mark.parametrize("k", [256, 16, 4])
+def test_the_neighbours_are_the_same(k):
+    rng = np.random.default_rng(0)
+    codebook = rng.normal(size=(8, k, 4)).astype(np.float32)
+    items = rng.normal(size=(300, 32)).astype(np.float32)
+    queries = rng.normal(size=(20, 32)).astype(np.float32)
+    found = codes.encode(items, codebook)
+    index = faiss_export.index_pq(codebook, found)
+    squares, numbers = index.search(queries, 10)
+    scores = np.asarray(codes.asymmetric(*map(jnp.asarray, (codebook, queries, found))))
+    order = np.argsort(-scores, axis=1, kind="stable")[:, :10]
+    expected = np.take_along_axis(scores, order, axis=1)
+    np.testing.assert_allclose(np.sqrt(squares), -expected, rtol=1e-4)
+    # Items of equal codes are at equal distance; their order is FAISS's own.
+    clear = np.abs(np.diff(expected, axis=1)).min(axis=1) > 1e-4
+    assert clear.any()
+    np.testing.assert_array_equal(numbers[clear], order[clear])
+
+
+def test_codes_that_no_bits_fit_are_refused():
+    codebook = np.zeros((2, 5, 2), np.float32)
+    with pytest.raises(ValueError, match="5 codes a part; FAISS takes powers of two"):
+        faiss_export.index_pq(codebook, np.zeros((3, 2), np.uint8))

@@ -1,0 +1,68 @@
+"""The product quantizer against loops, and its gradient against finite differences."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vse_jax.models import quantizer
+
+M, K, P = 3, 5, 2
+
+
+def data(seed=0, rows=6):
+    rng = np.random.default_rng(seed)
+    z = rng.normal(size=(rows, M * P)).astype(np.float32)
+    return z, rng.normal(size=(M, K, P)).astype(np.float32)
+
+
+def test_distances_and_codes_are_those_of_a_loop():
+    z, codebook = data()
+    distances = quantizer.code_distances(jnp.asarray(z), jnp.asarray(codebook))
+    codes = quantizer.encode(jnp.asarray(z), jnp.asarray(codebook))
+    for i, row in enumerate(z):
+        for m in range(M):
+            part = row[m * P : (m + 1) * P]
+            expected = [np.sum((part - codebook[m, k]) ** 2) for k in range(K)]
+            np.testing.assert_allclose(distances[i, m], expected, rtol=1e-4, atol=1e-5)
+            assert codes[i, m] == np.argmin(expected)
+
+
+def test_codes_stand_for_their_entries():
+    z, codebook = data()
+    codes = quantizer.encode(jnp.asarray(z), jnp.asarray(codebook))
+    found = quantizer.decode(codes, jnp.asarray(codebook))
+    for i in range(len(z)):
+        expected = np.concatenate([codebook[m, codes[i, m]] for m in range(M)])
+        np.testing.assert_array_equal(found[i], expected)
+    # What lies on an entry is its own code.
+    np.testing.assert_array_equal(quantizer.encode(found, jnp.asarray(codebook)), codes)
+
+
+def test_of_equal_codes_the_first_is_chosen():
+    z = jnp.ones((1, 2))
+    codebook = jnp.asarray([[[0.0], [1.0], [1.0]], [[1.0], [1.0], [0.0]]])
+    np.testing.assert_array_equal(quantizer.encode(z, codebook), [[1, 0]])
+
+
+def test_the_gradient_is_that_of_the_surrogate():
+    """The value is e; the gradient is the derivative of f(z + const) by finite differences."""
+    z, codebook = map(jnp.asarray, data(1))
+    weights = jnp.asarray(np.random.default_rng(2).normal(size=z.shape), jnp.float32)
+
+    def f(q):
+        return jnp.sum(jnp.sin(q) * weights)
+
+    def through(z):
+        e = quantizer.decode(quantizer.encode(z, codebook), codebook)
+        return f(quantizer.straight_through(z, e))
+
+    value, gradient = jax.value_and_grad(through)(z)
+    e = np.asarray(quantizer.decode(quantizer.encode(z, codebook), codebook), np.float64)
+    np.testing.assert_allclose(value, np.sum(np.sin(e) * weights), rtol=1e-5)
+    step, expected = 1e-5, np.zeros(z.shape)
+    for index in np.ndindex(*z.shape):
+        moved = np.zeros(z.shape)
+        moved[index] = step
+        ahead, back = (np.sum(np.sin(e + sign * moved) * weights) for sign in (1, -1))
+        expected[index] = (ahead - back) / (2 * step)
+    np.testing.assert_allclose(gradient, expected, rtol=1e-4, atol=1e-5)

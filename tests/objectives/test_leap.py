@@ -1,0 +1,346 @@
+"""LEAP's terms against loops from the formulas, and its state over devices."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vse_jax import parallel
+from vse_jax.models.encoding import Encoding
+from vse_jax.objectives.base import Spec
+from vse_jax.objectives.centers import Center
+from vse_jax.objectives.codebook import Multitask, Quantizer
+from vse_jax.objectives.leap import leap
+from vse_jax.objectives.margin import MEMORY, Hinge
+from vse_jax.parallel import Devices
+
+# One picture with two captions, on different devices; the last row is padding.
+IDS = np.array([0, 1, 2, 3, 4, 0, 5, 5], np.int32)
+WEIGHT = np.array([1, 1, 1, 1, 1, 1, 1, 0], np.float32)
+ROWS = np.flatnonzero(WEIGHT)
+D = 4
+SPEC = Spec(dimension=D, images=10, steps_per_epoch=2)
+HINGE = Hinge(
+    weight=1.0, negatives="hardest", warmup_epochs=0.0, margin=0.2, rule="gap", rho=0.9, kappa=0.5,
+    active_share=0.5, least=0.05, most=0.5, pair_margins=False, pair_low=0.5, pair_high=1.5,
+    quantized=0.0, chunk=3,
+)  # fmt: skip
+OFF = dataclasses.replace(HINGE, weight=0.0)
+CENTER = Center(weight=1.0, kind="table", alpha=0.5, chunk=3)
+QUANTIZER = Quantizer(
+    weight=1.0, beta=0.25, parts=2, codes=9, update="average", decay=0.8, rate=0.1, dead_share=0.01
+)
+MULTITASK = Multitask(weight=1.0, temperature=0.2)
+WHOLE = leap(
+    dataclasses.replace(HINGE, pair_margins=True, quantized=0.5), CENTER, QUANTIZER, MULTITASK
+)
+
+
+def embeddings(seed=0):
+    draw = np.random.default_rng(seed).normal(size=(2, 8, D)).astype(np.float32)
+    return draw / np.linalg.norm(draw, axis=-1, keepdims=True)
+
+
+def run(objective, sides, steps=1, mode="shard_map", count=1, weight=WEIGHT):
+    """(loss, metrics, gradients of both sides) of each step and the states, over `count` devices.
+
+    The embeddings are the rows of `sides` [step, side, row].
+    """
+    devices = Devices(mode, tuple(jax.devices()[:count]))
+
+    def function(state, batch):
+        def loss_of(sides):
+            mask = jnp.ones((sides[0].shape[0], 1), bool)
+            outputs = {
+                name: Encoding(side[:, None], mask, side)
+                for name, side in zip(("image", "text"), sides, strict=True)
+            }
+            loss, new, metrics = objective.apply(state, outputs, batch)
+            return loss, (new, metrics)
+
+        sides = (batch["images"], batch["texts"])
+        (loss, (new, metrics)), gradient = jax.value_and_grad(loss_of, has_aux=True)(sides)
+        gradient = jax.tree.map(lambda x: x / parallel.device_count(), gradient)
+        return new, (parallel.mean(loss), metrics, parallel.all_gather(gradient))
+
+    mapped = devices.map(function, ("replicated", "split"), ("replicated", "replicated"))
+    state = jax.tree.map(np.asarray, objective.init(jax.random.key(0), SPEC))
+    states, found = [state], []
+    on_devices = devices.replicate(state)
+    for images, texts in sides[:steps]:
+        batch = {"images": images, "texts": texts, "image_id": IDS, "weight": weight}
+        on_devices, results = mapped(on_devices, devices.split(batch))
+        found.append(devices.fetch(results))
+        states.append(devices.fetch(on_devices))
+    return found, states
+
+
+def distance(a, b):
+    return float(np.linalg.norm(a.astype(np.float64) - b.astype(np.float64)))
+
+
+def hinge_by_hand(images, texts, margin=lambda *_: 0.2, kind="hardest"):
+    """(loss, share of the hardest that cost) pair by pair, without the padding."""
+    loss, violating = 0.0, 0
+    for one, other in ((images, texts), (texts, images)):
+        for i in ROWS:
+            costs = [
+                max(0.0, margin(i, j) + distance(one[i], other[i]) - distance(one[i], other[j]))
+                for j in ROWS
+                if IDS[j] != IDS[i]
+            ]
+            loss += max(costs) if kind == "hardest" else sum(costs)
+            violating += max(costs) > 0
+    return loss, violating / (2 * len(ROWS))
+
+
+@pytest.mark.parametrize("negatives", ["hardest", "all"])
+def test_the_hinge_is_on_distances(negatives):
+    objective = leap(dataclasses.replace(HINGE, negatives=negatives))
+    images, texts = embeddings()
+    [(loss, metrics, gradient)], _ = run(objective, [(images, texts)])
+    expected, violating = hinge_by_hand(images, texts, kind=negatives)
+    np.testing.assert_allclose(loss, expected, rtol=1e-5)
+    np.testing.assert_allclose(metrics["violating"], violating, rtol=1e-6)
+    positive = np.mean([distance(images[i], texts[i]) for i in ROWS])
+    np.testing.assert_allclose(metrics["distance/positive"], positive, rtol=1e-5)
+    assert not np.any(gradient[0][7])
+    # Central differences at one coordinate of each side.
+    for side in (0, 1):
+        ends = []
+        for sign in (1, -1):
+            moved = [images.astype(np.float64), texts.astype(np.float64)]
+            moved[side][2, 1] += sign * 1e-5
+            ends.append(hinge_by_hand(*moved, kind=negatives)[0])
+        np.testing.assert_allclose(
+            gradient[side][2, 1], (ends[0] - ends[1]) / 2e-5, rtol=1e-3, atol=1e-3
+        )
+
+
+def test_the_gap_moves_the_margin():
+    images, texts = embeddings()
+    [(_, metrics, _)], (before, after) = run(leap(HINGE), [(images, texts)])
+    positive = np.mean([distance(images[i], texts[i]) for i in ROWS])
+    negative = np.mean(
+        [distance(images[i], texts[j]) for i in ROWS for j in ROWS if IDS[i] != IDS[j]]
+    )
+    target = np.clip(0.5 * (negative - positive), 0.05, 0.5)
+    np.testing.assert_allclose(metrics["distance/negative"], negative, rtol=1e-5)
+    assert before.margin.margin == np.float32(0.2)
+    np.testing.assert_allclose(after.margin.margin, 0.9 * 0.2 + 0.1 * target, rtol=1e-5)
+    assert metrics["margin"] == np.float32(0.2)  # the one used
+
+
+@pytest.mark.parametrize(("share", "sign"), [(1.0, 1), (0.0, -1)])
+def test_the_active_share_moves_the_margin_up_or_down(share, sign):
+    rule = dataclasses.replace(HINGE, rule="active", active_share=share)
+    images, texts = embeddings()
+    _, (_, after) = run(leap(rule), [(images, texts)])
+    violating = hinge_by_hand(images, texts)[1]
+    assert 0 < violating < 1
+    np.testing.assert_allclose(after.margin.margin, 0.2 + 0.1 * (share - violating), rtol=1e-5)
+    assert np.sign(after.margin.margin - 0.2) == sign
+    tight = dataclasses.replace(rule, least=0.199, most=0.201)
+    _, (_, after) = run(leap(tight), [(images, texts)])
+    np.testing.assert_allclose(after.margin.margin, 0.2 + sign * 0.001, rtol=1e-5)
+
+
+def test_a_fixed_margin_stays():
+    _, states = run(leap(dataclasses.replace(HINGE, rule="fixed")), [embeddings()] * 3, steps=3)
+    assert [float(state.margin.margin) for state in states] == [np.float32(0.2)] * 4
+
+
+def test_all_negatives_come_before_the_hardest():
+    objective = leap(dataclasses.replace(HINGE, rule="fixed", warmup_epochs=0.5))
+    images, texts = embeddings()
+    found, _ = run(objective, [(images, texts)] * 2, steps=2)
+    expected = [hinge_by_hand(images, texts, kind=kind)[0] for kind in ("all", "hardest")]
+    np.testing.assert_allclose([loss for loss, _, _ in found], expected, rtol=1e-5)
+    assert [float(metrics["collapse"]) > 0 for _, metrics, _ in found] == [False, True]
+
+
+def moved_table(table, images, texts, alpha=0.5):
+    """c - alpha sum(c - e) / (1 + n) over the pictures and captions of each concept."""
+    new = table.copy()
+    for concept in np.unique(IDS[ROWS]):
+        mine = [side[i] for side in (images, texts) for i in ROWS if IDS[i] == concept]
+        step = sum(table[concept] - e for e in mine) / (1 + len(mine))
+        new[concept] = table[concept] - alpha * step
+    return new
+
+
+def center_by_hand(table, images, texts):
+    total = 0.0
+    for i in ROWS:
+        center = table[IDS[i]]
+        if np.any(center):
+            total += distance(images[i], center) ** 2 + distance(texts[i], center) ** 2
+    return total / 2 / len(ROWS)
+
+
+def test_the_table_of_centers_moves_and_draws():
+    sides = [embeddings(0), embeddings(1)]
+    found, states = run(leap(OFF, CENTER), sides, steps=2)
+    table = np.zeros((10, D), np.float32)
+    for (images, texts), (loss, _, gradient), state in zip(sides, found, states[1:], strict=True):
+        np.testing.assert_allclose(loss, center_by_hand(table, images, texts), atol=1e-5)
+        seen = np.any(table[IDS], axis=1) & (WEIGHT > 0)
+        expected = np.where(seen[:, None], images - table[IDS], 0.0) / len(ROWS)
+        np.testing.assert_allclose(gradient[0], expected, atol=1e-6)
+        table = moved_table(table, images, texts)
+        np.testing.assert_allclose(state.centers, table, atol=1e-6)
+    assert float(found[1][0]) > 0.1
+
+
+def test_centers_of_the_batch():
+    images, texts = embeddings()
+    [(loss, _, gradient)], states = run(
+        leap(OFF, dataclasses.replace(CENTER, kind="batch")), [(images, texts)]
+    )
+    centers = np.zeros((10, D))
+    for concept in np.unique(IDS[ROWS]):
+        mine = [side[i] for side in (images, texts) for i in ROWS if IDS[i] == concept]
+        centers[concept] = np.mean(mine, axis=0)
+    np.testing.assert_allclose(loss, center_by_hand(centers, images, texts), rtol=1e-5)
+    expected = np.where(WEIGHT[:, None] > 0, texts - centers[IDS], 0.0) / len(ROWS)
+    np.testing.assert_allclose(gradient[1], expected, atol=1e-6)
+    assert states[1].centers is None
+
+
+def test_pairs_that_mean_the_same_are_pushed_apart_less():
+    hinge = dataclasses.replace(HINGE, rule="fixed", pair_margins=True)
+    sides = [embeddings(0), embeddings(1), embeddings(2)]
+    tiny = dataclasses.replace(CENTER, weight=1e-9)
+    found, states = run(leap(hinge, tiny), sides, steps=3)
+    # Before any concept has a center every margin is m.
+    np.testing.assert_allclose(found[0][0], hinge_by_hand(*sides[0])[0], rtol=1e-5)
+    table, spread = states[2].centers, float(states[2].margin.spread)
+    near = [distance(table[IDS[i]], table[IDS[i - 1]]) for i in range(1, 7) if IDS[i] != IDS[i - 1]]
+    first = [
+        distance(states[1].centers[IDS[i]], states[1].centers[IDS[i - 1]]) for i in range(1, 7)
+    ]
+    np.testing.assert_allclose(spread, np.mean(first), rtol=1e-5)
+    spread = MEMORY * spread + (1 - MEMORY) * np.mean(near)
+    np.testing.assert_allclose(states[3].margin.spread, spread, rtol=1e-5)
+
+    def margin(i, j):
+        ratio = distance(table[IDS[i]], table[IDS[j]]) / spread
+        return 0.2 * np.clip(ratio, 0.5, 1.5)
+
+    expected, _ = hinge_by_hand(*sides[2], margin=margin)
+    assert abs(expected - hinge_by_hand(*sides[2])[0]) > 0.01
+    np.testing.assert_allclose(found[2][0], expected, rtol=1e-4)
+
+
+def codes_by_hand(z, codebook):
+    parts = z.reshape(len(z), codebook.shape[0], -1)
+    return np.argmin(np.sum((parts[:, :, None] - codebook[None]) ** 2, axis=3), axis=2)
+
+
+def decoded(codes, codebook):
+    return np.concatenate([codebook[m][codes[:, m]] for m in range(len(codebook))], axis=1)
+
+
+def test_the_quantizer_commits_tells_apart_and_moves():
+    sides = [embeddings(0), embeddings(1)]
+    # A frozen codebook first: what the second step starts from is what it uses.
+    found, states = run(leap(OFF, None, QUANTIZER, MULTITASK), sides, steps=2)
+    before, after = states[1].codebook, states[2].codebook
+    assert np.all(before.totals > 0.01 * before.totals.sum(1, keepdims=True) / 9)  # none dead
+    book, (images, texts) = before.codebook, sides[1]
+    codes = [codes_by_hand(z, book) for z in (images, texts)]
+    e = [decoded(code, book) for code in codes]
+    commitment = sum(
+        distance(z[i], q[i]) ** 2 for z, q in zip((images, texts), e, strict=True) for i in ROWS
+    )
+    entropy = 0.0
+    for z, classes in ((images, codes[1]), (texts, codes[0])):
+        parts = z.reshape(8, 2, 2)
+        logits = -np.sum((parts[:, :, None] - book[None]) ** 2, axis=3) / 0.2
+        logs = logits - np.log(np.sum(np.exp(logits), axis=2, keepdims=True))
+        entropy -= sum(logs[i, m, classes[i, m]] / 2 for i in ROWS for m in range(2))
+    expected = (0.25 * commitment + entropy / 2) / len(ROWS)
+    np.testing.assert_allclose(found[1][0], expected, rtol=1e-4)
+    np.testing.assert_allclose(found[1][1]["code_entropy"], entropy / 2 / len(ROWS), rtol=1e-4)
+    totals, sums = 0.8 * before.totals, 0.8 * before.sums
+    for z, code in zip((images, texts), codes, strict=True):
+        for i in ROWS:
+            for m in range(2):
+                totals[m, code[i, m]] += 0.2
+                sums[m, code[i, m]] += 0.2 * z[i, 2 * m : 2 * m + 2]
+    np.testing.assert_allclose(after.totals, totals, rtol=1e-5)
+    np.testing.assert_allclose(after.codebook, sums / totals[:, :, None], rtol=1e-4, atol=1e-6)
+
+
+def test_the_first_batch_seeds_the_codebook():
+    """With codes enough each embedding is one, and none is far from any."""
+    many = dataclasses.replace(QUANTIZER, codes=14, decay=0.0)
+    images, texts = embeddings()
+    [(_, metrics, _)], _ = run(leap(OFF, None, many), [(images, texts)])
+    assert metrics["quantization"] < 1e-10
+
+
+def test_the_hinge_on_quantized_embeddings_has_the_gradient_of_the_embeddings():
+    hinge = dataclasses.replace(OFF, quantized=1.0, rule="fixed")
+    quiet = dataclasses.replace(QUANTIZER, beta=0.0)
+    sides = [embeddings(0), embeddings(1)]
+    found, states = run(leap(hinge, None, quiet), sides, steps=2)
+    book = states[1].codebook.codebook
+    images, texts = (decoded(codes_by_hand(z, book), book) for z in sides[1])
+    expected, _ = hinge_by_hand(images, texts)
+    np.testing.assert_allclose(found[1][0], expected, rtol=1e-4)
+    plain = leap(dataclasses.replace(HINGE, rule="fixed"))
+    [(_, _, gradient)], _ = run(plain, [(images, texts)])
+    for one, other in zip(found[1][2], gradient, strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-4)
+
+
+@pytest.mark.parametrize("mode", ["shard_map", "pmap"])
+def test_four_devices_do_what_one_does(mode):
+    sides = [embeddings(seed) for seed in range(4)]
+    one, one_states = run(WHOLE, sides, steps=4)
+    four, four_states = run(WHOLE, sides, steps=4, mode=mode, count=4)
+    for found, expected in ((four, one), (four_states, one_states)):
+        for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+
+
+def test_the_state_is_the_same_on_every_device_to_the_bit():
+    devices = Devices("shard_map", tuple(jax.devices()[:4]))
+
+    def function(state, batch):
+        mask = jnp.ones((batch["images"].shape[0], 1), bool)
+        outputs = {
+            name: Encoding(batch[key][:, None], mask, batch[key])
+            for name, key in (("image", "images"), ("text", "texts"))
+        }
+        _, new, _ = WHOLE.apply(state, outputs, batch)
+        return jax.tree.map(lambda x: x[None], new)
+
+    mapped = devices.map(function, ("replicated", "split"), "split")
+    state = jax.tree.map(np.asarray, WHOLE.init(jax.random.key(0), SPEC))
+    for seed in range(3):
+        images, texts = embeddings(seed)
+        batch = {"images": images, "texts": texts, "image_id": IDS, "weight": WEIGHT}
+        new = jax.tree.map(np.asarray, mapped(devices.replicate(state), devices.split(batch)))
+        for leaf in jax.tree.leaves(new):
+            assert len(leaf) == 4
+            np.testing.assert_array_equal(leaf, np.broadcast_to(leaf[:1], leaf.shape))
+        state = jax.tree.map(lambda x: x[0], new)
+
+
+def test_gradients_are_finite_where_everything_coincides():
+    same = np.tile(np.eye(1, D, dtype=np.float32), (8, 1))
+    found, states = run(WHOLE, [(same, same)] * 3, steps=3)
+    for leaf in jax.tree.leaves((found, states)):
+        assert np.isfinite(leaf).all()
+
+
+def test_a_batch_of_padding_alone_changes_no_center_and_costs_nothing():
+    found, states = run(WHOLE, [embeddings()], weight=np.zeros(8, np.float32))
+    assert found[0][0] == 0.0
+    for leaf in jax.tree.leaves((found, states)):
+        assert np.isfinite(leaf).all()
+    assert not np.any(states[1].centers)

@@ -1,0 +1,105 @@
+"""Retrieval from the codes of a product quantizer, by table look-up."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.tree_util import Partial
+from jaxtyping import Array, Float, Int, Shaped, UInt8
+
+from vse_jax.evaluators import retrieval
+from vse_jax.models import quantizer
+
+# Embeddings quantized at a time: each needs M x K distances.
+CHUNK = 1024
+
+
+def encode(
+    embeddings: Float[np.ndarray, "n d"], codebook: Float[np.ndarray, "m k p"]
+) -> UInt8[np.ndarray, "n m"]:
+    """Codes of embeddings: the nearest of the K <= 256 codes of each part."""
+    book = jnp.asarray(codebook)
+    function = jax.jit(quantizer.encode)
+    n = len(embeddings)
+    codes = np.zeros((n, book.shape[0]), np.uint8)
+    size = max(1, min(CHUNK, n))
+    for start in range(0, n, size):
+        rows = np.asarray(embeddings[start : start + size], np.float32)
+        # The last block is padded, so that one program serves all.
+        padded = np.pad(rows, ((0, size - len(rows)), (0, 0)))
+        codes[start : start + size] = np.asarray(function(padded, book))[: len(rows)]
+    return codes
+
+
+def asymmetric(
+    codebook: Float[Array, "m k p"], queries: Float[Array, "q d"], codes: Shaped[Array, "c m"]
+) -> Float[Array, "q c"]:
+    """Minus the distance of each query to what each item's codes stand for.
+
+    By a table [m, k] of each query, read at the codes. Source: Jegou et al., TPAMI 2011,
+    section 3, asymmetric distance computation.
+    """
+    return _looked_up(quantizer.code_distances(queries, codebook), codes)
+
+
+def symmetric(
+    codebook: Float[Array, "m k p"], queries: Shaped[Array, "q m"], codes: Shaped[Array, "c m"]
+) -> Float[Array, "q c"]:
+    """Minus the distance of what two items' codes stand for; queries are codes too."""
+    differences = codebook[:, :, None] - codebook[:, None]
+    table = jnp.sum(differences**2, axis=3)  # [m, k, k]
+    own = jnp.take_along_axis(table[None], queries.astype(jnp.int32)[:, :, None, None], axis=2)
+    return _looked_up(own[:, :, 0], codes)
+
+
+def evaluate(
+    name: str,
+    images: Float[np.ndarray, "n d"],
+    captions: Float[np.ndarray, "m d"],
+    caption_image: Shaped[np.ndarray, " m"],
+    codebook: Float[np.ndarray, "p k s"],
+) -> dict[str, float]:
+    """Retrieval metrics from codes, under the named protocol.
+
+    `codes/asymmetric/...`: queries are embeddings, what is searched is codes. `codes/symmetric/
+    ...`: both are codes. See `retrieval.evaluate` for the rest.
+    """
+    book = jnp.asarray(codebook)
+    image_codes, caption_codes = encode(images, codebook), encode(captions, codebook)
+    among_captions = retrieval.evaluate(
+        name, images, caption_codes, caption_image, score=Partial(asymmetric, book)
+    )
+    among_images = retrieval.evaluate(
+        name, image_codes, captions, caption_image, score=Partial(_turned, book)
+    )
+    both = {k: v for k, v in among_captions.items() if k.startswith("i2t/")} | {
+        k: v for k, v in among_images.items() if k.startswith("t2i/")
+    }
+    both["rsum"] = sum(value for key, value in both.items() if "/R@" in key)
+    alike = retrieval.evaluate(
+        name, image_codes, caption_codes, caption_image, score=Partial(symmetric, book)
+    )
+    return {f"codes/asymmetric/{key}": value for key, value in both.items()} | {
+        f"codes/symmetric/{key}": value for key, value in alike.items()
+    }
+
+
+def _turned(
+    codebook: Float[Array, "m k p"], codes: Shaped[Array, "c m"], queries: Float[Array, "q d"]
+) -> Float[Array, "c q"]:
+    """`asymmetric` with the codes first."""
+    return asymmetric(codebook, queries, codes).T
+
+
+def _looked_up(tables: Float[Array, "q m k"], codes: Shaped[Array, "c m"]) -> Float[Array, "q c"]:
+    """Minus the root of the sum over m of tables[q, m, codes[c, m]], one part at a time."""
+
+    def step(
+        total: Float[Array, "q c"], part: tuple[Float[Array, "q k"], Int[Array, " c"]]
+    ) -> tuple[Float[Array, "q c"], None]:
+        table, code = part
+        return total + jnp.take(table, code, axis=1), None
+
+    start = jnp.zeros((tables.shape[0], codes.shape[0]))
+    parts = jnp.swapaxes(tables, 0, 1), codes.astype(jnp.int32).T
+    squares, _ = jax.lax.scan(step, start, parts)
+    return -jnp.sqrt(jnp.maximum(squares, 0.0))

@@ -1,0 +1,152 @@
+"""Whether distance says what people, or the true scenes, say of a picture and a caption."""
+
+import dataclasses
+import math
+import os
+import pathlib
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import scipy.stats
+from jaxtyping import Float
+
+from vse_jax.evaluators.blocks import EvaluationError
+
+
+@dataclasses.dataclass(frozen=True)
+class Judgement:
+    """How relevant people found a caption to a picture.
+
+    Attributes:
+      image: file name.
+      caption: "image.jpg#k", the k-th caption of a picture, not always of this one.
+      relevance: larger is more relevant.
+    """
+
+    image: str
+    caption: str
+    relevance: float
+
+
+def read_expert(path: str | os.PathLike[str]) -> list[Judgement]:
+    """Flickr8k-Expert: the mean of three experts' grades, 1 (unrelated) to 4 (describes it).
+
+    Lines of image, caption id and three grades, tabs between. Source: Hodosh, Young and
+    Hockenmaier, JAIR 2013, section 4.
+
+    Raises:
+      EvaluationError: a line is none of these; says which.
+    """
+
+    def relevance(values: Sequence[str]) -> float:
+        grades = [int(value) for value in values]
+        if not all(1 <= grade <= 4 for grade in grades):
+            raise ValueError
+        return sum(grades) / 3
+
+    return _read(path, 3, relevance, "three grades from 1 to 4")
+
+
+def read_crowdflower(path: str | os.PathLike[str]) -> list[Judgement]:
+    """Flickr8k-CrowdFlower: the share of people who found that the caption describes the picture.
+
+    Lines of image, caption id, that share, and the counts of yes and no, tabs between.
+
+    Raises:
+      EvaluationError: a line is none of these; says which.
+    """
+
+    def relevance(values: Sequence[str]) -> float:
+        share, yes, no = float(values[0]), int(values[1]), int(values[2])
+        if not 0 <= share <= 1 or yes < 0 or no < 0:
+            raise ValueError
+        return share
+
+    return _read(path, 3, relevance, "a share from 0 to 1 and the counts of yes and no")
+
+
+def agreement(
+    distances: Float[np.ndarray, " n"],
+    relevance: Float[np.ndarray, " n"],
+    *,
+    samples: int = 1000,
+    seed: int = 0,
+) -> dict[str, float]:
+    """How well small distances go with great relevance: 1 is perfectly, 0 not at all.
+
+    Args:
+      distances: of n pictures and captions.
+      relevance: of the same.
+      samples: of the bootstrap over the n pairs.
+      seed: of it.
+
+    Returns:
+      `spearman` and its 95% bootstrap interval `spearman_low`, `spearman_high`; `kendall`
+      (tau-b, the same with `_low`, `_high`); `pairs`, n.
+
+    Raises:
+      EvaluationError: fewer than two pairs, values that are not finite, or all alike.
+    """
+    if len(distances) < 2:
+        raise EvaluationError(f"{len(distances)} judged pairs; a correlation needs two at least")
+    for name, values in (("distances", distances), ("relevance", relevance)):
+        if not np.isfinite(values).all():
+            raise EvaluationError(f"{name} of judged pairs are not finite")
+        if np.ptp(values) == 0:
+            raise EvaluationError(f"{name} of all judged pairs are the same: no correlation")
+    found: dict[str, float] = {}
+    rng = np.random.default_rng(seed)
+    rows = [rng.integers(0, len(distances), len(distances)) for _ in range(samples)]
+    for name, measure in (("spearman", _spearman), ("kendall", _kendall)):
+        found[name] = measure(distances, relevance)
+        drawn = [measure(distances[row], relevance[row]) for row in rows]
+        low, high = np.nanpercentile(drawn, [2.5, 97.5])
+        found |= {f"{name}_low": float(low), f"{name}_high": float(high)}
+    return found | {"pairs": float(len(distances))}
+
+
+def _spearman(distances: Float[np.ndarray, " n"], relevance: Float[np.ndarray, " n"]) -> float:
+    return _quietly(scipy.stats.spearmanr, -distances, relevance)
+
+
+def _kendall(distances: Float[np.ndarray, " n"], relevance: Float[np.ndarray, " n"]) -> float:
+    return _quietly(scipy.stats.kendalltau, -distances, relevance)
+
+
+def _quietly(
+    measure: Callable[..., object], a: Float[np.ndarray, " n"], b: Float[np.ndarray, " n"]
+) -> float:
+    """NaN for a bootstrap sample whose values are all alike, without scipy's warning."""
+    if np.ptp(a) == 0 or np.ptp(b) == 0:
+        return math.nan
+    return float(measure(a, b).statistic)  # type: ignore[attr-defined]
+
+
+def _read(
+    path: str | os.PathLike[str],
+    count: int,
+    relevance: Callable[[Sequence[str]], float],
+    expected: str,
+) -> list[Judgement]:
+    try:
+        lines = pathlib.Path(path).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise EvaluationError(f"{path} cannot be read: {error}") from error
+    found = []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        image, caption, *values = [*line.split("\t"), "", ""]
+        values = values[:-2]
+        try:
+            if len(values) != count or "#" not in caption or not image.strip():
+                raise ValueError
+            found.append(Judgement(image.strip(), caption.strip(), relevance(values)))
+        except ValueError:
+            raise EvaluationError(
+                f"{path}:{number}: {line[:80]!r}; expected image, image#k and {expected}, with "
+                "tabs between"
+            ) from None
+    if not found:
+        raise EvaluationError(f"{path} has no judgements")
+    return found

@@ -1,0 +1,139 @@
+"""What trains a product codebook and embeddings that it stores well.
+
+z [b, d] are embeddings, the codebook is [M, K, d/M], codes [b, M]; see `models.quantizer`.
+"""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from vse_jax.models.quantizer import code_distances, parts_of
+
+
+def commitment(
+    z: Float[Array, "b d"], e: Float[Array, "b d"], where: Bool[Array, " b"]
+) -> Float[Array, ""]:
+    """Sum over the rows of |z - sg(e)|^2, e what the codes of z stand for.
+
+    Source: van den Oord et al., NeurIPS 2017, eq. 3, last term, without beta.
+    """
+    squares = jnp.sum((z - jax.lax.stop_gradient(e)) ** 2, axis=1)
+    return jnp.sum(jnp.where(where, squares, 0.0))
+
+
+def code_cross_entropy(
+    z: Float[Array, "b d"],
+    codes: Int[Array, "b m"],
+    codebook: Float[Array, "m k p"],
+    temperature: float,
+    where: Bool[Array, " b"],
+) -> Float[Array, ""]:
+    """Sum over the rows of the mean over m of -log softmax_k(-|z_m - e_mk|^2 / t)[code_m].
+
+    The codes, of the other side of each pair, are the classes; no gradient flows into the
+    codebook.
+
+    Args:
+      z: embeddings to be told apart.
+      codes: the right class of each part.
+      codebook: of the classes.
+      temperature: t.
+      where: False for padding.
+    """
+    distances = code_distances(z, jax.lax.stop_gradient(codebook))
+    logs = jax.nn.log_softmax(-distances / temperature, axis=2)
+    right = jnp.take_along_axis(logs, codes[:, :, None], axis=2)[:, :, 0]
+    return -jnp.sum(jnp.where(where, jnp.mean(right, axis=1), 0.0))
+
+
+def usage(
+    z: Float[Array, "b d"],
+    codes: Int[Array, "b m"],
+    codebook: Float[Array, "m k p"],
+    where: Bool[Array, " b"],
+) -> tuple[Float[Array, "m k"], Float[Array, "m k p"]]:
+    """(how many parts chose each code, their sum), over the rows kept by `where`."""
+    chosen = jax.nn.one_hot(codes, codebook.shape[1]) * where[:, None, None]
+    parts = parts_of(jax.lax.stop_gradient(z), codebook)
+    sums = jnp.einsum("bmk,bmp->mkp", chosen, parts, precision=jax.lax.Precision.HIGHEST)
+    return jnp.sum(chosen, axis=0), sums
+
+
+def perplexity(counts: Float[Array, "m k"]) -> Float[Array, ""]:
+    """exp(entropy) of the codes' shares, the mean over the parts: K where all are used alike."""
+    shares = counts / jnp.maximum(jnp.sum(counts, axis=1, keepdims=True), 1.0)
+    logs = jnp.log(jnp.where(shares > 0, shares, 1.0))
+    return jnp.mean(jnp.exp(-jnp.sum(shares * logs, axis=1)))
+
+
+def moved_by_average(
+    totals: Float[Array, "m k"],
+    sums: Float[Array, "m k p"],
+    counts: Float[Array, "m k"],
+    batch_sums: Float[Array, "m k p"],
+    decay: float,
+) -> tuple[Float[Array, "m k"], Float[Array, "m k p"]]:
+    """The moving averages N <- g N + (1 - g) n and S <- g S + (1 - g) s; a code is S / N.
+
+    Source: van den Oord et al., NeurIPS 2017, appendix A.1.
+
+    Args:
+      totals: N.
+      sums: S.
+      counts: n, of this batch.
+      batch_sums: s.
+      decay: g.
+    """
+    return (
+        decay * totals + (1.0 - decay) * counts,
+        decay * sums + (1.0 - decay) * batch_sums,
+    )
+
+
+def moved_by_gradient(
+    codebook: Float[Array, "m k p"],
+    counts: Float[Array, "m k"],
+    batch_sums: Float[Array, "m k p"],
+    rate: float,
+) -> Float[Array, "m k p"]:
+    """e - rate * d/de of the mean over the rows of |sg(z) - e|^2, the codebook's own term.
+
+    Source: van den Oord et al., NeurIPS 2017, eq. 3, second term.
+
+    Args:
+      codebook: e.
+      counts: rows that chose each code.
+      batch_sums: the sum of their parts.
+      rate: of the descent.
+    """
+    rows = jnp.maximum(jnp.sum(counts, axis=1), 1.0)[:, None, None]
+    return codebook - rate * 2.0 * (counts[:, :, None] * codebook - batch_sums) / rows
+
+
+def reseeded(
+    codebook: Float[Array, "m k p"],
+    dead: Bool[Array, "m k"],
+    candidates: Float[Array, "n d"],
+    where: Bool[Array, " n"],
+    order: Int[Array, " n"],
+) -> Float[Array, "m k p"]:
+    """The codebook with every dead code put where an embedding lies.
+
+    The i-th dead code of a part takes the i-th candidate that counts, in the given order, and
+    starts again at the first where there are more codes than candidates.
+
+    Args:
+      codebook: to be mended.
+      dead: which codes are.
+      candidates: embeddings, the same on every device.
+      where: False for padding.
+      order: a permutation of 0..n-1.
+    """
+    # Those that count first, in `order`.
+    order = order[jnp.argsort(~where[order], stable=True)]
+    number = jnp.cumsum(dead, axis=1) - 1
+    row = jnp.take(order, number % jnp.maximum(jnp.sum(where), 1))
+    parts = parts_of(candidates, codebook)
+    fresh = jnp.take_along_axis(jnp.swapaxes(parts, 0, 1), row[:, :, None], axis=1)
+    alive = ~dead[:, :, None] | ~jnp.any(where)
+    return jnp.where(alive, codebook, jax.lax.stop_gradient(fresh))

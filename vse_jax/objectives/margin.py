@@ -1,0 +1,196 @@
+"""The hinge on Euclidean distances whose margin is state, refined at each step."""
+
+import dataclasses
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Literal
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from vse_jax import parallel
+from vse_jax.losses import triplet as losses
+from vse_jax.losses.blocks import Rows
+from vse_jax.models.similarity import negative_euclidean
+from vse_jax.objectives.base import Metrics, Spec
+from vse_jax.objectives.pairs import Pairs, hinge_metrics
+
+# Of the running mean of the centers' distances.
+MEMORY = 0.99
+
+
+@dataclasses.dataclass(frozen=True)
+class Hinge:
+    """The hinge and the rule of its margin m.
+
+    Attributes:
+      weight: in the loss.
+      negatives: "hardest" or "all".
+      warmup_epochs: epochs over all negatives before the hardest.
+      margin: m at the start.
+      rule: "fixed"; "gap": m <- rho m + (1 - rho) clip(kappa (mean d_neg - mean d_pos), least,
+        most), over all pairs and all negatives of the global batch; "active": m <- clip(m +
+        (1 - rho) (active_share - a), least, most), a the share of hardest negatives that cost.
+      rho: how slowly m moves.
+      kappa: of "gap".
+      active_share: of "active".
+      least: bound of m.
+      most: bound of m.
+      pair_margins: whether a pair's margin is m clip(delta / mean delta, pair_low, pair_high),
+        delta the distance of the two concepts' centers, quantized where there is a quantizer.
+      pair_low: bound of that factor.
+      pair_high: bound of that factor.
+      quantized: weight of the same hinge on the quantized embeddings.
+      chunk: pairs scored at a time; memory grows with rows of a device x chunk.
+    """
+
+    weight: float
+    negatives: Literal["hardest", "all"]
+    warmup_epochs: float
+    margin: float
+    rule: Literal["fixed", "gap", "active"]
+    rho: float
+    kappa: float
+    active_share: float
+    least: float
+    most: float
+    pair_margins: bool
+    pair_low: float
+    pair_high: float
+    quantized: float
+    chunk: int
+
+
+class MarginState(flax.struct.PyTreeNode):
+    """The margin; see `TripletState` for the types.
+
+    Attributes:
+      step: int32, steps taken.
+      warmup_steps: int32, steps over all negatives.
+      margin: float32, m.
+      spread: float32, running mean of the distance of two concepts' centers; 0: none seen.
+    """
+
+    step: Any
+    warmup_steps: Any
+    margin: Any
+    spread: Any
+
+
+def start(options: Hinge, spec: Spec) -> MarginState:
+    """The state before the first step."""
+    hardest = options.negatives == "hardest"
+    warmup = round(options.warmup_epochs * spec.steps_per_epoch) if hardest else 0
+    return MarginState(
+        jnp.zeros((), jnp.int32),
+        jnp.asarray(warmup, jnp.int32),
+        jnp.asarray(options.margin, jnp.float32),
+        jnp.zeros(()),
+    )
+
+
+def terms(
+    options: Hinge,
+    state: MarginState,
+    pairs: Pairs,
+    quantized: Pairs | None,
+    meanings: Float[Array, "b s"] | None,
+) -> tuple[Float[Array, ""], MarginState, Metrics]:
+    """(loss, the state after this step, metrics).
+
+    Args:
+      options: of the hinge.
+      state: of the margin.
+      pairs: of the batch.
+      quantized: the same, quantized.
+      meanings: each pair's center, zeros for one that has not been seen; None for one margin.
+    """
+    margin: losses.Margin = state.margin
+    spread = state.spread
+    if meanings is not None:
+        pairs = pairs.with_meanings(meanings)
+        spread = _updated_spread(spread, pairs.directions[0][1])
+        margin = partial(_pair_margins, options, state.margin, spread)
+    warming = state.step < state.warmup_steps
+
+    def hinge(pairs: Pairs) -> tuple[Float[Array, ""], losses.Negatives]:
+        def of(cost: Callable[..., Any]) -> Callable[[], Any]:
+            with_margin = partial(cost, margin=margin, chunk=options.chunk)
+            return lambda: pairs.both(negative_euclidean, with_margin)
+
+        if options.negatives == "all":
+            return of(losses.all_hinge)()
+        return jax.lax.cond(warming, of(losses.all_hinge), of(losses.hardest_hinge))
+
+    loss, seen = hinge(pairs)
+    found = hinge_metrics(loss, pairs.positive(negative_euclidean), seen, pairs)
+    collapse = found["loss_per_pair"] / (2 * state.margin)
+    watched = options.negatives == "hardest"
+    # Similarities are minus the distances.
+    gap = found["positive"] - found["negative"]
+    metrics = {
+        "loss_per_pair": found["loss_per_pair"],
+        "collapse": jnp.where(warming, 0.0, collapse) if watched else jnp.zeros(()),
+        "distance/positive": -found["positive"],
+        "distance/negative": -found["negative"],
+        "distance/hardest_negative": -found["hardest_negative"],
+        "violating": found["violating"],
+        "margin": state.margin,
+    }
+    moved = _moved(options, state.margin, gap, found["violating"])
+    total = options.weight * loss
+    if quantized is not None and options.quantized:
+        if meanings is not None:
+            quantized = quantized.with_meanings(meanings)
+        total += options.quantized * hinge(quantized)[0]
+    new = state.replace(step=state.step + 1, margin=moved, spread=spread)
+    return total * parallel.device_count(), new, metrics
+
+
+def _pair_margins(
+    options: Hinge, margin: Float[Array, ""], spread: Float[Array, ""], queries: Rows, keys: Rows
+) -> Float[Array, "b c"]:
+    """m clip(delta_ij / mean delta, low, high); m where either concept has not been seen."""
+    assert queries.meanings is not None
+    assert keys.meanings is not None
+    delta = -negative_euclidean.matrix(queries.meanings, keys.meanings)
+    seen = _seen(queries.meanings)[:, None] & _seen(keys.meanings)[None, :] & (spread > 0)
+    factor = jnp.clip(
+        delta / jnp.where(spread > 0, spread, 1.0), options.pair_low, options.pair_high
+    )
+    return margin * jnp.where(seen, factor, 1.0)
+
+
+def _updated_spread(spread: Float[Array, ""], keys: Rows) -> Float[Array, ""]:
+    """The running mean of the distance of concepts' centers, by rows next to each other."""
+    assert keys.meanings is not None
+    other = jax.tree.map(lambda x: jnp.roll(x, 1, axis=0), keys)
+    apart = -negative_euclidean.rows(keys.meanings, other.meanings)
+    counts = keys.where & other.where & (keys.ids != other.ids)
+    counts &= _seen(keys.meanings) & _seen(other.meanings)
+    mean = jnp.sum(jnp.where(counts, apart, 0.0)) / jnp.maximum(jnp.sum(counts), 1)
+    updated = jnp.where(spread > 0, MEMORY * spread + (1.0 - MEMORY) * mean, mean)
+    return jnp.where(jnp.any(counts), updated, spread)
+
+
+def _seen(meanings: Float[Array, "b s"]) -> Bool[Array, " b"]:
+    return jnp.any(meanings != 0.0, axis=1)
+
+
+def _moved(
+    options: Hinge,
+    margin: Float[Array, ""],
+    gap: Float[Array, ""],
+    violating: Float[Array, ""],
+) -> Float[Array, ""]:
+    """The margin of the next step; `gap` is mean d_neg - mean d_pos."""
+    low, high = options.least, options.most
+    if options.rule == "gap":
+        target = jnp.clip(options.kappa * gap, low, high)
+        return options.rho * margin + (1.0 - options.rho) * target
+    if options.rule == "active":
+        step = (1.0 - options.rho) * (options.active_share - violating)
+        return jnp.clip(margin + step, low, high)
+    return margin
