@@ -47,10 +47,10 @@ def test_of_equal_codes_the_first_is_chosen():
 def test_the_gradient_is_that_of_the_surrogate():
     """The value is e; the gradient is the derivative of f(z + const) by finite differences."""
     z, codebook = map(jnp.asarray, data(1))
-    weights = jnp.asarray(np.random.default_rng(2).normal(size=z.shape), jnp.float32)
+    weights = np.random.default_rng(2).normal(size=z.shape)
 
     def f(q):
-        return jnp.sum(jnp.sin(q) * weights)
+        return jnp.sum(jnp.sin(q) * jnp.asarray(weights, jnp.float32))
 
     def through(z):
         e = quantizer.decode(quantizer.encode(z, codebook), codebook)
