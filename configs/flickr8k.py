@@ -1,8 +1,8 @@
 """Flickr8k with a frozen MobileNetV2, on cached features.
 
-configs/flickr8k.py[:system[,objective=NAME]], where system is "vsepp" and its objective "lmh" (the
-default), "lsh" or "infonce". Needs --config.data.manual_dir (the photos and captions) and
---config.model.image.weights.
+configs/flickr8k.py[:system[,objective=NAME]], where system is "leap", or "vsepp" with the objective
+"lmh" (the default), "lsh" or "infonce". Needs --config.data.manual_dir (the photos and captions)
+and --config.model.image.weights.
 """
 
 from ml_collections import ConfigDict

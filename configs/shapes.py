@@ -1,8 +1,8 @@
 """The embedded data set, from scratch, in minutes on two cores.
 
 configs/shapes.py[:system[,objective=NAME]]: the system is "vsepp" (one vector a picture, one a
-sentence); its objective "infonce" (the default: it learns fastest from nothing), or "lmh" and
-"lsh", the hinge with the hardest and with all negatives.
+sentence) or "leap"; the objective of "vsepp" is "infonce" (the default: it learns fastest from
+nothing), or "lmh" and "lsh", the hinge with the hardest and with all negatives.
 """
 
 from ml_collections import ConfigDict

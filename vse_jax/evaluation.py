@@ -173,14 +173,14 @@ def write_report(
     split = dataset.splits[name]
     protocol = dataset.protocol if name == "test" else f"all_{len(split.images)}"
     embeddings = encode(experiment, state, name)
-    metrics = measure(split, embeddings, assembly.similarity_of(experiment.config), protocol)
+    similarity = assembly.similarity_of(experiment.config)
+    metrics = measure(split, embeddings, similarity, protocol)
     truth = oracle(split)
     codebook = assembly.codebook_of(state.objective_state)
     if codebook is not None:
         metrics |= codes.evaluate(
             protocol, embeddings.images, embeddings.captions, split.caption_image, codebook
         )
-    similarity = assembly.similarity_of(experiment.config)
     metrics |= judged(experiment.config.evaluate, split, embeddings, similarity)
     chance = retrieval.chance(split.caption_image)
     log.info("%s %s %s (chance %.1f)", dataset.name, name, summary(metrics), chance["rsum"])

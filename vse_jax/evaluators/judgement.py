@@ -114,12 +114,14 @@ def _kendall(distances: Float[np.ndarray, " n"], relevance: Float[np.ndarray, " 
 
 
 def _quietly(
-    measure: Callable[..., object], a: Float[np.ndarray, " n"], b: Float[np.ndarray, " n"]
+    measure: Callable[..., tuple[float, float]],
+    a: Float[np.ndarray, " n"],
+    b: Float[np.ndarray, " n"],
 ) -> float:
     """NaN for a bootstrap sample whose values are all alike, without scipy's warning."""
     if np.ptp(a) == 0 or np.ptp(b) == 0:
         return math.nan
-    return float(measure(a, b).statistic)  # type: ignore[attr-defined]
+    return float(measure(a, b)[0])
 
 
 def _read(
