@@ -1,0 +1,240 @@
+"""Every field of a config with its default: the one list of them.
+
+Presets change the values, users set any field from the command line, and `config.validate`
+compares with it.
+"""
+
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+
+
+def default_config() -> ConfigDict:
+    """A new config with every field at its default."""
+    config = ConfigDict()
+    # Of everything random: parameters, data order, augmentation, dropout.
+    config.seed = 0
+    # Maps the step over devices: "shard_map", or "pmap" (the same numbers, in maintenance mode).
+    config.parallel = "shard_map"
+    # Of the computation: "float32" or "bfloat16"; parameters and losses stay float32.
+    config.precision = "float32"
+    config.data = _data()
+    config.model = _model()
+    config.objective = _objective()
+    config.train = _train()
+    config.evaluate = _evaluate()
+    return config
+
+
+def _data() -> ConfigDict:
+    """Data sets, pictures and tokens."""
+    data = ConfigDict()
+    # A module of vse_jax.data: "shapes", "flickr8k" or "custom".
+    data.dataset = "shapes"
+    # Where the data set as downloaded lies; not needed for "shapes".
+    data.manual_dir = placeholder(str)
+    # The file that lists your own pictures and captions ("custom").
+    data.path = placeholder(str)
+    # The folder that the paths in that file are relative to; unset: the file's own.
+    data.images = placeholder(str)
+    # Where prepared data sets and cached features go.
+    data.data_dir = "~/.cache/vse_jax"
+    # Training, validation and test pictures drawn for "shapes".
+    data.shapes_sizes = (4000, 500, 500)
+    # Pictures are resized to this many pixels a side.
+    data.image_size = 224
+    # Shares of a picture's area that a random training crop may keep; (1.0, 1.0): no crop.
+    data.crop_area = (1.0, 1.0)
+    # Whether training pictures are mirrored at random.
+    data.flip = False
+    # An epoch is every training caption once ("captions") or every picture once with a
+    # caption drawn at random ("images").
+    data.epoch = "captions"
+    # Which tokenizer: "vse" (words seen 4 times, others <unk>) or "dvsa" (5 times, others dropped).
+    data.tokenizer = "vse"
+    # Captions are cut to this many tokens, <start> and <end> included.
+    data.max_tokens = 40
+    # More than this share of unusable pictures is an error; fewer are skipped and named.
+    data.bad_share = 0.01
+    # Grey, CMYK, palette and transparent pictures: "skip" (counted, named) or "convert".
+    data.non_rgb = "skip"
+    # Breaks the pairing of training captions and pictures: a control that must end at chance.
+    data.shuffle_captions = False
+    return data
+
+
+def _model() -> ConfigDict:
+    """The two encoders and the common space."""
+    model = ConfigDict()
+    # Width of the common space.
+    model.dimension = 1024
+    # Of two embeddings: "dot" (the cosine, of unit vectors) or "negative_euclidean".
+    model.similarity = "dot"
+    # Whether embeddings are scaled to length 1.
+    model.normalize = True
+    model.image = image = ConfigDict()
+    # A module of vse_jax.models.backbones: "mobilenet_v2" or "small_resnet".
+    image.backbone = "small_resnet"
+    # Pretrained weights: a folder, a safetensors file or a Hugging Face hub name.
+    image.weights = placeholder(str)
+    # What the backbone hands on: "pooled" (one vector a picture) or "grid" (one a cell).
+    image.features = "pooled"
+    # What is projected of the features of a picture: their "mean", or "mean_max", both.
+    image.pooling = "mean"
+    # Whether feature vectors are scaled to length 1 first.
+    image.normalize_features = False
+    # Share of feature channels dropped in training.
+    image.dropout = 0.0
+    model.text = text = ConfigDict()
+    # Width of a word vector.
+    text.words = 300
+    # Vectors to start the words from: a file in GloVe's text format, of width model.text.words.
+    text.glove = placeholder(str)
+    # Share of word-vector channels dropped in training.
+    text.dropout = 0.0
+    # How one vector comes of the words: the "last" state, or the "max" over all.
+    text.pooling = "last"
+    # Whether captions are read in both directions and averaged.
+    text.bidirectional = False
+    return model
+
+
+def _objective() -> ConfigDict:
+    """The terms of the loss; those of weight 0 are left out."""
+    objective = ConfigDict()
+    objective.triplet = triplet = ConfigDict()
+    # Weight of the hinge in the loss; 0 leaves it out.
+    triplet.weight = 1.0
+    # Which negatives: "hardest" (LMH) or "all" (LSH).
+    triplet.negatives = "hardest"
+    # How much more similar a caption must be to its picture than to another.
+    triplet.margin = 0.2
+    # Epochs of a softer loss before the hardest ones are mined; 0 courts the collapse.
+    triplet.warmup_epochs = 1.0
+    # The softer loss: the hinge over "all" negatives, or the cross-entropy over them ("infonce").
+    triplet.warmup = "all"
+    # Divides the similarities in that cross-entropy.
+    triplet.temperature = 0.05
+    # Pairs scored at a time while mining: memory grows with rows x chunk.
+    triplet.chunk = 4096
+    objective.infonce = infonce = ConfigDict()
+    # Weight of the cross-entropy over the batch (InfoNCE) in the loss; 0 leaves it out.
+    infonce.weight = 0.0
+    # Divides the similarities.
+    infonce.temperature = 0.07
+    # Pairs scored at a time: memory grows with rows x chunk.
+    infonce.chunk = 4096
+    objective.leap = leap = ConfigDict()
+    # Weight of the adaptive-margin hinge on distances in the loss; 0 leaves LEAP out.
+    leap.weight = 0.0
+    # Which negatives: "hardest" or "all".
+    leap.negatives = "hardest"
+    # Epochs over all negatives before the hardest ones are mined.
+    leap.warmup_epochs = 2.0
+    # The margin at the start.
+    leap.margin = 0.2
+    # How it moves: "fixed", "gap" (towards kappa x (mean d_neg - mean d_pos)) or "active" (up
+    # while fewer than active_share of the hardest negatives cost something, else down).
+    leap.rule = "gap"
+    # How slowly: the share of the margin that stays at a step.
+    leap.rho = 0.99
+    # Factor of "gap".
+    leap.kappa = 0.5
+    # Share aimed at by "active".
+    leap.active_share = 0.5
+    # Lower bound of the margin.
+    leap.least = 0.05
+    # Upper bound of the margin.
+    leap.most = 0.5
+    # Whether each pair has its own margin, smaller for concepts that mean nearly the same.
+    leap.pair_margins = False
+    # Lower bound of a pair's margin over the margin.
+    leap.pair_low = 0.5
+    # Upper bound of a pair's margin over the margin.
+    leap.pair_high = 1.5
+    # Weight of the same hinge on the quantized embeddings.
+    leap.quantized = 0.0
+    # Pairs scored at a time: memory grows with rows x chunk.
+    leap.chunk = 4096
+    objective.center = center = ConfigDict()
+    # Weight of the center loss beside LEAP's hinge; 0 leaves it out.
+    center.weight = 0.0
+    # Centers: a "table" of one a training picture, in the state, or the means of the "batch".
+    center.kind = "table"
+    # How far a center of the table moves at a step.
+    center.alpha = 0.5
+    objective.quantizer = quantizer = ConfigDict()
+    # Weight of the quantizer's commitment term beside LEAP's hinge; 0 leaves the quantizer out.
+    quantizer.weight = 0.0
+    # Factor of the commitment.
+    quantizer.beta = 0.25
+    # Parts of an embedding (M): the bytes that it is stored in.
+    quantizer.parts = 32
+    # Codes of each part (K), at most 256.
+    quantizer.codes = 256
+    # How the codebook moves: by moving "average" or by "gradient".
+    quantizer.update = "average"
+    # Decay of the moving average.
+    quantizer.decay = 0.99
+    # Rate of the gradient descent.
+    quantizer.rate = 0.1
+    # A code chosen less often than this share of an even choice is put on another embedding.
+    quantizer.dead_share = 0.01
+    objective.multitask = multitask = ConfigDict()
+    # Weight of the cross-entropy against the other side's codes; 0 leaves it out.
+    multitask.weight = 0.0
+    # Divides the squared distances to the codes.
+    multitask.temperature = 0.1
+    return objective
+
+
+def _train() -> ConfigDict:
+    """Length, optimizer, what learns, and how often what is saved."""
+    train = ConfigDict()
+    # Length of the training in epochs.
+    train.epochs = 10.0
+    # Length of the training in steps; where it is given, `epochs` does not count.
+    train.steps = placeholder(int)
+    # Pairs a step, over all devices.
+    train.batch_size = 128
+    # Peak learning rate of Adam.
+    train.learning_rate = 2e-4
+    # How it falls: "cosine" (to 0 at the end), "constant", or "step" (x decay_factor at each of
+    # decay_epochs).
+    train.schedule = "cosine"
+    # Epochs at which "step" decays.
+    train.decay_epochs = (15.0,)
+    # Factor of each decay of "step".
+    train.decay_factor = 0.1
+    # Epochs of linear rise to the peak.
+    train.warmup_epochs = 0.0
+    # Decoupled weight decay (AdamW), of matrices only.
+    train.weight_decay = 0.0
+    # Largest global norm of the gradient; None: no clipping.
+    train.clip_norm = placeholder(float)
+    # Decay of a moving average of the parameters, used for evaluation; 0: none. At step t it
+    # is at most (1 + t) / (10 + t).
+    train.ema = 0.0
+    # (pattern, factor) pairs: the first pattern that matches the whole name of a parameter
+    # multiplies its learning rate; None freezes it, e.g. (("image/backbone/.*", None),).
+    train.freeze = ()
+    # Steps between log lines.
+    train.log_every = 20
+    # Steps between checkpoints, besides one at the end of every epoch.
+    train.checkpoint_every = 500
+    # Epochs between validations.
+    train.validate_every = 1.0
+    return train
+
+
+def _evaluate() -> ConfigDict:
+    """Evaluation and the report."""
+    evaluate = ConfigDict()
+    # Pictures or captions encoded at a time, over all devices.
+    evaluate.batch_size = 256
+    # Queries each way shown in the report.
+    evaluate.queries = 12
+    # Judgements of people to be correlated with distances: a file in Flickr8k-Expert's format.
+    evaluate.expert = placeholder(str)
+    # The same in Flickr8k-CrowdFlower's format.
+    evaluate.crowdflower = placeholder(str)
+    return evaluate
