@@ -1,44 +1,13 @@
 """The command line: what a user gets wrong is told in a line, without a stack trace."""
 
 import json
-import os
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+from commands import REPOSITORY, Command
 
-REPOSITORY = Path(__file__).parents[1]
-# Imports are most of a command's time: one process imports, and a copy of it runs each case.
-COPIES = """
-import json, os, sys, tempfile, traceback
-from absl import app
-from vse_jax import main, train
-results = {}
-for name, flags in json.loads(sys.argv[1]).items():
-    with tempfile.TemporaryFile() as output:
-        process = os.fork()
-        if process == 0:
-            os.dup2(output.fileno(), 1)
-            os.dup2(output.fileno(), 2)
-            code = 0
-            try:
-                sys.argv = ["vse_jax.main", *flags]
-                app.run(main.main, flags_parser=main._parse)
-            except SystemExit as end:
-                code = end.code or 0
-            except BaseException:
-                traceback.print_exc()
-                code = 99
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(code)
-        code = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
-        output.seek(0)
-        results[name] = code, output.read().decode()
-print(json.dumps(results))
-"""
 SHAPES, CUSTOM = "--config=configs/shapes.py", "--config=configs/custom.py"
 FLICKR8K = "--config=configs/flickr8k.py"
 
@@ -128,14 +97,7 @@ def results(trained, tiny_shapes, tmp_path_factory):
     cases["no workdir"] = [SHAPES]
     cases["empty workdir"] = [SHAPES, "--workdir="]
     cases["evaluate"] = ["--mode=evaluate", f"--workdir={_copy(trained, folder / 'trained')}"]
-    environment = os.environ | {"JAX_PLATFORMS": "cpu"}
-    environment["JAX_COMPILATION_CACHE_DIR"] = str(folder / "xla")
-    done = subprocess.run(
-        [sys.executable, "-c", COPIES, json.dumps(cases)],
-        cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=False, timeout=300,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout), folder
+    return {name: Command(flags).wait(100) for name, flags in cases.items()}, folder
 
 
 def _copy(source, target):

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import test_train_step as steps
 
 TESTS = Path(__file__).parent
 # What each process runs: the steps of test_train_step.py, their results from the first one.
@@ -52,11 +53,6 @@ def test_two_processes_do_what_one_device_does(tmp_path):
     outputs = [process.communicate(timeout=300)[0] for process in running]
     assert [process.returncode for process in running] == [0, 0], "\n".join(outputs)
 
-    sys.path.insert(0, str(TESTS))
-    try:
-        import test_train_step as steps
-    finally:
-        sys.path.remove(str(TESTS))
     for path, mode in CASES:
         _, state, metrics = steps.one_step(path, "shard_map", 1)
         with np.load(tmp_path / f"{path} {mode}.npz") as found:

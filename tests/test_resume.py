@@ -10,8 +10,6 @@ import re
 import shutil
 import signal
 import socket
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from functools import partial
@@ -20,11 +18,11 @@ from pathlib import Path
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+from commands import Command
 from flax import traverse_util
 
 KILLS = int(os.environ.get("VSE_JAX_KILLS", "1"))
-REPOSITORY = Path(__file__).parents[1]
-STEPS = 36
+STEPS = 18
 # (processes, devices of each)
 SETUPS = {"one device": (1, 1), "four devices": (1, 4), "two by two": (2, 2)}
 FLAGS = [
@@ -37,8 +35,8 @@ FLAGS = [
     "--config.train.batch_size=16",
     "--config.train.ema=0.9",
     "--config.train.log_every=1",
-    "--config.train.checkpoint_every=5",
-    "--config.train.validate_every=0.4",
+    "--config.train.checkpoint_every=4",
+    "--config.train.validate_every=0.2",
     # Mining begins at step 4: the comparisons below must see it.
     "--config.objective.triplet.warmup_epochs=0.1",
     "--config.evaluate.batch_size=16",
@@ -46,44 +44,35 @@ FLAGS = [
 ]
 
 
-def start(workdir: Path, data_dir: Path, setup: str, *flags: str) -> list[subprocess.Popen[str]]:
+def start(workdir: Path, data_dir: Path, setup: str, *flags: str) -> list[Command]:
     processes, devices = SETUPS[setup]
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         port = probe.getsockname()[1]
-    environment = os.environ | {
+    environment = {
         "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
-        "JAX_PLATFORMS": "cpu",
         "JAX_COMPILATION_CACHE_DIR": str(data_dir / "xla"),
     }
-    command = [sys.executable, "-m", "vse_jax.main", f"--workdir={workdir}", *FLAGS]
-    command += [f"--config.data.data_dir={data_dir}", *flags]
+    command = [f"--workdir={workdir}", *FLAGS, f"--config.data.data_dir={data_dir}", *flags]
     several = [f"--coordinator=localhost:{port}", f"--processes={processes}"]
     return [
-        subprocess.Popen(
-            command + ([*several, f"--process={number}"] if processes > 1 else []),
-            cwd=REPOSITORY,
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
+        Command(command + ([*several, f"--process={number}"] if processes > 1 else []), environment)
         for number in range(processes)
     ]
 
 
-def wait(
-    running: list[subprocess.Popen[str]],
-    seconds: float,
-    until: Callable[[], bool] = lambda: False,
-) -> bool:
-    """Whether all ended, well, within the time and before `until` came true."""
+def finish(running: list[Command], seconds: float = 300) -> str:
+    """Output of the first process, when all have ended well."""
+    ended = [process.wait(seconds) for process in running]
+    assert [code for code, _ in ended] == [0] * len(ended), "\n".join(text for _, text in ended)
+    return ended[0][1]
+
+
+def wait(running: list[Command], seconds: float, until: Callable[[], bool]) -> bool:
+    """Whether a process ended within the time and before `until` came true."""
     end = time.monotonic() + seconds
     while time.monotonic() < end and not until():
-        codes = [process.poll() for process in running]
-        if all(code is not None for code in codes):
-            outputs = "\n".join(process.communicate()[0] for process in running)
-            assert codes == [0] * len(codes), outputs
+        if any(process.poll() is not None for process in running):
             return True
         time.sleep(0.02)
     return False
@@ -97,14 +86,16 @@ def steps_of(workdir: Path) -> int:
 
 
 def reached(workdir: Path, step: int) -> bool:
-    return steps_of(workdir) >= step
+    """Whether that step is logged, and a checkpoint whole: a run killed before begins anew."""
+    folder = workdir / "checkpoints" / "last"
+    return steps_of(workdir) >= step and any(path.name.isdigit() for path in folder.glob("*"))
 
 
-def kill(running: list[subprocess.Popen[str]]) -> None:
+def kill(running: list[Command]) -> None:
     for process in running:
-        process.send_signal(signal.SIGKILL)
+        process.send(signal.SIGKILL)
     for process in running:
-        process.communicate()
+        process.wait(10)
 
 
 def checkpoint(workdir: Path, kind: str) -> dict[str, np.ndarray]:
@@ -146,7 +137,7 @@ def undisturbed(
     for setup in SETUPS:
         folder = tmp_path_factory.mktemp("undisturbed")
         begun = time.monotonic()
-        assert wait(start(folder, data_dir, setup), 300)
+        finish(start(folder, data_dir, setup))
         runs[setup] = folder, time.monotonic() - begun
     return runs
 
@@ -171,18 +162,16 @@ def test_killed_runs_end_like_undisturbed_ones(
             running = start(workdir, data_dir, setup)
             if kills % 4 == 3:
                 # The undisturbed run compiled as well: the start of later ones takes less.
-                ended = wait(running, draw.uniform(0.05, 0.3) * seconds)
+                ended = wait(running, draw.uniform(0.05, 0.3) * seconds, lambda: False)
             else:
-                step = draw.randint(step + 1 if step else 7, STEPS - 1)
+                step = draw.randint(step + 1 if step else 5, STEPS - 1)
                 ended = wait(running, 300, partial(reached, workdir, step))
             if ended:
+                finish(running)
                 break
             kill(running)
             kills += 1
-        running = start(workdir, data_dir, setup)
-        outputs = [process.communicate(timeout=300)[0] for process in running]
-        assert [process.returncode for process in running] == [0] * len(running), outputs
-        resumed += "resumed at step" in outputs[0]
+        resumed += "resumed at step" in finish(start(workdir, data_dir, setup))
         assert_identical(workdir, expected)
     assert resumed
 
@@ -216,18 +205,17 @@ def test_sigterm_saves_and_the_same_command_goes_on(
     """One process of several that gets it is enough."""
     workdir = tmp_path / "run"
     running = start(workdir, data_dir, setup)
-    while not (workdir / "metrics.jsonl").exists() or len(metrics(workdir)) < 8:
-        assert running[0].poll() is None, running[0].communicate()[0]
+    while not (workdir / "metrics.jsonl").exists() or len(metrics(workdir)) < 6:
+        assert running[0].poll() is None, running[0].output()
         time.sleep(0.01)
-    running[-1].send_signal(signal.SIGTERM)
-    outputs = [process.communicate(timeout=120)[0] for process in running]
-    assert [process.returncode for process in running] == [0] * len(running), outputs
-    told = re.search(r"stopped at step (\d+); the same command goes on from here", outputs[0])
-    assert told is not None, outputs[0]
+    running[-1].send(signal.SIGTERM)
+    output = finish(running)
+    told = re.search(r"stopped at step (\d+); the same command goes on from here", output)
+    assert told is not None, output
     assert checkpoint(workdir, "last")["folder"] == int(told[1]) < STEPS
     assert not (workdir / "report.json").exists()
     if setup == "one device":
-        assert wait(start(workdir, data_dir, setup), 300)
+        finish(start(workdir, data_dir, setup))
         assert_identical(workdir, undisturbed[setup][0])
 
 
@@ -240,9 +228,7 @@ def test_damaged_checkpoint_falls_back_to_the_one_before(
     newest = workdir / "checkpoints" / "last" / str(STEPS)
     largest = max(newest.rglob("*"), key=lambda path: path.stat().st_size * path.is_file())
     os.truncate(largest, largest.stat().st_size // 2)
-    running = start(workdir, data_dir, "one device")
-    output, _ = running[0].communicate(timeout=300)
-    assert running[0].returncode == 0, output
+    output = finish(start(workdir, data_dir, "one device"))
     assert f"checkpoint {STEPS} is damaged" in output
     assert "resumed at step" in output
     assert_identical(workdir, expected)
@@ -254,9 +240,8 @@ def test_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpoin
 ) -> None:
     workdir = tmp_path / "run"
     flags = ["--config.train.learning_rate=1e30", "--config.train.checkpoint_every=1"]
-    running = start(workdir, data_dir, "one device", *flags)
-    output, _ = running[0].communicate(timeout=300)
-    assert running[0].returncode == 1, output
+    code, output = start(workdir, data_dir, "one device", *flags)[0].wait(300)
+    assert code == 1, output
     message = next(line for line in output.splitlines() if "gradient norm" in line)
     assert "Traceback" not in output
     step = int(message.split("step ")[1].split(":")[0])
@@ -273,9 +258,8 @@ def test_workdir_of_another_config_is_refused(
 ) -> None:
     workdir, _ = undisturbed["one device"]
     before = {path: path.stat().st_mtime_ns for path in workdir.rglob("*.*")}
-    running = start(workdir, data_dir, "one device", "--config.seed=7")
-    output, _ = running[0].communicate(timeout=300)
-    assert running[0].returncode == 1
+    code, output = start(workdir, data_dir, "one device", "--config.seed=7")[0].wait(300)
+    assert code == 1
     assert "seed: 0 there, 7 here" in output
     assert "Traceback" not in output
     del before[workdir / ".lock"]

@@ -191,7 +191,8 @@ class Loop:
                 self.pending.append((number, host["image_id"], metrics))
                 self._check(keep=1)
                 if number % self.experiment.config.train.log_every == 0 or number == self.end:
-                    self._log(number, time.perf_counter() - mark, number - mark_step)
+                    found = self._check(keep=0)  # so that the last step's time counts
+                    self._log(number, found, time.perf_counter() - mark, number - mark_step)
                     mark, mark_step = time.perf_counter(), number
                     self.waited = 0.0
                 progress.advance(number)
@@ -263,8 +264,7 @@ class Loop:
                 )
         return found
 
-    def _log(self, number: int, seconds: float, steps: int) -> None:
-        found = self._check(keep=0)
+    def _log(self, number: int, found: Any, seconds: float, steps: int) -> None:
         rate = steps * self.experiment.config.train.batch_size / seconds
         waiting = self.waited / seconds
         row = {"step": number, "epoch": number / self.epoch_steps}

@@ -9,7 +9,7 @@ straddle two epochs, so every example of an epoch counts exactly once.
 import dataclasses
 import re
 from collections.abc import Callable, Iterator
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import tensorflow as tf
@@ -108,8 +108,8 @@ def train_batches(
         offset = tf.minimum(tf.cast(drawn * tf.cast(count, tf.float64), tf.int64), count - 1)
         return number, tf.gather(tf.constant(pairing, tf.int64), first + offset)
 
-    dataset = tf.data.Dataset.range(start, steps).map(positions)
-    dataset = dataset.map(lambda position: (position, *choose(position)))
+    dataset = _map(tf.data.Dataset.range(start, steps), positions)
+    dataset = _map(dataset, lambda position: (position, *choose(position)))
     dataset = _with_pictures(dataset, examples, share, seed)
 
     known = _annotations(examples.split)
@@ -128,7 +128,7 @@ def train_batches(
             }
         )
 
-    return _numpy(dataset.map(assemble))
+    return _numpy(_map(dataset, assemble))
 
 
 def image_batches(
@@ -148,7 +148,7 @@ def image_batches(
         return number, clipped, clipped
 
     batches = -(-len(examples.split.images) // batch_size)
-    dataset = tf.data.Dataset.range(batches).map(rows)
+    dataset = _map(tf.data.Dataset.range(batches), rows)
     dataset = _with_pictures(dataset, plain, share, seed=0)
 
     known = _annotations(examples.split)
@@ -164,7 +164,7 @@ def image_batches(
             }
         )
 
-    return _numpy(dataset.map(assemble))
+    return _numpy(_map(dataset, assemble))
 
 
 def caption_batches(
@@ -238,7 +238,7 @@ def _with_pictures(
             mask = tf.ones((share, features.shape[1]), tf.bool)
             return position, picture, caption, {"features": found, "feature_mask": mask}
 
-        return dataset.map(with_features)
+        return _map(dataset, with_features)
 
     def read(picture: np.ndarray) -> np.ndarray:
         return np.asarray(examples.split.read(picture.tolist()), object)
@@ -259,7 +259,7 @@ def _with_pictures(
         )
         return position, picture, caption, {"image": pixels}
 
-    return dataset.map(with_bytes).map(with_pixels, num_parallel_calls=tf.data.AUTOTUNE)
+    return _map(_map(dataset, with_bytes), with_pixels, num_parallel_calls=tf.data.AUTOTUNE)
 
 
 def _augmented(data: tf.Tensor, position: tf.Tensor, how: Pictures, seed: int) -> tf.Tensor:
@@ -296,6 +296,14 @@ def _resize(picture: tf.Tensor, size: int) -> tf.Tensor:
     same = tf.reduce_all(tf.shape(picture)[:2] == size)
     pixels = tf.cond(same, lambda: picture, resized)
     return tf.ensure_shape(pixels, (size, size, 3))
+
+
+def _map(
+    dataset: tf.data.Dataset, function: Callable[..., Any], num_parallel_calls: int | None = None
+) -> tf.data.Dataset:
+    """`function` of every element, traced as it stands: AutoGraph would take seconds a start."""
+    traced = tf.autograph.experimental.do_not_convert(function)
+    return dataset.map(traced, num_parallel_calls=num_parallel_calls)
 
 
 def _numpy(dataset: tf.data.Dataset) -> Iterator[Batch]:
