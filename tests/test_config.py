@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 from vse_jax import config as configs
 from vse_jax import defaults
 from vse_jax.config import ConfigError, default_config, validate
+from vse_jax.presets import SYSTEMS
 
 REPOSITORY = pathlib.Path(__file__).parents[1]
 
@@ -220,17 +221,17 @@ def test_every_field_has_a_comment_right_above_it():
     assert sorted(commented) == sorted(fields)
 
 
+CHOICES = [
+    None,
+    *SYSTEMS,
+    *(f"{system},objective={name}" for system, names in SYSTEMS.items() for name in names),
+]
+
+
 @pytest.mark.parametrize(
     ("name", "argument"),
-    [
-        ("shapes", None),
-        ("shapes", "vsepp"),
-        ("flickr8k", None),
-        ("flickr8k", "vsepp"),
-        ("shapes", "leap"),
-        ("flickr8k", "leap"),
-        ("custom", "list.csv"),
-    ],
+    [(name, choice) for name in ("shapes", "flickr8k") for choice in CHOICES]
+    + [("custom", "list.csv")],
 )
 def test_the_presets_are_valid(name, argument):
     config = preset(name).get_config(*([argument] if argument else []))

@@ -189,3 +189,25 @@ def test_judgements_of_pairs_in_the_split_are_correlated_with_distances(tmp_path
     assert found["expert/spearman"] > 0.8
     assert found["expert/kendall"] > 0.7
     assert not any(key.startswith("scenes/") for key in found)
+
+
+def test_right_pairs_and_wrong_ones_are_counted_apart():
+    rng = np.random.default_rng(0)
+    images = rng.normal(size=(40, 8)).astype(np.float32)
+    images /= np.linalg.norm(images, axis=1, keepdims=True)
+    owners = np.repeat(np.arange(40), 3)
+    captions = images[owners]
+    embeddings = evaluation.Embeddings(images, captions)
+    found = evaluation.score_histograms(split_of(owners, 40), embeddings, negative_euclidean, -1.0)
+    edges, right, wrong = (np.asarray(found[name]) for name in ("edges", "right", "wrong"))
+    assert len(edges) == len(right) + 1 == len(wrong) + 1
+    assert right.sum() == pytest.approx(100.0)
+    assert wrong.sum() == pytest.approx(100.0)
+    # Captions lie on their pictures; no wrong pair is a right one.
+    assert right[0] == pytest.approx(100.0)
+    assert wrong[0] == 0.0
+    apart = np.linalg.norm(images[:, None] - images[None], axis=2)[~np.eye(40, dtype=bool)]
+    mean = wrong @ (edges[1:] + edges[:-1]) / 200
+    assert mean == pytest.approx(apart.mean(), rel=0.05)
+    one = evaluation.Embeddings(images[:1], captions[:3])
+    assert evaluation.score_histograms(split_of([0, 0, 0], 1), one, negative_euclidean) is None

@@ -316,3 +316,19 @@ def test_the_page_says_what_was_trained(tmp_path):
         assert shown in facts
     for left_out in ("Triplet", "Epochs"):
         assert left_out not in facts
+
+
+def test_distributions_are_drawn_where_they_are_known(tmp_path):
+    assert "<h2>Distributions" not in report.render(report.read(workdir(tmp_path)))
+    scores = {"measure": "distance", "edges": [0.0, 0.5, 1.0, 1.5]}
+    scores |= {"right": [80.0, 20.0, 0.0], "wrong": [0.0, 10.0, 90.0]}
+    found = metrics(20.0) | {f"codes/asymmetric/i2t/{m}": 41.7 for m in report.MEASURES}
+    usage = [2.5, 1.0, 0.5, 0.0]
+    folder = workdir(tmp_path, scores=scores, code_usage=usage, metrics=found)
+    page = report.render(report.read(folder))
+    section = page.split("<h2>Distributions")[1].split("</section>")[0]
+    assert "Distance of right and wrong pairs" in section
+    # The middles of the bins.
+    assert "<title>wrong at distance 1.25: 90</title>" in section
+    assert "<title>use at rank 1: 2.5</title>" in section
+    assert re.search(r"from asymmetric codes</th><td>41\.7", page)

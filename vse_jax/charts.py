@@ -10,15 +10,20 @@ Series: TypeAlias = Mapping[str, Sequence[tuple[float, float]]]
 
 
 def chart(
-    title: str, series: Series, marked: float | None = None, floor: float | None = None
+    title: str,
+    series: Series,
+    marked: float | None = None,
+    floor: float | None = None,
+    along: str = "step",
 ) -> str:
     """A figure with one line a series and a legend that gives their last values, as inline SVG.
 
     Args:
       title: what is drawn.
-      series: name -> (step, value) in ascending steps, all finite; at least one point in all.
-      marked: a step to mark, that of the reported checkpoint.
+      series: name -> (x, value) in ascending x, all finite; at least one point in all.
+      marked: an x to mark, the step of the reported checkpoint.
       floor: the least value of the y axis; the least one drawn where None.
+      along: what x is.
     """
     points = [point for line in series.values() for point in line]
     lows, highs = map(min, zip(*points, strict=True)), map(max, zip(*points, strict=True))
@@ -49,7 +54,7 @@ def chart(
         if len(line) <= 60:
             drawn += [
                 f'<circle class="{hue}" cx="{across(x):.1f}" cy="{up(y):.1f}" r="2.6">'
-                f"<title>{escaped(name)} at step {x:,.0f}: {y:.5g}</title></circle>"
+                f"<title>{escaped(name)} at {escaped(along)} {_place(x)}: {y:.5g}</title></circle>"
                 for x, y in line
             ]
         legend.append(
@@ -58,9 +63,14 @@ def chart(
     return (
         f"<figure><figcaption>{escaped(title)}</figcaption>"
         f"<div class=legend>{''.join(legend)}</div>"
-        f'<svg viewBox="0 0 360 200" role="img" aria-label="{escaped(title)} by step">'
+        f'<svg viewBox="0 0 360 200" role="img" aria-label="{escaped(title)} by {escaped(along)}">'
         f"{''.join(drawn)}</svg></figure>"
     )
+
+
+def _place(x: float) -> str:
+    """A step or rank whole, anything else to three digits."""
+    return f"{x:,.0f}" if x == round(x) else f"{x:.3g}"
 
 
 def _thinned(line: Sequence[tuple[float, float]], most: int = 400) -> list[tuple[float, float]]:

@@ -26,6 +26,8 @@ SHOWN = 5
 FEW = 100
 # Pairs drawn to compare distances with true scenes.
 JUDGED = 2000
+# Of the histograms in the report.
+BINS = 50
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,6 +139,37 @@ def judged(
     return found
 
 
+def score_histograms(
+    split: Split, embeddings: Embeddings, similarity: Similarity, sign: float = 1.0
+) -> dict[str, list[float]] | None:
+    """How right pairs score, and as many wrong ones drawn at random; None for one picture.
+
+    Args:
+      split: whose pairs.
+      embeddings: of the split.
+      similarity: of a picture and a caption.
+      sign: -1 turns scores into distances.
+
+    Returns:
+      `edges` of BINS equal bins, `right` and `wrong`: the percentage of the pairs in each.
+    """
+    right, n = split.caption_image, len(split.images)
+    if n < 2:
+        return None
+    wrong = (right + np.random.default_rng(0).integers(1, n, len(right))) % n
+    captions = jnp.asarray(embeddings.captions)
+    scores = {
+        kind: sign * np.asarray(similarity.rows(jnp.asarray(embeddings.images[rows]), captions))
+        for kind, rows in (("right", right), ("wrong", wrong))
+    }
+    edges = np.histogram_bin_edges(np.concatenate(list(scores.values())), BINS)
+    shares = {
+        kind: (100 * np.histogram(values, edges)[0] / len(values)).tolist()
+        for kind, values in scores.items()
+    }
+    return {"edges": edges.tolist()} | shares
+
+
 def best_state(experiment: Experiment, template: TrainState) -> TrainState:
     """The best checkpoint of a workdir, as host arrays.
 
@@ -206,6 +239,14 @@ def write_report(
             "skipped": {reason: list(names) for reason, names in dataset.skipped.items()},
             "warnings": list(warnings),
         }
+        distance = experiment.config.model.similarity == "negative_euclidean"
+        sign, measured = (-1.0, "distance") if distance else (1.0, "similarity")
+        if (scores := score_histograms(split, embeddings, similarity, sign)) is not None:
+            content["scores"] = scores | {"measure": measured}
+        if codebook is not None:
+            content["code_usage"] = codes.usage(
+                np.concatenate([embeddings.images, embeddings.captions]), codebook
+            ).tolist()
         if truth is not None:
             content["oracle"] = truth
         if command is not None:

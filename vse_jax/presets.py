@@ -49,21 +49,55 @@ def infonce(config: ConfigDict) -> None:
     config.objective.infonce.temperature = 0.05
 
 
-def leap(config: ConfigDict) -> None:
-    """LEAP whole: adaptive margin, centers, quantizer and multitask, on Euclidean distances."""
+def leap_fixed(config: ConfigDict) -> None:
+    """The hinge on Euclidean distances with a fixed margin, the first part of LEAP."""
     config.model.similarity = "negative_euclidean"
     config.objective.triplet.weight = 0.0
     config.objective.leap.weight = 1.0
-    config.objective.leap.pair_margins = True
+    config.objective.leap.rule = "fixed"
+
+
+def leap_adaptive(config: ConfigDict) -> None:
+    """A margin that follows the distances."""
+    leap_fixed(config)
+    config.objective.leap.rule = "gap"
+
+
+def leap_centers(config: ConfigDict) -> None:
+    """And the center loss."""
+    leap_adaptive(config)
     config.objective.center.weight = 1.0
+
+
+def leap_quantizer(config: ConfigDict) -> None:
+    """And the quantizer."""
+    leap_centers(config)
     config.objective.quantizer.weight = 1.0
+
+
+def leap_multitask(config: ConfigDict) -> None:
+    """And the cross-entropy against the other side's codes."""
+    leap_quantizer(config)
     config.objective.multitask.weight = 1.0
+
+
+def leap(config: ConfigDict) -> None:
+    """LEAP whole: each pair's own margin too. See `objectives/leap.py`."""
+    leap_multitask(config)
+    config.objective.leap.pair_margins = True
 
 
 # Of each system the objectives it can be trained with.
 SYSTEMS: dict[str, dict[str, Setting]] = {
     "vsepp": {"lmh": lmh, "lsh": lsh, "infonce": infonce},
-    "leap": {"leap": leap},
+    "leap": {
+        "full": leap,
+        "fixed": leap_fixed,
+        "adaptive": leap_adaptive,
+        "centers": leap_centers,
+        "quantizer": leap_quantizer,
+        "multitask": leap_multitask,
+    },
 }
 
 
@@ -74,7 +108,7 @@ def system(config: ConfigDict, choice: str, file: str, **defaults: str) -> None:
       config: to change.
       choice: "system" or "system,objective=name".
       file: of configs/, for messages.
-      **defaults: of each system, the objective where `choice` names none.
+      **defaults: of a system, the objective where `choice` names none; else its first.
 
     Raises:
       ConfigError: no such system, option or objective.
@@ -82,7 +116,7 @@ def system(config: ConfigDict, choice: str, file: str, **defaults: str) -> None:
     name, *options = choice.split(",")
     if name not in SYSTEMS:
         raise ConfigError(f"{file} has no system {name!r}; it has {_listed(SYSTEMS)}")
-    objective = defaults.get(name, name)
+    objective = defaults.get(name, next(iter(SYSTEMS[name])))
     for option in options:
         key, _, value = option.partition("=")
         if key != "objective" or value not in SYSTEMS[name]:

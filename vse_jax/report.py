@@ -8,6 +8,7 @@ import argparse
 import base64
 import dataclasses
 import io
+import itertools
 import json
 import math
 import os
@@ -26,6 +27,8 @@ from vse_jax.report_queries import retrieved
 from vse_jax.report_text import escaped, finite, number, short, whole
 
 WAYS = {"i2t": "Image → text", "t2i": "Text → image"}
+# How queries meet codes: as they are, or quantized too.
+CODES = ("asymmetric", "symmetric")
 MEASURES = ("R@1", "R@5", "R@10", "MedR", "MeanR")
 # What a reader asks first, where the config says it.
 FACTS = {
@@ -56,6 +59,8 @@ class Run:
       workdir: the folder.
       report: `report.json`: `config`, `dataset`, `split`, `protocol`, `step` and `metrics`, and
         where they are known `oracle` (the same names as `metrics`, of the best possible model),
+        `scores` (histograms, `edges`, `right`, `wrong` and the name of the `measure`),
+        `code_usage` (of each rank, 1 is even),
         `skipped` (reason -> names), `warnings` (sentences), `timing` (what -> value), `name` (of
         the system) and `command` (what reproduces the run).
       history: one dict a line of `metrics.jsonl`; a training row has `step`, `epoch`, `loss`, ...,
@@ -137,6 +142,7 @@ def render(run: Run) -> str:
             run.report.get("chance", {}).get("rsum"),
         ),
         _curves(run),
+        _distributions(run.report),
         retrieved(run.queries),
         _notes(run.report),
         _reproduction(run),
@@ -224,6 +230,11 @@ def _results(metrics: Mapping[str, Any], oracle: Mapping[str, Any], chance: Any)
         if keys[0] not in metrics:
             continue
         rows.append(_row(title, [_measure(metrics, key) for key in keys], "ours"))
+        for kind in CODES:
+            coded = [f"codes/{kind}/{key}" for key in keys]
+            if coded[0] in metrics:
+                cells = [_measure(metrics, key) for key in coded]
+                rows.append(_row(f"from {kind} codes", cells, "codes"))
         if keys[0] in oracle:
             rows.append(_row("oracle", [_measure(oracle, key) for key in keys], "oracle"))
             share = [_share(metrics, oracle, key) if "R@" in key else "" for key in keys]
@@ -237,10 +248,11 @@ def _results(metrics: Mapping[str, Any], oracle: Mapping[str, Any], chance: Any)
             f"<tbody>{''.join(rows)}</tbody></table></div><p class=muted>Recalls in percent; MedR "
             "and MeanR: median and mean rank, 1 is best; ties count against the model.</p>"
         )
+    tabulated = (*WAYS, *(f"{kind}/{way}" for kind in CODES for way in WAYS))
     other = {
         key: number(value)
         for key, value in metrics.items()
-        if key != "rsum" and not key.startswith(tuple(WAYS))
+        if key != "rsum" and not key.removeprefix("codes/").startswith(tabulated)
     }
     return f"<section><h2>Results</h2>{table}{_pairs(other)}</section>" if metrics else ""
 
@@ -272,6 +284,8 @@ def _curves(run: Run) -> str:
     grouped["Validation rsum"] = ["validation/rsum"]
     for measure, title in (("MedR", "median rank"), ("MeanR", "mean rank")):
         grouped[f"Validation {title}"] = [f"validation/{way}/{measure}" for way in WAYS]
+    distances = ("positive", "negative", "hardest_negative")
+    grouped["Distance"] = [f"leap/distance/{name}" for name in distances]
     figures: list[tuple[str, Series, float | None]] = []
     for title, keys in grouped.items():
         shown = {_line(key, title): logged.pop(key) for key in keys if key in logged}
@@ -286,6 +300,24 @@ def _curves(run: Run) -> str:
         f"<section><h2>Curves</h2><div class=charts>{''.join(drawn)}</div><p class=muted>By step; "
         "the dashed line is the checkpoint that is reported.</p></section>"
     )
+
+
+def _distributions(report: Mapping[str, Any]) -> str:
+    """Histograms of the pairs' scores, and how evenly the codes of a quantizer are used."""
+    drawn = []
+    if scores := report.get("scores"):
+        middles = [(low + high) / 2 for low, high in itertools.pairwise(scores["edges"])]
+        pairs = {kind: list(zip(middles, scores[kind], strict=True)) for kind in ("right", "wrong")}
+        name = scores["measure"]
+        title = f"{name.capitalize()} of right and wrong pairs, % of them"
+        drawn.append(chart(title, pairs, floor=0.0, along=name))
+    if usage := report.get("code_usage"):
+        ranked = {"use": [(float(rank), share) for rank, share in enumerate(usage, 1)]}
+        title = "Use of the codes, 1 is even, by rank"
+        drawn.append(chart(title, ranked, floor=0.0, along="rank"))
+    if not drawn:
+        return ""
+    return f"<section><h2>Distributions</h2><div class=charts>{''.join(drawn)}</div></section>"
 
 
 def _line(key: str, title: str) -> str:

@@ -87,3 +87,14 @@ def test_a_code_for_every_embedding_loses_nothing():
     )
     assert found["codes/asymmetric/rsum"] == pytest.approx(expected["rsum"])
     assert found["codes/symmetric/rsum"] == pytest.approx(expected["rsum"])
+
+
+def test_the_use_of_codes_is_ranked_part_by_part():
+    images, captions, codebook = data()
+    rows = np.concatenate([images, captions])
+    found = nearest(rows, codebook)
+    expected = np.zeros(K)
+    for m in range(M):
+        counts = sorted(((found[:, m] == k).sum() for k in range(K)), reverse=True)
+        expected += np.asarray(counts) / len(rows) * K / M
+    np.testing.assert_allclose(codes.usage(rows, codebook), expected, rtol=1e-6)

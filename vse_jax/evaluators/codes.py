@@ -83,6 +83,16 @@ def evaluate(
     }
 
 
+def usage(
+    embeddings: Float[np.ndarray, "n d"], codebook: Float[np.ndarray, "p k s"]
+) -> Float[np.ndarray, " k"]:
+    """How often the codes are chosen, most often first, the mean over the parts; 1 is even."""
+    parts, size, _ = codebook.shape
+    counts = [np.bincount(part, minlength=size) for part in encode(embeddings, codebook).T]
+    ranked = np.sort(np.stack(counts), axis=1)[:, ::-1]
+    return ranked.sum(axis=0) * size / (parts * len(embeddings))
+
+
 def _turned(
     codebook: Float[Array, "m k p"], codes: Shaped[Array, "c m"], queries: Float[Array, "q d"]
 ) -> Float[Array, "c q"]:

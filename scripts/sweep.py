@@ -1,0 +1,238 @@
+"""Trains a list of configs over seeds and writes one table with means and deviations.
+
+    python scripts/sweep.py configs/sweeps/leap.toml --workdir=runs/leap [--seeds=0,1,2] \
+        [--only=ROW,...] [-- --config.data.manual_dir=... and other flags for every run]
+
+A sweep is a TOML file: `[[row]]` tables with a `name` and the `flags` of vse_jax.main, and
+`flags` for all of them. Each run has its own workdir, WORKDIR/ROW/SEED. Stopped at any moment,
+the same command goes on: finished runs are left out, an unfinished one is resumed. The table is
+written anew after every run, as table.md and table.json.
+"""
+
+import argparse
+import json
+import re
+import signal
+import statistics
+import subprocess
+import sys
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from vse_jax import workdir as workdirs
+from vse_jax.errors import USER_ERRORS
+
+PROGRAM = "vse_jax.main"
+FINISHED = "finished.json"
+COLUMNS = {
+    "dev rsum": "dev/rsum",
+    "test rsum": "rsum",
+    "i2t R@1": "i2t/R@1",
+    "i2t R@5": "i2t/R@5",
+    "i2t R@10": "i2t/R@10",
+    "t2i R@1": "t2i/R@1",
+    "t2i R@5": "t2i/R@5",
+    "t2i R@10": "t2i/R@10",
+    "rsum of the codes": "codes/asymmetric/rsum",
+    "Spearman": "scenes/spearman",
+}
+
+
+class SweepError(Exception):
+    """A sweep file that cannot be used, or a run that failed; the message says which."""
+
+
+class Row(NamedTuple):
+    """A line of the table.
+
+    Attributes:
+      name: as the sweep calls it.
+      flags: of vse_jax.main, without workdir and seed.
+    """
+
+    name: str
+    flags: tuple[str, ...]
+
+    @property
+    def folder(self) -> str:
+        """The name as a folder's."""
+        return re.sub(r"[^a-z0-9]+", "_", self.name.lower()).strip("_")
+
+
+def read(path: Path) -> list[Row]:
+    """The rows of a sweep file.
+
+    Raises:
+      SweepError: no rows, or one that is not as it should be.
+    """
+    try:
+        content = tomllib.loads(path.read_text())
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise SweepError(f"{path}: {error}") from error
+    common, rows = content.get("flags", []), []
+    for number, row in enumerate(content.get("row", []), 1):
+        name, flags = row.get("name"), row.get("flags")
+        if not isinstance(name, str) or not name or not _are_flags(flags):
+            raise SweepError(f"{path}: row {number} needs a name and flags, a list of texts")
+        rows.append(Row(name, (*common, *flags)))
+    if not rows or not _are_flags(common):
+        raise SweepError(f"{path}: expected flags, a list of texts, and [[row]] tables")
+    for row in rows:
+        if not row.folder or [other.folder for other in rows].count(row.folder) > 1:
+            raise SweepError(f"{path}: row {row.name!r} needs a name of its own")
+    return rows
+
+
+def _are_flags(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(flag, str) for flag in value)
+
+
+def run(command: Sequence[str], folder: Path) -> bool:
+    """Runs a training to its end, unless it has been; False if it was stopped.
+
+    Raises:
+      SweepError: the training failed.
+    """
+    finished = folder / FINISHED
+    if finished.exists() and json.loads(finished.read_text()) == list(command):
+        return True
+    process = subprocess.Popen([sys.executable, "-m", *command])
+    # The training saves at SIGTERM and SIGINT; the sweep waits for that.
+    before = {
+        number: signal.signal(number, lambda got, _: _pass_on(process, got))
+        for number in (signal.SIGTERM, signal.SIGINT)
+    }
+    try:
+        code = process.wait()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if code != 0:
+        raise SweepError(f"{folder}: the training ended with exit code {code}")
+    if not (folder / workdirs.REPORT).exists():
+        return False
+    workdirs.write_text(finished, json.dumps(list(command)))
+    return True
+
+
+def _pass_on(process: subprocess.Popen[bytes], number: int) -> None:
+    # A terminal sends Ctrl-C to both.
+    if number != signal.SIGINT:
+        process.send_signal(number)
+
+
+def measured(folder: Path) -> dict[str, float]:
+    """The metrics of a finished run, with the best of the validation as "dev/...": {} before."""
+    if not (folder / FINISHED).exists():
+        return {}
+    validations = [row for row in workdirs.read_metrics(folder) if "validation/rsum" in row]
+    best = max(validations, key=lambda row: row["validation/rsum"])
+    dev = {
+        f"dev/{name.removeprefix('validation/')}": value
+        for name, value in best.items()
+        if name.startswith("validation/")
+    }
+    return dev | json.loads((folder / workdirs.REPORT).read_text())["metrics"]
+
+
+def summarize(runs: Sequence[dict[str, float]]) -> dict[str, dict[str, float]]:
+    """Metric -> mean and (sample) deviation over the runs, and how many there are."""
+    found = {}
+    for name in runs[0] if runs else ():
+        values = [metrics[name] for metrics in runs]
+        deviation = statistics.stdev(values) if len(values) > 1 else float("nan")
+        found[name] = {"mean": statistics.fmean(values), "deviation": deviation, "runs": len(runs)}
+    return found
+
+
+def table(summaries: dict[str, dict[str, dict[str, float]]]) -> str:
+    """The summaries of the rows as a Markdown table, without columns that no row has."""
+    columns = {
+        title: name
+        for title, name in COLUMNS.items()
+        if any(name in summary for summary in summaries.values())
+    }
+    lines = ["| | runs | " + " | ".join(columns) + " |", "|---" * (2 + len(columns)) + "|"]
+    for row, summary in summaries.items():
+        count = next(iter(summary.values()))["runs"] if summary else 0
+        cells = [_cell(summary.get(name)) for name in columns.values()]
+        lines.append(f"| {row} | {count} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _cell(found: dict[str, float] | None) -> str:
+    if found is None:
+        return ""
+    if found["runs"] == 1:
+        return f"{found['mean']:.4g}"
+    return f"{found['mean']:.4g} ± {found['deviation']:.2g}"
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Runs what is still to do, seed by seed, and writes the table."""
+    flags, common = _parse(arguments)
+    rows = read(flags.sweep)
+    chosen = [row for row in rows if not flags.only or row.name in flags.only]
+    if missing := set(flags.only) - {row.name for row in rows}:
+        raise SweepError(f"{flags.sweep} has no row {', '.join(sorted(missing))}")
+    failures = []
+    flags.workdir.mkdir(parents=True, exist_ok=True)
+    for seed in flags.seeds:
+        for row in chosen:
+            folder = flags.workdir / row.folder / str(seed)
+            command = [PROGRAM, f"--workdir={folder}", *row.flags, *common]
+            _say(f"== {row.name}, seed {seed}")
+            try:
+                if not run([*command, f"--config.seed={seed}"], folder):
+                    _say("stopped; the same command goes on from here")
+                    return
+            except SweepError as error:  # the other runs still count
+                failures.append(str(error))
+            _write(flags.workdir, rows, flags.seeds)
+    sys.stdout.write((flags.workdir / "table.md").read_text())
+    if failures:
+        raise SweepError("; ".join(failures))
+
+
+def _write(folder: Path, rows: Sequence[Row], seeds: Sequence[int]) -> None:
+    runs = {
+        row.name: [found for seed in seeds if (found := measured(folder / row.folder / str(seed)))]
+        for row in rows
+    }
+    summaries = {name: summarize(found) for name, found in runs.items()}
+    workdirs.write_text(folder / "table.json", json.dumps({"rows": summaries, "runs": runs}))
+    workdirs.write_text(folder / "table.md", table(summaries))
+
+
+def _parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+    given = list(arguments)
+    cut = given.index("--") if "--" in given else len(given)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("sweep", type=Path, help="a file of configs/sweeps/")
+    parser.add_argument(
+        "--workdir", type=Path, required=True, help="folder of the runs and the table"
+    )
+    parser.add_argument("--seeds", type=_numbers, default=[0, 1, 2], help="default: 0,1,2")
+    parser.add_argument("--only", type=lambda text: text.split(","), default=[], help="rows to run")
+    return parser.parse_args(given[:cut]), given[cut + 1 :]
+
+
+def _numbers(text: str) -> list[int]:
+    return [int(part) for part in text.split(",")]
+
+
+def _say(text: str) -> None:
+    sys.stderr.write(f"{text}\n")
+    sys.stderr.flush()
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1:])
+    except (SweepError, *USER_ERRORS, OSError) as error:
+        _say(f"sweep: {error}")
+        sys.exit(1)
