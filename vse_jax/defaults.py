@@ -128,8 +128,12 @@ def _objective() -> ConfigDict:
     leap.weight = 0.0
     # Which negatives: "hardest" or "all".
     leap.negatives = "hardest"
-    # Epochs over all negatives before the hardest ones are mined.
+    # Epochs of a softer loss before the hardest ones are mined; 0 courts the collapse.
     leap.warmup_epochs = 2.0
+    # The softer loss: the hinge over "all" negatives, or the cross-entropy over them ("infonce").
+    leap.warmup = "all"
+    # Divides the distances in that cross-entropy.
+    leap.temperature = 0.05
     # The margin at the start.
     leap.margin = 0.2
     # How it moves: "fixed", "gap" (towards kappa x (mean d_neg - mean d_pos)) or "active" (up

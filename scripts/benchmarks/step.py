@@ -38,16 +38,16 @@ def run(options: Options) -> list[Row]:
     return measure(conf, captions, options.rounds or 20, options.compile, peak.gflops())
 
 
-def config() -> ConfigDict:
-    """configs/flickr8k.py from the step at which hard negatives begin, at a constant rate."""
+def config(choice: str = "vsepp") -> ConfigDict:
+    """configs/flickr8k.py:choice from the step where hard negatives begin, at a constant rate."""
     path = ROOT / "configs" / "flickr8k.py"
     spec = importlib.util.spec_from_file_location("flickr8k_config", path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    conf = module.get_config()
-    conf.objective.triplet.warmup_epochs = 0.0
+    conf = module.get_config(choice)
+    conf.objective.triplet.warmup_epochs = conf.objective.leap.warmup_epochs = 0.0
     conf.train.schedule = "constant"
     return conf
 

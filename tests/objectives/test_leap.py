@@ -23,9 +23,9 @@ ROWS = np.flatnonzero(WEIGHT)
 D = 4
 SPEC = Spec(dimension=D, images=10, steps_per_epoch=2)
 HINGE = Hinge(
-    weight=1.0, negatives="hardest", warmup_epochs=0.0, margin=0.2, rule="gap", rho=0.9, kappa=0.5,
-    active_share=0.5, least=0.05, most=0.5, pair_margins=False, pair_low=0.5, pair_high=1.5,
-    quantized=0.0, chunk=3,
+    weight=1.0, negatives="hardest", warmup_epochs=0.0, warmup="all", temperature=0.3,
+    margin=0.2, rule="gap", rho=0.9, kappa=0.5, active_share=0.5, least=0.05, most=0.5,
+    pair_margins=False, pair_low=0.5, pair_high=1.5, quantized=0.0, chunk=3,
 )  # fmt: skip
 OFF = dataclasses.replace(HINGE, weight=0.0)
 CENTER = Center(weight=1.0, kind="table", alpha=0.5, chunk=3)
@@ -159,6 +159,24 @@ def test_all_negatives_come_before_the_hardest():
     expected = [hinge_by_hand(images, texts, kind=kind)[0] for kind in ("all", "hardest")]
     np.testing.assert_allclose([loss for loss, _, _ in found], expected, rtol=1e-5)
     assert [float(metrics["collapse"]) > 0 for _, metrics, _ in found] == [False, True]
+
+
+def test_the_cross_entropy_can_come_first_and_the_margin_follows_the_distances():
+    hinge = dataclasses.replace(HINGE, warmup="infonce", warmup_epochs=0.5)
+    images, texts = embeddings()
+    [(loss, metrics, _), _], states = run(leap(hinge), [(images, texts)] * 2, steps=2)
+    expected = 0.0
+    for own, other in ((images, texts), (texts, images)):
+        for i in ROWS:
+            logits = [-distance(own[i], other[j]) / 0.3 for j in ROWS if j == i or IDS[j] != IDS[i]]
+            right = -distance(own[i], other[i]) / 0.3
+            expected += np.log(np.sum(np.exp(logits))) - right
+    np.testing.assert_allclose(loss, expected, rtol=1e-5)
+    assert metrics["collapse"] == 0
+    # As the hinge over all negatives would move it.
+    all_negatives = dataclasses.replace(HINGE, negatives="all")
+    _, others = run(leap(all_negatives), [(images, texts)])
+    np.testing.assert_allclose(states[1].margin.margin, others[1].margin.margin, rtol=1e-6)
 
 
 def moved_table(table, images, texts, alpha=0.5):

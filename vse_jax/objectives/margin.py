@@ -13,7 +13,8 @@ from jaxtyping import Array, Bool, Float
 from vse_jax import parallel
 from vse_jax.losses import triplet as losses
 from vse_jax.losses.blocks import Rows
-from vse_jax.models.similarity import negative_euclidean
+from vse_jax.losses.contrastive import cross_entropy
+from vse_jax.models.similarity import Similarity, negative_euclidean
 from vse_jax.objectives.base import Metrics, Spec
 from vse_jax.objectives.pairs import Pairs, hinge_metrics
 
@@ -28,7 +29,9 @@ class Hinge:
     Attributes:
       weight: in the loss.
       negatives: "hardest" or "all".
-      warmup_epochs: epochs over all negatives before the hardest.
+      warmup_epochs: epochs of a softer loss over all negatives before the hardest.
+      warmup: that loss: the hinge over "all", or the cross-entropy over them ("infonce").
+      temperature: divides minus the distances in that cross-entropy.
       margin: m at the start.
       rule: "fixed"; "gap": m <- rho m + (1 - rho) clip(kappa (mean d_neg - mean d_pos), least,
         most), over all pairs and all negatives of the global batch; "active": m <- clip(m +
@@ -49,6 +52,8 @@ class Hinge:
     weight: float
     negatives: Literal["hardest", "all"]
     warmup_epochs: float
+    warmup: Literal["all", "infonce"]
+    temperature: float
     margin: float
     rule: Literal["fixed", "gap", "active"]
     rho: float
@@ -68,7 +73,7 @@ class MarginState(flax.struct.PyTreeNode):
 
     Attributes:
       step: int32, steps taken.
-      warmup_steps: int32, steps over all negatives.
+      warmup_steps: int32, steps of the softer loss.
       margin: float32, m.
       spread: float32, running mean of the distance of two concepts' centers; 0: none seen.
     """
@@ -122,7 +127,8 @@ def terms(
 
         if options.negatives == "all":
             return of(losses.all_hinge)()
-        return jax.lax.cond(warming, of(losses.all_hinge), of(losses.hardest_hinge))
+        softer = losses.all_hinge if options.warmup == "all" else partial(_softmax, options)
+        return jax.lax.cond(warming, of(softer), of(losses.hardest_hinge))
 
     loss, seen = hinge(pairs)
     found = hinge_metrics(loss, pairs.positive(negative_euclidean), seen, pairs)
@@ -147,6 +153,21 @@ def terms(
         total += options.quantized * hinge(quantized)[0]
     new = state.replace(step=state.step + 1, margin=moved, spread=spread)
     return total * parallel.device_count(), new, metrics
+
+
+def _softmax(
+    options: Hinge,
+    similarity: Similarity,
+    queries: Rows,
+    keys: Rows,
+    positive: Float[Array, " b"],
+    margin: losses.Margin,
+    chunk: int,
+) -> tuple[Float[Array, ""], losses.Negatives]:
+    """The cross-entropy, and what the hinge sees of the negatives: the margin moves by it."""
+    data = similarity, queries, keys, positive
+    _, seen = losses.all_hinge(*data, margin, chunk)
+    return cross_entropy(*data, options.temperature, chunk), seen
 
 
 def _pair_margins(
