@@ -1,5 +1,6 @@
 import logging
 import pathlib
+import resource
 from typing import Any
 
 import flax.struct
@@ -120,6 +121,24 @@ def test_saving_a_step_twice_keeps_the_first(tmp_path, opened):
     checkpoints.save(3, state(4))
     checkpoints.wait()
     assert_identical(checkpoints.restore(state()), state(3))
+
+
+def test_a_full_disk_is_told_and_the_checkpoint_before_is_whole(tmp_path, opened):
+    checkpoints = saved(opened, tmp_path / "last", 1)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    # Writing fails as on a full disk, from the 4,096th byte of a file on.
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
+    try:
+        with pytest.raises(CheckpointError, match=r"last: a checkpoint cannot be written: .*free"):
+            saved_badly(checkpoints)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert_identical(opened(tmp_path / "last").restore(state()), state(1))
+
+
+def saved_badly(checkpoints):
+    checkpoints.save(2, state(2))
+    checkpoints.wait()
 
 
 def cut(path):

@@ -123,7 +123,6 @@ def test_what_is_out_of_range(field, wrong):
     ("changes", "message"),
     [
         ({"train__batch_size": 6}, "'train.batch_size' is 6, which 4 devices"),
-        ({"evaluate__batch_size": 10}, "'evaluate.batch_size' is 10, which 4 devices"),
         ({"data__crop_area": (0.0, 1.0)}, "'data.crop_area'"),
         ({"data__crop_area": (0.8, 0.5)}, "'data.crop_area'"),
         ({"data__crop_area": (0.8, 1.1)}, "'data.crop_area'"),

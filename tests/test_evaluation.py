@@ -9,8 +9,10 @@ from vse_jax import evaluation, experiment, train, workdir
 from vse_jax.checkpoint import CheckpointError
 from vse_jax.config import default_config
 from vse_jax.data.split import Split
+from vse_jax.encode import Encoder
 from vse_jax.evaluators.retrieval import EvaluationError
 from vse_jax.models.similarity import dot, negative_euclidean
+from vse_jax.parallel import Devices
 
 MEASURES = {f"{way}/{m}" for way in ("i2t", "t2i") for m in ("R@1", "R@5", "R@10", "MedR", "MeanR")}
 
@@ -76,6 +78,16 @@ def test_embeddings_are_of_unit_length_and_in_order(run, best):
     for rows in (found.images, found.captions):
         assert rows.dtype == np.float32
         np.testing.assert_allclose(np.linalg.norm(rows, axis=1), 1.0, rtol=1e-5)
+
+
+def test_any_number_of_devices_counts_every_example_once(run, best):
+    """Three do not share the batch of 16, nor the 16 pictures, equally."""
+    expected = evaluation.encode(run, best, "test")
+    three = Devices("shard_map", tuple(jax.devices()[:3]))
+    shared = dataclasses.replace(run, devices=three, encoder=Encoder(run.built.model, three))
+    found = evaluation.encode(shared, best, "test")
+    np.testing.assert_allclose(found.images, expected.images, atol=1e-6)
+    np.testing.assert_allclose(found.captions, expected.captions, atol=1e-6)
 
 
 def test_the_report_keeps_its_contract(trained, run, best, report):

@@ -16,6 +16,7 @@ from PIL import Image
 
 import vse_jax
 from vse_jax import checkpoint, evaluation, experiment, train
+from vse_jax.data import features
 from vse_jax.models.backbones import weights
 from vse_jax.models.backbones.mobilenet_v2 import RULES, MobileNetV2
 from vse_jax.optimizer import flatten
@@ -120,6 +121,28 @@ def test_features_are_made_once_for_the_same_data_and_weights(preset, tmp_path, 
     run, computed = prepare("third")
     assert computed
     np.testing.assert_array_equal(run.examples["train"].features, before)
+
+    # Whatever changes pixels, features or their numbers makes other features.
+    keys = []
+    with pytest.MonkeyPatch.context() as patch:
+        made = features.key
+        patch.setattr(features, "key", lambda **parts: keys.append(made(**parts)) or keys[-1])
+        patch.setattr(features, "find", lambda *_: folder.with_name("gone"))
+        patch.setattr(features, "load", lambda *_: None)
+        changes = (
+            {}, {"data.image_size": 40}, {"precision": "bfloat16"},
+            {"model.image.features": "grid"},
+        )  # fmt: skip
+        for number, change in enumerate(changes):
+            other = config.copy_and_resolve_references()
+            other.update_from_flattened_dict(change)
+            experiment.prepare(other, tmp_path / f"changed {number}")
+        name = tmp_path / "flickr8k" / "Flicker8k_Dataset" / "train0.jpg"
+        kept = name.read_bytes()
+        name.write_bytes(photo(12345))
+        experiment.prepare(config, tmp_path / "another photo")
+        name.write_bytes(kept)
+    assert len(keys) == len(set(keys)) == 5
 
     write_weights(tmp_path / "weights", seed=1)
     run, computed = prepare("fourth")

@@ -50,7 +50,7 @@ CASES = {
     ),
     "negative seed": ([SHAPES, "--config.seed=-1"], 1, "'seed' is -1; it must lie in [0, "),
     "own config with a typo": (["--config={folder}/typo.py"], 2, "typo.py:4: AttributeError"),
-    "own config with a wrong type": (["--config={folder}/type.py"], 2, "many"),
+    "own config with a wrong type": (["--config={folder}/type.py"], 2, "type.py:4: "),
     "evaluating with a config": (
         ["--mode=evaluate", SHAPES],
         2, "--mode=evaluate reads the workdir's own config: no --config",
@@ -97,7 +97,9 @@ def results(trained, tiny_shapes, tmp_path_factory):
     cases["no workdir"] = [SHAPES]
     cases["empty workdir"] = [SHAPES, "--workdir="]
     cases["evaluate"] = ["--mode=evaluate", f"--workdir={_copy(trained, folder / 'trained')}"]
-    return {name: Command(flags).wait(100) for name, flags in cases.items()}, folder
+    # An empty one: what a command compiles must come to lie in it.
+    cache = {"JAX_COMPILATION_CACHE_DIR": str(folder / "xla")}
+    return {name: Command(flags, cache).wait(100) for name, flags in cases.items()}, folder
 
 
 def _copy(source, target):
@@ -140,6 +142,10 @@ def test_help_lists_the_flags():
     assert "Traceback" not in done.stdout + done.stderr
     for text in ("python -m vse_jax.main --config=", "--config:", "--workdir:", "--mode:"):
         assert text in done.stdout
+
+
+def test_what_is_compiled_is_kept_for_later_runs(results):
+    assert any((results[1] / "xla").iterdir())
 
 
 def test_evaluating_again_gives_the_metrics_of_training(results, trained):

@@ -126,12 +126,11 @@ def check_name(name: str) -> None:
 
 def _check_together(given: Mapping[str, Any], devices: int) -> None:
     """Raises ConfigError where fields contradict each other."""
-    for name in ("train.batch_size", "evaluate.batch_size"):
-        if given[name] % devices:
-            raise ConfigError(
-                f"config field {name!r} is {given[name]}, which {devices} devices cannot share "
-                "equally"
-            )
+    if given["train.batch_size"] % devices:
+        raise ConfigError(
+            f"config field 'train.batch_size' is {given['train.batch_size']}, which {devices} "
+            "devices cannot share equally"
+        )
     for name in ("data.crop_area", "train.decay_epochs"):
         if not all(isinstance(value, int | float) for value in given[name]):
             raise ConfigError(

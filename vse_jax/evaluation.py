@@ -44,7 +44,7 @@ def encode(experiment: Experiment, state: TrainState, split: str) -> Embeddings:
 
     variables = experiment.encoder.variables(train_step.evaluation_params(state), state.batch_stats)
     examples = experiment.examples[split]
-    size = experiment.config.evaluate.batch_size
+    size = experiment.devices.shared(experiment.config.evaluate.batch_size)
     images = pipeline.image_batches(examples, batch_size=size, **parallel.process_share())
     captions = pipeline.caption_batches(
         examples.tokens, examples.token_mask, batch_size=size, **parallel.process_share()

@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import time
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -49,8 +50,13 @@ class Experiment:
     encoder: Encoder
 
 
-def prepare(conf: ConfigDict, folder: Path) -> Experiment:
+def prepare(conf: ConfigDict, folder: Path, *, training: bool = False) -> Experiment:
     """Validates the config, claims the workdir, loads data, builds the model, caches features.
+
+    Args:
+      conf: of the run.
+      folder: its workdir.
+      training: whether batches will be trained on, which the devices must share equally.
 
     Raises:
       ConfigError, WorkdirError, DataError, WeightsError: for the user's mistakes.
@@ -58,7 +64,7 @@ def prepare(conf: ConfigDict, folder: Path) -> Experiment:
     from vse_jax.data import datasets  # here: it imports TensorFlow
 
     devices = parallel.Devices.all(conf.parallel)
-    config.validate(conf, devices.count)
+    config.validate(conf, devices.count if training else 1)
     conf = config.with_absolute_paths(conf)
     # What can be told at once is told before minutes of work.
     begun = workdir.check(folder, conf)
@@ -90,7 +96,9 @@ def prepare(conf: ConfigDict, folder: Path) -> Experiment:
         "backbone": built.backbone,
     }
     if assembly.features_are_cached(conf, frozen):
-        examples = _with_features(conf, dataset, built, encoder, examples, origin["weights"])
+        examples = _with_features(
+            conf, devices, dataset, built, encoder, examples, origin["weights"]
+        )
     # Not before: what went wrong until here leaves the workdir free for another config.
     if parallel.is_first_process():
         workdir.claim(folder, conf, words.to_json(), origin)
@@ -120,7 +128,7 @@ def _describe(dataset: Dataset) -> None:
 
 def shorten(names: Sequence[str], most: int = 5) -> str:
     """The first few names, and how many more there are."""
-    more = f", ... {len(names) - most} more" if len(names) > most else ""
+    more = f", ... {len(names) - most} more, all in report.json" if len(names) > most else ""
     return ", ".join(names[:most]) + more
 
 
@@ -141,6 +149,7 @@ def _examples(
 
 def _with_features(
     conf: ConfigDict,
+    devices: parallel.Devices,
     dataset: Dataset,
     built: assembly.Built,
     encoder: Encoder,
@@ -166,11 +175,11 @@ def _with_features(
         total = sum(len(split.images) for split in dataset.splits.values())
         log.info("computing the features of %d pictures, once", total)
         variables = encoder.variables(built.variables["params"], built.variables["batch_stats"])
+        size, share = devices.shared(conf.evaluate.batch_size), parallel.process_share()
+        begun = time.perf_counter()
 
         def batches(name: str) -> Iterator[np.ndarray]:
-            pixels = pipeline.image_batches(
-                examples[name], batch_size=conf.evaluate.batch_size, **parallel.process_share()
-            )
+            pixels = pipeline.image_batches(examples[name], batch_size=size, **share)
             return encoder.features(variables, pixels)
 
         features.write(
@@ -180,6 +189,7 @@ def _with_features(
             store=parallel.is_first_process(),
         )
         parallel.barrier("features")
+        log.info("features of %d pictures in %.0f s", total, time.perf_counter() - begun)
         folder = features.find(conf.data.data_dir, key)
     if folder is None:
         raise DataError(f"features {key} are gone from {conf.data.data_dir}; start again")

@@ -113,6 +113,7 @@ def _parse(argv: Sequence[str]) -> list[str]:
 
 def _told(error: Exception) -> str:
     """The mistake in one line; with file and line where it was made in a config file."""
+    error = _raised_in_a_config(error)
     if isinstance(error, config.ConfigError | flags.Error | OSError):
         text = str(error)
         # absl wraps what the file raised, trace and all.
@@ -122,6 +123,16 @@ def _told(error: Exception) -> str:
     frame = own[-1] if own else frame
     message = " ".join(str(error).split())
     return f"{frame.filename}:{frame.lineno}: {type(error).__name__}: {message}"
+
+
+def _raised_in_a_config(error: Exception) -> Exception:
+    """What a config file raised, where absl wrapped it; else the error itself."""
+    inner: BaseException | None = error
+    while inner is not None:
+        if any(f.name == "get_config" for f in traceback.extract_tb(inner.__traceback__)):
+            return inner if isinstance(inner, Exception) else error
+        inner = inner.__cause__ or inner.__context__
+    return error
 
 
 def start(arguments: Sequence[str]) -> None:

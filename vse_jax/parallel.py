@@ -136,6 +136,10 @@ class Devices:
         """Devices over all processes."""
         return len(self.devices)
 
+    def shared(self, rows: int) -> int:
+        """At least `rows`, a number that the devices can share equally."""
+        return -(-rows // self.count) * self.count
+
     @property
     def mesh(self) -> Mesh:
         """The one-dimensional mesh over "data"."""

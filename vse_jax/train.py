@@ -58,7 +58,7 @@ def train(
 def _train(
     config: ConfigDict, folder: Path, listen: Callable[[], threading.Event], command: str | None
 ) -> bool:
-    run = experiment.prepare(config, folder)
+    run = experiment.prepare(config, folder, training=True)
     last = Checkpoints(folder / "checkpoints" / "last", keep=2)
     best = Checkpoints(folder / "checkpoints" / "best", keep=2)
     template = initial_state(run)

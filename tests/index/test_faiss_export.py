@@ -33,3 +33,18 @@ def test_codes_that_no_bits_fit_are_refused():
     codebook = np.zeros((2, 5, 2), np.float32)
     with pytest.raises(ValueError, match="5 codes a part; FAISS takes powers of two"):
         faiss_export.index_pq(codebook, np.zeros((3, 2), np.uint8))
+
+
+def test_items_join_those_of_the_same_codebook_alone():
+    rng = np.random.default_rng(1)
+    codebook, other = rng.normal(size=(2, 4, 16, 2)).astype(np.float32)
+    items = rng.normal(size=(7, 8)).astype(np.float32)
+    found = codes.encode(items, codebook)
+    index = faiss_export.index_pq(codebook, found[:4])
+    with pytest.raises(ValueError, match="codes of another codebook"):
+        faiss_export.extend(index, other, codes.encode(items[4:], other))
+    assert index.ntotal == 4
+    faiss_export.extend(index, codebook, found[4:])
+    whole = faiss_export.index_pq(codebook, found)
+    for left, right in zip(index.search(items, 7), whole.search(items, 7), strict=True):
+        np.testing.assert_array_equal(left, right)

@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, SupportsIndex
 
@@ -63,6 +64,7 @@ def prepare(builder: tfds.core.DatasetBuilder) -> None:
     if os.path.isdir(folder):
         return
     log.info("preparing %s in %s, once", builder.name, folder)
+    begun = time.perf_counter()
     tfds.display_progress_bar(sys.stderr.isatty())
     try:
         # TFDS prints what the line above says.
@@ -75,6 +77,7 @@ def prepare(builder: tfds.core.DatasetBuilder) -> None:
         raise DataError(f"cannot write the data set to {folder}: {_reason(error)}") from error
     except RuntimeError as error:  # array_record's writer reports a full disk this way.
         raise DataError(f"cannot write the data set to {folder}: {error}") from error
+    log.info("prepared %s in %.0f s", builder.name, time.perf_counter() - begun)
 
 
 def read_split(builder: tfds.core.DatasetBuilder, split: str) -> Split:

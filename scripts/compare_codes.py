@@ -1,0 +1,115 @@
+"""Retrieval from learned codes beside FAISS's PQ and OPQ of the same bytes.
+
+    python scripts/compare_codes.py WORKDIR [WORKDIR ...] [--split=test] [--output=FILE]
+
+Each workdir holds a run with a quantizer (configs/...:leap). FAISS's quantizers are trained
+afterwards on the same run's embeddings of the training split, pictures and captions; all codes
+are searched by the same asymmetric distances, under the protocol of the data set. Needs the
+extra [bench].
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import faiss
+import numpy as np
+
+from vse_jax import assembly, evaluation, experiment, train, workdir
+from vse_jax.errors import USER_ERRORS
+from vse_jax.evaluators import codes
+
+COLUMNS = ("i2t/R@1", "i2t/R@10", "t2i/R@1", "t2i/R@10", "rsum")
+
+
+class CompareError(Exception):
+    """A workdir without a quantizer, or a data set without the split."""
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Prints one table over the workdirs."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("workdir", nargs="+", type=Path)
+    parser.add_argument("--split", default="test", help="validation for choices, test for reports")
+    parser.add_argument("--output", type=Path, help="the table as JSON")
+    flags = parser.parse_args(arguments)
+    found = {str(folder): compare(folder, flags.split) for folder in flags.workdir}
+    if flags.output is not None:
+        workdir.write_text(flags.output, json.dumps(found, indent=2))
+    for folder, rows in found.items():
+        sys.stdout.write(f"{folder}, {flags.split}\n\n{table(rows)}\n")
+
+
+def compare(folder: Path, name: str) -> dict[str, dict[str, float]]:
+    """Metrics of a split from the embeddings, from the learned codes, and from FAISS's.
+
+    Raises:
+      CompareError: there is nothing to compare.
+    """
+    run = experiment.prepare(workdir.read_config(folder), folder)
+    state = evaluation.best_state(run, train.initial_state(run))
+    codebook = assembly.codebook_of(state.objective_state)
+    if codebook is None:
+        raise CompareError(f"{folder}: the run has no quantizer: objective.quantizer.weight is 0")
+    if name not in run.dataset.splits:
+        raise CompareError(f"{folder}: the data have no split {name!r}")
+    split = run.dataset.splits[name]
+    protocol = run.dataset.protocol if name == "test" else f"all_{len(split.images)}"
+    embeddings = evaluation.encode(run, state, name)
+    similarity = assembly.similarity_of(run.config)
+    seen = evaluation.encode(run, state, "train")
+    parts, size, _ = codebook.shape
+    rows = {"float32": evaluation.measure(split, embeddings, similarity, protocol)}
+    for title, book, turn in (
+        ("learned", codebook, None),
+        *trained(np.concatenate([seen.images, seen.captions]), parts, size),
+    ):
+        images, captions = (
+            side if turn is None else turn.apply(side)
+            for side in (embeddings.images, embeddings.captions)
+        )
+        metrics = codes.evaluate(protocol, images, captions, split.caption_image, book)
+        kept = "codes/asymmetric/"
+        rows[f"{title}, {parts} bytes"] = {
+            key.removeprefix(kept): value for key, value in metrics.items() if key.startswith(kept)
+        }
+    return rows
+
+
+def trained(
+    embeddings: np.ndarray, parts: int, size: int
+) -> list[tuple[str, np.ndarray, faiss.LinearTransform | None]]:
+    """(name, codebook [m, k, p], rotation that goes before it) of FAISS's PQ and OPQ."""
+    width, bits = embeddings.shape[1], size.bit_length() - 1
+    turn = faiss.OPQMatrix(width, parts)
+    turn.train(embeddings)
+    found = []
+    for name, rotation in (("FAISS PQ", None), ("FAISS OPQ", turn)):
+        quantizer = faiss.ProductQuantizer(width, parts, bits)
+        quantizer.train(embeddings if rotation is None else rotation.apply(embeddings))
+        centroids = faiss.vector_to_array(quantizer.centroids)
+        found.append((name, centroids.reshape(parts, size, width // parts), rotation))
+    return found
+
+
+def table(rows: dict[str, dict[str, float]]) -> str:
+    """The rows in Markdown, and of each rsum the share of float32's that is lost."""
+    lines = ["| | " + " | ".join(COLUMNS) + " | lost |", "|---" * (2 + len(COLUMNS)) + "|"]
+    whole = rows["float32"]["rsum"]
+    for name, metrics in rows.items():
+        cells = [f"{metrics[column]:.1f}" for column in COLUMNS]
+        lost = f"{100 * (1 - metrics['rsum'] / whole):.1f}%"
+        lines.append(f"| {name} | " + " | ".join([*cells, lost]) + " |")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1:])
+    except (CompareError, *USER_ERRORS, OSError) as error:
+        sys.stderr.write(f"compare_codes: {error}\n")
+        sys.exit(1)
