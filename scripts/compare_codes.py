@@ -85,7 +85,8 @@ def trained(
 ) -> list[tuple[str, np.ndarray, faiss.LinearTransform | None]]:
     """(name, codebook [m, k, p], rotation that goes before it) of FAISS's PQ and OPQ."""
     width, bits = embeddings.shape[1], size.bit_length() - 1
-    turn = faiss.OPQMatrix(width, parts)
+    turn, inner = faiss.OPQMatrix(width, parts), faiss.ProductQuantizer(width, parts, bits)
+    turn.pq = inner  # its own has 256 codes a part
     turn.train(embeddings)
     found = []
     for name, rotation in (("FAISS PQ", None), ("FAISS OPQ", turn)):

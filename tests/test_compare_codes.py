@@ -1,0 +1,53 @@
+"""scripts/compare_codes.py: FAISS's quantizers in our evaluator do what they do in FAISS."""
+
+import importlib.util
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vse_jax.evaluators import codes
+
+faiss = pytest.importorskip("faiss", reason="needs the extra [bench]")
+SCRIPT = Path(__file__).parents[1] / "scripts" / "compare_codes.py"
+
+
+@pytest.fixture(scope="module")
+def compare_codes():
+    spec = importlib.util.spec_from_file_location("compare_codes", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_codebooks_of_faiss_find_what_faiss_finds(compare_codes):
+    rng = np.random.default_rng(0)
+    rows = rng.normal(size=(800, 16)).astype(np.float32) @ rng.normal(size=(16, 16))
+    rows = rows.astype(np.float32)
+    plain, rotated = compare_codes.trained(rows, 4, 16)
+    assert [plain[0], rotated[0]] == ["FAISS PQ", "FAISS OPQ"]
+    errors = []
+    for name, codebook, turn in (plain, rotated):
+        turned = rows if turn is None else turn.apply(rows)
+        coded = codes.encode(turned, codebook)
+        scores = codes.asymmetric(*map(jnp.asarray, (codebook, turned[:5], coded)))
+        quantizer = faiss.ProductQuantizer(16, 4, 4)
+        faiss.copy_array_to_vector(codebook.ravel(), quantizer.centroids)
+        found = quantizer.decode(quantizer.compute_codes(turned))
+        if turn is not None:
+            found = turn.reverse_transform(found)
+        expected = np.linalg.norm(rows[:5, None] - found[None], axis=2)
+        np.testing.assert_allclose(-scores, expected, rtol=1e-3, err_msg=name)
+        errors.append(np.mean(np.square(found - rows)))
+    # What a rotation is for.
+    assert errors[1] < errors[0] < np.var(rows)
+
+
+def test_the_table_says_what_is_lost(compare_codes):
+    metrics = dict.fromkeys(compare_codes.COLUMNS, 10.0)
+    rows = {"float32": metrics | {"rsum": 200.0}, "learned, 4 bytes": metrics | {"rsum": 195.0}}
+    assert compare_codes.table(rows).splitlines()[2:] == [
+        "| float32 | 10.0 | 10.0 | 10.0 | 10.0 | 200.0 | 0.0% |",
+        "| learned, 4 bytes | 10.0 | 10.0 | 10.0 | 10.0 | 195.0 | 2.5% |",
+    ]
