@@ -16,7 +16,7 @@ def chart(
     floor: float | None = None,
     along: str = "step",
 ) -> str:
-    """A figure with one line a series and a legend that gives their last values, as inline SVG.
+    """A figure with one line a series and a legend, which gives last values by step, as SVG.
 
     Args:
       title: what is drawn.
@@ -57,9 +57,8 @@ def chart(
                 f"<title>{escaped(name)} at {escaped(along)} {_place(x)}: {y:.5g}</title></circle>"
                 for x, y in line
             ]
-        legend.append(
-            f'<span><i class="{hue}"></i>{escaped(name)} <b>{short(line[-1][1], 3)}</b></span>'
-        )
+        last = f" <b>{short(line[-1][1], 3)}</b>" if along == "step" else ""
+        legend.append(f'<span><i class="{hue}"></i>{escaped(name)}{last}</span>')
     return (
         f"<figure><figcaption>{escaped(title)}</figcaption>"
         f"<div class=legend>{''.join(legend)}</div>"

@@ -7,6 +7,7 @@ straddle two epochs, so every example of an epoch counts exactly once.
 """
 
 import dataclasses
+import os
 import re
 from collections.abc import Callable, Iterator
 from typing import Any, Literal
@@ -259,7 +260,7 @@ def _with_pictures(
         )
         return position, picture, caption, {"image": pixels}
 
-    return _map(_map(dataset, with_bytes), with_pixels, num_parallel_calls=tf.data.AUTOTUNE)
+    return _map(_map(dataset, with_bytes), with_pixels, num_parallel_calls=os.cpu_count())
 
 
 def _augmented(data: tf.Tensor, position: tf.Tensor, how: Pictures, seed: int) -> tf.Tensor:
@@ -309,7 +310,8 @@ def _map(
 def _numpy(dataset: tf.data.Dataset) -> Iterator[Batch]:
     options = tf.data.Options()
     options.deterministic = True
-    options.autotune.ram_budget = 1 << 30
+    # Its thread, which sleeps up to a minute at a time, now and then holds up a stream's end.
+    options.autotune.enabled = False
     try:
         yield from dataset.prefetch(2).with_options(options).as_numpy_iterator()
     except tf.errors.OpError as error:
