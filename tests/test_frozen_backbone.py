@@ -16,7 +16,6 @@ from PIL import Image
 
 import vse_jax
 from vse_jax import checkpoint, evaluation, experiment, train
-from vse_jax.data import features
 from vse_jax.models.backbones import weights
 from vse_jax.models.backbones.mobilenet_v2 import RULES, MobileNetV2
 from vse_jax.optimizer import flatten
@@ -122,34 +121,31 @@ def test_features_are_made_once_for_the_same_data_and_weights(preset, tmp_path, 
     assert computed
     np.testing.assert_array_equal(run.examples["train"].features, before)
 
-    # Whatever changes pixels, features or their numbers makes other features.
-    keys = []
-    with pytest.MonkeyPatch.context() as patch:
-        made = features.key
-        patch.setattr(features, "key", lambda **parts: keys.append(made(**parts)) or keys[-1])
-        patch.setattr(features, "find", lambda *_: folder.with_name("gone"))
-        patch.setattr(features, "load", lambda *_: None)
-        changes = (
-            {}, {"data.image_size": 40}, {"precision": "bfloat16"},
-            {"model.image.features": "grid"},
-        )  # fmt: skip
-        for number, change in enumerate(changes):
-            other = config.copy_and_resolve_references()
-            other.update_from_flattened_dict(change)
-            experiment.prepare(other, tmp_path / f"changed {number}")
-        name = tmp_path / "flickr8k" / "Flicker8k_Dataset" / "train0.jpg"
-        kept = name.read_bytes()
-        name.write_bytes(photo(12345))
-        experiment.prepare(config, tmp_path / "another photo")
-        name.write_bytes(kept)
-    assert len(keys) == len(set(keys)) == 5
-
     write_weights(tmp_path / "weights", seed=1)
     run, computed = prepare("fourth")
     assert computed
     assert not np.allclose(run.examples["train"].features, before)
     assert len(list((tmp_path / "prepared" / "features").iterdir())) == 2
 
+    # So do other photos.
+    kept = run.dataset.fingerprint
+    (tmp_path / "flickr8k" / "Flicker8k_Dataset" / "train0.jpg").write_bytes(photo(12345))
+    assert experiment.prepare(config, tmp_path / "fifth").dataset.fingerprint != kept
+
     # A workdir goes without the weights that it began with.
     shutil.rmtree(tmp_path / "weights")
     np.testing.assert_array_equal(vse_jax.load(tmp_path / "first").encode_images(photos), found)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"data.image_size": 40}, {"precision": "bfloat16"}, {"model.image.features": "grid"}],
+)
+def test_whatever_changes_the_features_changes_their_key(preset, change):
+    config = preset("flickr8k")
+    key = experiment._features_key(config, "data", "weights")
+    assert key == experiment._features_key(config, "data", "weights")
+    assert experiment._features_key(config, "other data", "weights") != key
+    assert experiment._features_key(config, "data", "other weights") != key
+    config.update_from_flattened_dict(change)
+    assert experiment._features_key(config, "data", "weights") != key

@@ -94,7 +94,8 @@ def validate(config: ConfigDict, devices: int = 1) -> None:
     for name in known:
         if name not in given:
             raise ConfigError(f"config field {name!r} is missing; start from default_config()")
-    types = {name: config_type(default_config(), name) for name in known}
+    default = default_config()
+    types = {name: config_type(default, name) for name in known}
     for name, value in given.items():
         _check_type(name, value, types[name])
     for name, choices in CHOICES.items():

@@ -147,6 +147,19 @@ def _examples(
     return examples
 
 
+def _features_key(conf: ConfigDict, data: str, weights: str | None) -> str:
+    """The name of the features of these data: another whenever they would be others."""
+    return features.key(
+        version=FEATURES_VERSION,
+        data=data,
+        backbone=conf.model.image.backbone,
+        weights=weights,
+        image_size=conf.data.image_size,
+        features=conf.model.image.features,
+        precision=conf.precision,
+    )
+
+
 def _with_features(
     conf: ConfigDict,
     devices: parallel.Devices,
@@ -159,16 +172,7 @@ def _with_features(
     """The same with the frozen backbone's features, computed on first use."""
     from vse_jax.data import pipeline
 
-    image = conf.model.image
-    key = features.key(
-        version=FEATURES_VERSION,
-        data=dataset.fingerprint,
-        backbone=image.backbone,
-        weights=weights,
-        image_size=conf.data.image_size,
-        features=image.features,
-        precision=conf.precision,
-    )
+    key = _features_key(conf, dataset.fingerprint, weights)
     folder = features.find(conf.data.data_dir, key)
     # Every process must take the same way, or the collectives below would wait for ever.
     if not parallel.all_agree(folder is not None):
