@@ -58,7 +58,7 @@ def compare(folder: Path, name: str) -> dict[str, dict[str, float]]:
     if name not in run.dataset.splits:
         raise CompareError(f"{folder}: the data have no split {name!r}")
     split = run.dataset.splits[name]
-    protocol = run.dataset.protocol if name == "test" else f"all_{len(split.images)}"
+    protocol = evaluation.protocol_of(run.dataset, name)
     embeddings = evaluation.encode(run, state, name)
     similarity = assembly.similarity_of(run.config)
     seen = evaluation.encode(run, state, "train")

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from vse_jax import assembly, parallel, report, train_step, workdir
 from vse_jax.checkpoint import CheckpointError, Checkpoints
-from vse_jax.data.split import Split
+from vse_jax.data.split import Dataset, Split
 from vse_jax.evaluators import codes, judgement, retrieval
 from vse_jax.experiment import Experiment
 from vse_jax.models.similarity import Similarity
@@ -170,6 +170,11 @@ def score_histograms(
     return {"edges": edges.tolist()} | shares
 
 
+def protocol_of(dataset: Dataset, name: str) -> str:
+    """The protocol by which a split is reported: the data set's for the test, else all of it."""
+    return dataset.protocol if name == "test" else f"all_{len(dataset.splits[name].images)}"
+
+
 def best_state(experiment: Experiment, template: TrainState) -> TrainState:
     """The best checkpoint of a workdir, as host arrays.
 
@@ -204,7 +209,7 @@ def write_report(
     dataset = experiment.dataset
     name = "test" if "test" in dataset.splits else "validation"
     split = dataset.splits[name]
-    protocol = dataset.protocol if name == "test" else f"all_{len(split.images)}"
+    protocol = protocol_of(dataset, name)
     embeddings = encode(experiment, state, name)
     similarity = assembly.similarity_of(experiment.config)
     metrics = measure(split, embeddings, similarity, protocol)

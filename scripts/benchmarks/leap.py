@@ -8,7 +8,7 @@ def run(options: Options) -> list[Row]:
     """Steps a second of both at batch 128, 1,024 channels, 300-d words."""
     configs = {"VSE++": step.config(), "LEAP": step.config("leap")}
     vsepp = configs["VSE++"]
-    captions = step.real(options.manual_dir, vsepp) if options.manual_dir else step.drawn(vsepp)
+    captions = step.captions_of(options, vsepp)
     steps = {name: step.OurStep(conf, captions.vocabulary) for name, conf in configs.items()}
     width = steps["VSE++"].params["image"]["project"]["kernel"].shape[0]
     given = step.batches(captions, vsepp.train.batch_size, width)
