@@ -26,13 +26,11 @@ class Negatives(NamedTuple):
       hardest: the score of the one that costs most; -inf without negatives.
       margin: its margin.
       total: the sum of the scores of all.
-      number: how many there are.
     """
 
     hardest: Float[Array, " b"]
     margin: Float[Array, " b"]
     total: Float[Array, " b"]
-    number: Float[Array, " b"]
 
 
 def hinge(
@@ -75,25 +73,22 @@ def hardest_negatives(
     ) -> tuple[tuple[Float[Array, " b"], Int[Array, " b"], Negatives], None]:
         cost, index, seen = best
         block_keys, start = block
-        scores = similarity.matrix(queries.vectors, block_keys.vectors)
+        scores = _negative_scores(similarity, queries, block_keys)
         margins = _margins(margin, queries, block_keys)
-        where = negatives(queries, block_keys)
-        costs = jnp.where(where, scores + margins if callable(margin) else scores, -jnp.inf)
+        costs = scores + margins if callable(margin) else scores
         block_index = jnp.argmax(costs, axis=1)
 
         def chosen(values: Float[Array, "b c"]) -> Float[Array, " b"]:
             return jnp.take_along_axis(values, block_index[:, None], axis=1)[:, 0]
 
         better = chosen(costs) > cost
-        total, count = _seen(scores, where)
         return (
             jnp.where(better, chosen(costs), cost),
             jnp.where(better, start + block_index.astype(jnp.int32), index),
             Negatives(
                 jnp.where(better, chosen(scores), seen.hardest),
                 jnp.where(better, chosen(margins), seen.margin),
-                seen.total + total,
-                seen.number + count,
+                seen.total + _total(scores),
             ),
         ), None
 
@@ -126,7 +121,7 @@ def hardest_hinge(
     """
     index, seen = hardest_negatives(similarity, queries, keys, margin, chunk)
     negative = similarity.rows(queries.vectors, jnp.take(keys.vectors, index, axis=0))
-    found = seen.number > 0
+    found = seen.hardest > -jnp.inf
     loss = hinge(positive, negative, seen.margin, queries.where & found)
     hardest = jnp.where(found, jax.lax.stop_gradient(negative), -jnp.inf)
     return loss, seen._replace(hardest=hardest)
@@ -151,20 +146,16 @@ def all_hinge(
     def block_cost(
         queries: Rows, positive: Float[Array, " b"], keys: Rows
     ) -> tuple[Float[Array, ""], Negatives]:
-        scores = similarity.matrix(queries.vectors, keys.vectors)
+        scores = _negative_scores(similarity, queries, keys)
         margins = _margins(margin, queries, keys)
-        where = negatives(queries, keys)
         own = jnp.broadcast_to(positive[:, None], scores.shape)
-        cost = hinge(own, scores, margins, where & queries.where[:, None])
-        costs = jnp.where(where, scores + margins if callable(margin) else scores, -jnp.inf)
+        cost = hinge(own, scores, margins, (scores > -jnp.inf) & queries.where[:, None])
+        costs = scores + margins if callable(margin) else scores
         index = jnp.argmax(costs, axis=1)[:, None]
         hardest, chosen = (
             jnp.take_along_axis(values, index, axis=1)[:, 0] for values in (scores, margins)
         )
-        total, count = _seen(scores, where)
-        return cost, jax.lax.stop_gradient(
-            Negatives(jnp.where(count > 0, hardest, -jnp.inf), chosen, total, count)
-        )
+        return cost, jax.lax.stop_gradient(Negatives(hardest, chosen, _total(scores)))
 
     def step(
         carry: tuple[Float[Array, ""], Negatives], block: Block
@@ -178,7 +169,6 @@ def all_hinge(
                 jnp.where(better, more.hardest, seen.hardest),
                 jnp.where(better, more.margin, seen.margin),
                 seen.total + more.total,
-                seen.number + more.number,
             ),
         ), None
 
@@ -194,13 +184,17 @@ def _margins(margin: Margin, queries: Rows, keys: Rows) -> Float[Array, "b c"]:
     return jnp.broadcast_to(jax.lax.stop_gradient(found), shape)
 
 
-def _seen(
-    scores: Float[Array, "b c"], where: Bool[Array, "b c"]
-) -> tuple[Float[Array, " b"], Float[Array, " b"]]:
-    """(sum of the scores of the negatives, how many) of each query."""
-    return jnp.sum(jnp.where(where, scores, 0.0), axis=1), jnp.sum(where, axis=1, dtype=jnp.float32)
+def _negative_scores(similarity: Similarity, queries: Rows, keys: Rows) -> Float[Array, "b c"]:
+    """The scores, -inf for what is no negative."""
+    scores = similarity.matrix(queries.vectors, keys.vectors)
+    return jnp.where(negatives(queries, keys), scores, -jnp.inf)
+
+
+def _total(scores: Float[Array, "b c"]) -> Float[Array, " b"]:
+    """Sum over the negatives of each query."""
+    return jnp.sum(jnp.where(scores > -jnp.inf, scores, 0.0), axis=1)
 
 
 def nothing_seen(b: int) -> Negatives:
     """Before any block has been looked at."""
-    return Negatives(jnp.full((b,), -jnp.inf), *(jnp.zeros((b,)) for _ in range(3)))
+    return Negatives(jnp.full((b,), -jnp.inf), jnp.zeros((b,)), jnp.zeros((b,)))

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from vse_jax import parallel
-from vse_jax.losses.blocks import Rows
+from vse_jax.losses.blocks import Rows, negative_counts
 from vse_jax.losses.triplet import Negatives
 from vse_jax.models.similarity import Similarity
 from vse_jax.objectives.base import Batch, Metrics, Outputs
@@ -98,6 +98,7 @@ def hinge_metrics(
       seen: of both directions, [2, b].
       pairs: of the batch.
     """
+    numbers = jnp.stack([negative_counts(*rows) for rows in pairs.directions])
     usable = pairs.where[None] & (seen.hardest > -jnp.inf)
     violating = usable & (seen.margin + seen.hardest - positive[None] > 0)
 
@@ -107,7 +108,7 @@ def hinge_metrics(
     return {
         "loss_per_pair": parallel.mean(loss) * parallel.device_count() / pairs.total,
         "positive": total(positive, pairs.where) / pairs.total,
-        "negative": total(seen.total, usable) / jnp.maximum(total(seen.number, usable), 1.0),
+        "negative": total(seen.total, usable) / jnp.maximum(total(numbers, usable), 1.0),
         "hardest_negative": total(seen.hardest, usable) / jnp.maximum(total(1.0, usable), 1.0),
         "violating": total(1.0, violating) / (2 * pairs.total),
     }
