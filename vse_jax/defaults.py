@@ -101,7 +101,18 @@ def _model() -> ConfigDict:
 def _objective() -> ConfigDict:
     """The terms of the loss; those of weight 0 are left out."""
     objective = ConfigDict()
-    objective.triplet = triplet = ConfigDict()
+    objective.triplet = _triplet()
+    objective.infonce = _infonce()
+    objective.leap = _leap()
+    objective.center = _center()
+    objective.quantizer = _quantizer()
+    objective.multitask = _multitask()
+    return objective
+
+
+def _triplet() -> ConfigDict:
+    """The triplet hinge."""
+    triplet = ConfigDict()
     # Weight of the hinge in the loss; 0 leaves it out.
     triplet.weight = 1.0
     # Which negatives: "hardest" (LMH) or "all" (LSH).
@@ -116,14 +127,24 @@ def _objective() -> ConfigDict:
     triplet.temperature = 0.05
     # Pairs scored at a time while mining: memory grows with rows x chunk.
     triplet.chunk = 4096
-    objective.infonce = infonce = ConfigDict()
+    return triplet
+
+
+def _infonce() -> ConfigDict:
+    """The cross-entropy over the batch."""
+    infonce = ConfigDict()
     # Weight of the cross-entropy over the batch (InfoNCE) in the loss; 0 leaves it out.
     infonce.weight = 0.0
     # Divides the similarities.
     infonce.temperature = 0.07
     # Pairs scored at a time: memory grows with rows x chunk.
     infonce.chunk = 4096
-    objective.leap = leap = ConfigDict()
+    return infonce
+
+
+def _leap() -> ConfigDict:
+    """LEAP's hinge on distances, whose margin adapts."""
+    leap = ConfigDict()
     # Weight of the adaptive-margin hinge on distances in the loss; 0 leaves LEAP out.
     leap.weight = 0.0
     # Which negatives: "hardest" or "all".
@@ -159,14 +180,24 @@ def _objective() -> ConfigDict:
     leap.quantized = 0.0
     # Pairs scored at a time: memory grows with rows x chunk.
     leap.chunk = 4096
-    objective.center = center = ConfigDict()
+    return leap
+
+
+def _center() -> ConfigDict:
+    """The center loss."""
+    center = ConfigDict()
     # Weight of the center loss beside LEAP's hinge; 0 leaves it out.
     center.weight = 0.0
     # Centers: a "table" of one a training picture, in the state, or the means of the "batch".
     center.kind = "table"
     # How far a center of the table moves at a step.
     center.alpha = 0.5
-    objective.quantizer = quantizer = ConfigDict()
+    return center
+
+
+def _quantizer() -> ConfigDict:
+    """The product quantizer."""
+    quantizer = ConfigDict()
     # Weight of the quantizer's commitment term beside LEAP's hinge; 0 leaves the quantizer out.
     quantizer.weight = 0.0
     # Factor of the commitment.
@@ -183,12 +214,17 @@ def _objective() -> ConfigDict:
     quantizer.rate = 0.1
     # A code chosen less often than this share of an even choice is put on another embedding.
     quantizer.dead_share = 0.01
-    objective.multitask = multitask = ConfigDict()
+    return quantizer
+
+
+def _multitask() -> ConfigDict:
+    """The cross-entropy against the other side's codes."""
+    multitask = ConfigDict()
     # Weight of the cross-entropy against the other side's codes; 0 leaves it out.
     multitask.weight = 0.0
     # Divides the squared distances to the codes.
     multitask.temperature = 0.1
-    return objective
+    return multitask
 
 
 def _train() -> ConfigDict:

@@ -35,12 +35,12 @@ def negatives(queries: Rows, keys: Rows) -> Bool[Array, "b c"]:
     return (queries.ids[:, None] != keys.ids[None, :]) & keys.where[None, :]
 
 
-def negative_counts(queries: Rows, keys: Rows) -> Int[Array, " b"]:
+def negative_counts(queries: Rows, keys: Rows) -> Float[Array, " b"]:
     """How many keys are negatives of each query, without b x n comparisons."""
     # Padding goes last, where no query that counts finds its own id.
     own = jnp.sort(jnp.where(keys.where, keys.ids, jnp.iinfo(jnp.int32).max))
     first, end = (jnp.searchsorted(own, queries.ids, side=side) for side in ("left", "right"))
-    return jnp.sum(keys.where, dtype=jnp.int32) - (end - first)
+    return (jnp.sum(keys.where) - (end - first)).astype(jnp.float32)
 
 
 def blocks(keys: Rows, chunk: int) -> tuple[Rows, Int[Array, " k"]]:
