@@ -1,33 +1,24 @@
-"""Measures checkpoints: how training validates, and how the two reports come about."""
+"""Measures the splits of a data set under a state: how training validates, what is reported."""
 
 import dataclasses
-import json
 import logging
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Mapping
 
 import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from vse_jax import assembly, parallel, report, train_step, workdir
+from vse_jax import parallel, train_step
 from vse_jax.checkpoint import CheckpointError, Checkpoints
 from vse_jax.data.split import Dataset, Split
-from vse_jax.evaluators import codes, judgement, retrieval
+from vse_jax.evaluators import judgement, retrieval
 from vse_jax.experiment import Experiment
 from vse_jax.models.similarity import Similarity
 from vse_jax.train_state import TrainState
 
 log = logging.getLogger(__name__)
-# Retrieved items shown for a query in the report.
-SHOWN = 5
-# Pictures below which a split is too small for its figures to mean much.
-FEW = 100
 # Pairs drawn to compare distances with true scenes.
 JUDGED = 2000
-# Of the histograms in the report.
-BINS = 50
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,37 +130,6 @@ def judged(
     return found
 
 
-def score_histograms(
-    split: Split, embeddings: Embeddings, similarity: Similarity, sign: float = 1.0
-) -> dict[str, list[float]] | None:
-    """How right pairs score, and as many wrong ones drawn at random; None for one picture.
-
-    Args:
-      split: whose pairs.
-      embeddings: of the split.
-      similarity: of a picture and a caption.
-      sign: -1 turns scores into distances.
-
-    Returns:
-      `edges` of BINS equal bins, `right` and `wrong`: the percentage of the pairs in each.
-    """
-    right, n = split.caption_image, len(split.images)
-    if n < 2:
-        return None
-    wrong = (right + np.random.default_rng(0).integers(1, n, len(right))) % n
-    captions = jnp.asarray(embeddings.captions)
-    scores = {
-        kind: sign * np.asarray(similarity.rows(jnp.asarray(embeddings.images[rows]), captions))
-        for kind, rows in (("right", right), ("wrong", wrong))
-    }
-    edges = np.histogram_bin_edges(np.concatenate(list(scores.values())), BINS)
-    shares = {
-        kind: (100 * np.histogram(values, edges)[0] / len(values)).tolist()
-        for kind, values in scores.items()
-    }
-    return {"edges": edges.tolist()} | shares
-
-
 def protocol_of(dataset: Dataset, name: str) -> str:
     """The protocol by which a split is reported: the data set's for the test, else all of it."""
     return dataset.protocol if name == "test" else f"all_{len(dataset.splits[name].images)}"
@@ -189,79 +149,6 @@ def best_state(experiment: Experiment, template: TrainState) -> TrainState:
     return state
 
 
-def write_report(
-    experiment: Experiment,
-    state: TrainState,
-    warnings: Sequence[str] = (),
-    command: str | None = None,
-) -> dict[str, float]:
-    """Evaluates the test split (validation where there is none); writes the two reports.
-
-    Args:
-      experiment: the run.
-      state: to evaluate, as host arrays.
-      warnings: of the training, to be shown.
-      command: that trained it, to be shown.
-
-    Returns:
-      The metrics.
-    """
-    dataset = experiment.dataset
-    name = "test" if "test" in dataset.splits else "validation"
-    split = dataset.splits[name]
-    protocol = protocol_of(dataset, name)
-    embeddings = encode(experiment, state, name)
-    similarity = assembly.similarity_of(experiment.config)
-    metrics = measure(split, embeddings, similarity, protocol)
-    truth = oracle(split)
-    codebook = assembly.codebook_of(state.objective_state)
-    if codebook is not None:
-        metrics |= codes.evaluate(
-            protocol, embeddings.images, embeddings.captions, split.caption_image, codebook
-        )
-    metrics |= judged(experiment.config.evaluate, split, embeddings, similarity)
-    chance = retrieval.chance(split.caption_image)
-    log.info("%s %s %s (chance %.1f)", dataset.name, name, summary(metrics), chance["rsum"])
-    if len(split.images) < FEW:
-        few = f"the {name} split has only {len(split.images)} pictures: its figures say little"
-        log.warning(few)
-        warnings = [*warnings, few]
-    if truth is not None:
-        log.info(
-            "oracle %s; share of its rsum %.1f%%",
-            summary(truth),
-            100 * metrics["rsum"] / truth["rsum"],
-        )
-    if parallel.is_first_process():
-        content: dict[str, Any] = {
-            "config": experiment.config.to_dict(),
-            "dataset": dataset.name,
-            "split": name,
-            "protocol": protocol,
-            "step": int(state.step),
-            "metrics": metrics,
-            "chance": chance,
-            "skipped": {reason: list(names) for reason, names in dataset.skipped.items()},
-            "warnings": list(warnings),
-        }
-        distance = experiment.config.model.similarity == "negative_euclidean"
-        sign, measured = (-1.0, "distance") if distance else (1.0, "similarity")
-        if (scores := score_histograms(split, embeddings, similarity, sign)) is not None:
-            content["scores"] = scores | {"measure": measured}
-        if codebook is not None:
-            content["code_usage"] = codes.usage(
-                np.concatenate([embeddings.images, embeddings.captions]), codebook
-            ).tolist()
-        if truth is not None:
-            content["oracle"] = truth
-        if command is not None:
-            content["command"] = command
-        workdir.write_text(experiment.workdir / workdir.REPORT, json.dumps(content, indent=2))
-        page = report.write(experiment.workdir, _queries(experiment, split, embeddings))
-        log.info("report: %s", page)
-    return metrics
-
-
 def summary(metrics: Mapping[str, float]) -> str:
     """One line: recalls each way, medians and rsum."""
     ways = (
@@ -271,74 +158,3 @@ def summary(metrics: Mapping[str, float]) -> str:
         for way in ("i2t", "t2i")
     )
     return f"{', '.join(ways)}, rsum {metrics['rsum']:.1f}"
-
-
-def _queries(experiment: Experiment, split: Split, embeddings: Embeddings) -> dict[str, Any]:
-    """Queries spread over the split, and what they retrieve, for the report."""
-    count = experiment.config.evaluate.queries
-    if count == 0:
-        return {"i2t": [], "t2i": []}
-    score = assembly.similarity_of(experiment.config).matrix
-    ranks = retrieval.ranks(
-        embeddings.images,
-        embeddings.captions,
-        np.arange(len(split.images)),
-        split.caption_image,
-        score=score,
-    )
-    pictures = np.unique(np.linspace(0, len(split.images) - 1, count).astype(int))
-    captions = np.unique(np.linspace(0, len(split.captions) - 1, count).astype(int))
-    shown = min(SHOWN, len(split.captions))
-    found, scores = retrieval.top_k(
-        embeddings.images[pictures], embeddings.captions, shown, score=score
-    )
-    i2t = [
-        {
-            "image": _thumbnail(split, int(picture)),
-            "name": split.images[picture],
-            "rank": int(ranks.i2t[picture]),
-            "captions": [
-                {
-                    "text": split.captions[caption],
-                    "score": float(score),
-                    "right": bool(split.caption_image[caption] == picture),
-                }
-                for caption, score in zip(row, row_scores, strict=True)
-            ],
-        }
-        for picture, row, row_scores in zip(pictures, found, scores, strict=True)
-    ]
-    shown = min(SHOWN, len(split.images))
-    found, scores = retrieval.top_k(
-        embeddings.captions[captions], embeddings.images, shown, score=score
-    )
-    t2i = [
-        {
-            "text": split.captions[caption],
-            "name": split.images[split.caption_image[caption]],
-            "rank": int(ranks.t2i[caption]),
-            "images": [
-                {
-                    "image": _thumbnail(split, int(picture)),
-                    "name": split.images[picture],
-                    "score": float(score),
-                    "right": bool(split.caption_image[caption] == picture),
-                }
-                for picture, score in zip(row, row_scores, strict=True)
-            ],
-        }
-        for caption, row, row_scores in zip(captions, found, scores, strict=True)
-    ]
-    return {"i2t": i2t, "t2i": t2i}
-
-
-def _thumbnail(split: Split, picture: int) -> str:
-    return report.thumbnail(split.read([picture])[0])
-
-
-def reported_command(folder: Path) -> str | None:
-    """The command that the workdir's last report names, if there is one."""
-    try:
-        return report.read(folder).report.get("command")
-    except report.ReportError:
-        return None

@@ -13,7 +13,16 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from vse_jax import assembly, evaluation, experiment, optimizer, parallel, train_step, workdir
+from vse_jax import (
+    assembly,
+    evaluation,
+    experiment,
+    optimizer,
+    parallel,
+    report_content,
+    train_step,
+    workdir,
+)
 from vse_jax.checkpoint import Checkpoints
 from vse_jax.console import Progress, TensorBoard
 from vse_jax.experiment import Experiment
@@ -74,7 +83,7 @@ def _train(
         loop.close()
     if finished:
         warnings = warnings_of(loop.metrics.rows)
-        evaluation.write_report(run, evaluation.best_state(run, template), warnings, command)
+        report_content.write(run, evaluation.best_state(run, template), warnings, command)
     return finished
 
 
@@ -87,7 +96,7 @@ def evaluate_again(folder: Path) -> dict[str, float]:
     run = experiment.prepare(workdir.read_config(folder), folder)
     state = evaluation.best_state(run, initial_state(run))
     warnings = warnings_of(workdir.read_metrics(folder))
-    return evaluation.write_report(run, state, warnings, evaluation.reported_command(folder))
+    return report_content.write(run, state, warnings, report_content.reported_command(folder))
 
 
 def initial_state(run: Experiment) -> TrainState:

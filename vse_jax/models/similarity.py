@@ -14,10 +14,12 @@ class Similarity(NamedTuple):
     Attributes:
       matrix: ([a, d], [b, d]) -> [a, b], every row with every row.
       rows: ([a, d], [a, d]) -> [a], row by row.
+      is_distance: whether it is minus a distance.
     """
 
     matrix: Callable[[Float[Array, "a d"], Float[Array, "b d"]], Float[Array, "a b"]]
     rows: Callable[[Float[Array, "a d"], Float[Array, "a d"]], Float[Array, "a"]]
+    is_distance: bool = False
 
 
 def _dot_matrix(a: Float[Array, "a d"], b: Float[Array, "b d"]) -> Float[Array, "a b"]:
@@ -49,4 +51,4 @@ def _root(squares: Float[Array, "..."]) -> Float[Array, "..."]:
 
 
 # Minus the Euclidean distance.
-negative_euclidean = Similarity(_distance_matrix, _distance_rows)
+negative_euclidean = Similarity(_distance_matrix, _distance_rows, is_distance=True)

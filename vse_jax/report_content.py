@@ -1,0 +1,199 @@
+"""What a report says of a state: measures of the test split, scores, what queries retrieve."""
+
+import json
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from vse_jax import assembly, evaluation, parallel, report, workdir
+from vse_jax.data.split import Split
+from vse_jax.evaluation import Embeddings
+from vse_jax.evaluators import codes, retrieval
+from vse_jax.experiment import Experiment
+from vse_jax.models.similarity import Similarity
+from vse_jax.train_state import TrainState
+
+log = logging.getLogger(__name__)
+# Retrieved items shown for a query.
+SHOWN = 5
+# Pictures below which a split is too small for its figures to mean much.
+FEW = 100
+# Of the histograms.
+BINS = 50
+
+
+def write(
+    experiment: Experiment,
+    state: TrainState,
+    warnings: Sequence[str] = (),
+    command: str | None = None,
+) -> dict[str, float]:
+    """Evaluates the test split (validation where there is none); writes the two reports.
+
+    Args:
+      experiment: the run.
+      state: to evaluate, as host arrays.
+      warnings: of the training, to be shown.
+      command: that trained it, to be shown.
+
+    Returns:
+      The metrics.
+    """
+    dataset = experiment.dataset
+    name = "test" if "test" in dataset.splits else "validation"
+    split = dataset.splits[name]
+    embeddings = evaluation.encode(experiment, state, name)
+    codebook = assembly.codebook_of(state.objective_state)
+    metrics = _metrics(experiment, name, embeddings, codebook)
+    chance, truth = retrieval.chance(split.caption_image), evaluation.oracle(split)
+    shown = evaluation.summary(metrics)
+    log.info("%s %s %s (chance %.1f)", dataset.name, name, shown, chance["rsum"])
+    if len(split.images) < FEW:
+        few = f"the {name} split has only {len(split.images)} pictures: its figures say little"
+        log.warning(few)
+        warnings = [*warnings, few]
+    if truth is not None:
+        share = 100 * metrics["rsum"] / truth["rsum"]
+        log.info("oracle %s; share of its rsum %.1f%%", evaluation.summary(truth), share)
+    if not parallel.is_first_process():
+        return metrics
+    everything = np.concatenate([embeddings.images, embeddings.captions])
+    content = {
+        "config": experiment.config.to_dict(),
+        "dataset": dataset.name,
+        "split": name,
+        "protocol": evaluation.protocol_of(dataset, name),
+        "step": int(state.step),
+        "metrics": metrics,
+        "chance": chance,
+        "skipped": {reason: list(names) for reason, names in dataset.skipped.items()},
+        "warnings": list(warnings),
+        "scores": score_histograms(split, embeddings, assembly.similarity_of(experiment.config)),
+        "code_usage": None if codebook is None else codes.usage(everything, codebook).tolist(),
+        "oracle": truth,
+        "command": command,
+    }
+    known = {key: value for key, value in content.items() if value is not None}
+    workdir.write_text(experiment.workdir / workdir.REPORT, json.dumps(known, indent=2))
+    page = report.write(experiment.workdir, _queries(experiment, split, embeddings))
+    log.info("report: %s", page)
+    return metrics
+
+
+def reported_command(folder: Path) -> str | None:
+    """The command that the workdir's last report names, if there is one."""
+    try:
+        return report.read(folder).report.get("command")
+    except report.ReportError:
+        return None
+
+
+def score_histograms(
+    split: Split, embeddings: Embeddings, similarity: Similarity
+) -> dict[str, Any] | None:
+    """How right pairs score, and as many wrong ones drawn at random; None for one picture.
+
+    Returns:
+      `measure`, "distance" or "similarity", `edges` of BINS equal bins, and `right` and `wrong`:
+      the percentage of the pairs in each.
+    """
+    right, n = split.caption_image, len(split.images)
+    if n < 2:
+        return None
+    wrong = (right + np.random.default_rng(0).integers(1, n, len(right))) % n
+    captions = jnp.asarray(embeddings.captions)
+    sign = -1.0 if similarity.is_distance else 1.0
+    scores = {
+        kind: sign * np.asarray(similarity.rows(jnp.asarray(embeddings.images[rows]), captions))
+        for kind, rows in (("right", right), ("wrong", wrong))
+    }
+    edges = np.histogram_bin_edges(np.concatenate(list(scores.values())), BINS)
+    shares = {
+        kind: (100 * np.histogram(values, edges)[0] / len(values)).tolist()
+        for kind, values in scores.items()
+    }
+    measure = "distance" if similarity.is_distance else "similarity"
+    return {"measure": measure, "edges": edges.tolist()} | shares
+
+
+def _metrics(
+    experiment: Experiment, name: str, embeddings: Embeddings, codebook: np.ndarray | None
+) -> dict[str, float]:
+    """Everything measured of a split: retrieval, from codes too, and how distance is judged."""
+    split, protocol = (
+        experiment.dataset.splits[name],
+        evaluation.protocol_of(experiment.dataset, name),
+    )
+    similarity = assembly.similarity_of(experiment.config)
+    metrics = evaluation.measure(split, embeddings, similarity, protocol)
+    if codebook is not None:
+        images, captions = embeddings.images, embeddings.captions
+        metrics |= codes.evaluate(protocol, images, captions, split.caption_image, codebook)
+    return metrics | evaluation.judged(experiment.config.evaluate, split, embeddings, similarity)
+
+
+def _queries(experiment: Experiment, split: Split, embeddings: Embeddings) -> dict[str, Any]:
+    """Queries spread over the split, and what they retrieve, for the report."""
+    count = experiment.config.evaluate.queries
+    if count == 0:
+        return {"i2t": [], "t2i": []}
+    score = assembly.similarity_of(experiment.config).matrix
+    ranks = retrieval.ranks(
+        embeddings.images,
+        embeddings.captions,
+        np.arange(len(split.images)),
+        split.caption_image,
+        score=score,
+    )
+    pictures = np.unique(np.linspace(0, len(split.images) - 1, count).astype(int))
+    captions = np.unique(np.linspace(0, len(split.captions) - 1, count).astype(int))
+    shown = min(SHOWN, len(split.captions))
+    found, scores = retrieval.top_k(
+        embeddings.images[pictures], embeddings.captions, shown, score=score
+    )
+    i2t = [
+        {
+            "image": _thumbnail(split, int(picture)),
+            "name": split.images[picture],
+            "rank": int(ranks.i2t[picture]),
+            "captions": [
+                {
+                    "text": split.captions[caption],
+                    "score": float(score),
+                    "right": bool(split.caption_image[caption] == picture),
+                }
+                for caption, score in zip(row, row_scores, strict=True)
+            ],
+        }
+        for picture, row, row_scores in zip(pictures, found, scores, strict=True)
+    ]
+    shown = min(SHOWN, len(split.images))
+    found, scores = retrieval.top_k(
+        embeddings.captions[captions], embeddings.images, shown, score=score
+    )
+    t2i = [
+        {
+            "text": split.captions[caption],
+            "name": split.images[split.caption_image[caption]],
+            "rank": int(ranks.t2i[caption]),
+            "images": [
+                {
+                    "image": _thumbnail(split, int(picture)),
+                    "name": split.images[picture],
+                    "score": float(score),
+                    "right": bool(split.caption_image[caption] == picture),
+                }
+                for picture, score in zip(row, row_scores, strict=True)
+            ],
+        }
+        for caption, row, row_scores in zip(captions, found, scores, strict=True)
+    ]
+    return {"i2t": i2t, "t2i": t2i}
+
+
+def _thumbnail(split: Split, picture: int) -> str:
+    return report.thumbnail(split.read([picture])[0])
