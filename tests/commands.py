@@ -19,7 +19,7 @@ from vse_jax import main
 REPOSITORY = Path(__file__).parents[1]
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(
-    [f"vse_jax.{name}" for name in ("main", "train", "report", "data.pipeline", "data.shapes")]
+    [f"vse_jax.{name}" for name in ("main", "train", "report.page", "data.pipeline", "data.shapes")]
 )
 
 

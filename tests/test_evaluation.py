@@ -5,7 +5,7 @@ import jax
 import numpy as np
 import pytest
 
-from vse_jax import evaluation, experiment, report_content, train, workdir
+from vse_jax import evaluation, experiment, train, workdir
 from vse_jax.checkpoint import CheckpointError
 from vse_jax.config import default_config
 from vse_jax.data.split import Split
@@ -13,6 +13,7 @@ from vse_jax.encode import Encoder
 from vse_jax.evaluators.retrieval import EvaluationError
 from vse_jax.models.similarity import dot, negative_euclidean
 from vse_jax.parallel import Devices
+from vse_jax.report import content
 
 MEASURES = {f"{way}/{m}" for way in ("i2t", "t2i") for m in ("R@1", "R@5", "R@10", "MedR", "MeanR")}
 
@@ -126,7 +127,7 @@ def test_the_reports_queries_are_true(trained, run, best):
         assert (query["rank"] == 1) == query["captions"][0]["right"]
         np.testing.assert_allclose(
             [item["score"] for item in query["captions"]],
-            np.sort(scores[picture])[::-1][: report_content.SHOWN],
+            np.sort(scores[picture])[::-1][: content.SHOWN],
             atol=1e-5,
         )
     for query in queries["t2i"]:
@@ -138,7 +139,7 @@ def test_the_reports_queries_are_true(trained, run, best):
         ]
         np.testing.assert_allclose(
             [item["score"] for item in query["images"]],
-            np.sort(column)[::-1][: report_content.SHOWN],
+            np.sort(column)[::-1][: content.SHOWN],
             atol=1e-5,
         )
 
@@ -149,7 +150,7 @@ def test_without_a_test_split_validation_is_reported(run, best, tmp_path):
     config = run.config.copy_and_resolve_references()
     config.evaluate.queries = 0
     other = dataclasses.replace(run, config=config, dataset=dataset, workdir=tmp_path)
-    metrics = report_content.write(other, best, ["careful"], "python -m vse_jax.main")
+    metrics = content.write(other, best, ["careful"], "python -m vse_jax.main")
     found = json.loads((tmp_path / "report.json").read_text())
     assert (found["split"], found["protocol"]) == ("validation", "all_16")
     assert found["metrics"] == metrics
@@ -210,7 +211,7 @@ def test_right_pairs_and_wrong_ones_are_counted_apart():
     owners = np.repeat(np.arange(40), 3)
     captions = images[owners]
     embeddings = evaluation.Embeddings(images, captions)
-    found = report_content.score_histograms(split_of(owners, 40), embeddings, negative_euclidean)
+    found = content.score_histograms(split_of(owners, 40), embeddings, negative_euclidean)
     edges, right, wrong = (np.asarray(found[name]) for name in ("edges", "right", "wrong"))
     assert len(edges) == len(right) + 1 == len(wrong) + 1
     assert found["measure"] == "distance"
@@ -223,4 +224,4 @@ def test_right_pairs_and_wrong_ones_are_counted_apart():
     mean = wrong @ (edges[1:] + edges[:-1]) / 200
     assert mean == pytest.approx(apart.mean(), rel=0.05)
     one = evaluation.Embeddings(images[:1], captions[:3])
-    assert report_content.score_histograms(split_of([0, 0, 0], 1), one, negative_euclidean) is None
+    assert content.score_histograms(split_of([0, 0, 0], 1), one, negative_euclidean) is None

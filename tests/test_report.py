@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vse_jax import charts, report
+from vse_jax.report import __main__ as command
+from vse_jax.report import charts, tables
+from vse_jax.report import page as report
 
 EVIL = "<script>alert('x')</script> & \"quoted\" \ud800"
 VOID = {"meta", "img", "path"}
@@ -196,7 +198,7 @@ def test_everything_a_user_can_name_is_escaped(tmp_path):
 def test_rendering_again_uses_the_queries_kept(tmp_path, capsys):
     folder = workdir(tmp_path)
     first = report.write(folder, queries("a cat")).read_text()
-    report.main([str(folder)])
+    command.main([str(folder)])
     assert capsys.readouterr().out.strip() == str(folder / "report.html")
     assert (folder / "report.html").read_text() == first
     assert page_of(folder / "report.html").count("article") == 24
@@ -250,7 +252,7 @@ def test_a_workdir_without_a_report_is_an_error(tmp_path, content):
     with pytest.raises(report.ReportError, match=r"report\.json"):
         report.write(tmp_path)
     with pytest.raises(SystemExit, match=r"error: .*report\.json"):
-        report.main([str(tmp_path)])
+        command.main([str(tmp_path)])
 
 
 @pytest.mark.parametrize(
@@ -322,7 +324,7 @@ def test_distributions_are_drawn_where_they_are_known(tmp_path):
     assert "<h2>Distributions" not in report.render(report.read(workdir(tmp_path)))
     scores = {"measure": "distance", "edges": [0.0, 0.5, 1.0, 1.5]}
     scores |= {"right": [80.0, 20.0, 0.0], "wrong": [0.0, 10.0, 90.0]}
-    found = metrics(20.0) | {f"codes/asymmetric/i2t/{m}": 41.7 for m in report.MEASURES}
+    found = metrics(20.0) | {f"codes/asymmetric/i2t/{m}": 41.7 for m in tables.MEASURES}
     usage = [2.5, 1.0, 0.5, 0.0]
     folder = workdir(tmp_path, scores=scores, code_usage=usage, metrics=found)
     page = report.render(report.read(folder))

@@ -23,7 +23,7 @@ def frozen_mobilenet_v2(config: ConfigDict) -> None:
     config.data.max_tokens = 32
     config.train.freeze = (("image/backbone/.*", None),)
     config.train.epochs = 8.0
-    config.train.learning_rate = 4e-3
+    config.train.learning_rate = 2e-3
     config.train.clip_norm = 2.0
     config.train.ema = 0.998
 

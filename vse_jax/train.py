@@ -19,7 +19,6 @@ from vse_jax import (
     experiment,
     optimizer,
     parallel,
-    report_content,
     train_step,
     workdir,
 )
@@ -27,6 +26,7 @@ from vse_jax.checkpoint import Checkpoints
 from vse_jax.console import Progress, TensorBoard
 from vse_jax.experiment import Experiment
 from vse_jax.objectives.base import Spec
+from vse_jax.report import content
 from vse_jax.train_state import TrainState
 
 log = logging.getLogger(__name__)
@@ -83,7 +83,7 @@ def _train(
         loop.close()
     if finished:
         warnings = warnings_of(loop.metrics.rows)
-        report_content.write(run, evaluation.best_state(run, template), warnings, command)
+        content.write(run, evaluation.best_state(run, template), warnings, command)
     return finished
 
 
@@ -96,7 +96,7 @@ def evaluate_again(folder: Path) -> dict[str, float]:
     run = experiment.prepare(workdir.read_config(folder), folder)
     state = evaluation.best_state(run, initial_state(run))
     warnings = warnings_of(workdir.read_metrics(folder))
-    return report_content.write(run, state, warnings, report_content.reported_command(folder))
+    return content.write(run, state, warnings, content.reported_command(folder))
 
 
 def initial_state(run: Experiment) -> TrainState:

@@ -1,20 +1,16 @@
-"""The report of a workdir: one HTML file with curves, tables and pictures, nothing outside it.
+"""The page: one HTML file with curves, tables and pictures, nothing outside it.
 
-`python -m vse_jax.report W` renders it again. Reading (`read`), drawing (`render`) and writing
+Reading (`read`), drawing (`render`) and writing
 (`write`) are apart, so that a page over several runs needs only another drawing.
 """
 
-import argparse
 import base64
 import dataclasses
 import io
-import itertools
 import json
-import math
 import os
 import shlex
-import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -22,14 +18,11 @@ from typing import Any
 from PIL import Image, ImageOps
 
 from vse_jax import workdir as workdirs
-from vse_jax.charts import Series, chart
-from vse_jax.report_queries import retrieved
-from vse_jax.report_text import escaped, finite, number, short, whole
+from vse_jax.report.curves import curves, distributions
+from vse_jax.report.queries import retrieved
+from vse_jax.report.tables import pairs, results
+from vse_jax.report.text import escaped, number, whole
 
-WAYS = {"i2t": "Image → text", "t2i": "Text → image"}
-# How queries meet codes: as they are, or quantized too.
-CODES = ("asymmetric", "symmetric")
-MEASURES = ("R@1", "R@5", "R@10", "MedR", "MeanR")
 # What a reader asks first, where the config says it.
 FACTS = {
     "Backbone": "model.image.backbone",
@@ -136,18 +129,18 @@ def render(run: Run) -> str:
     title = f"{run.report.get('name', 'vse_jax')} on {run.report.get('dataset', 'unknown data')}"
     sections = (
         _header(run, title),
-        _results(
+        results(
             run.report.get("metrics", {}),
             run.report.get("oracle", {}),
             run.report.get("chance", {}).get("rsum"),
         ),
-        _curves(run),
-        _distributions(run.report),
+        curves(run.history, run.report.get("step")),
+        distributions(run.report),
         retrieved(run.queries),
         _notes(run.report),
         _reproduction(run),
     )
-    templates = resources.files("vse_jax") / "templates"
+    templates = resources.files("vse_jax.report") / "templates"
     page = (templates / "report.html").read_text(encoding="utf-8")
     style = (templates / "report.css").read_text(encoding="utf-8")
     return page.format(title=escaped(title), style=style, body="\n".join(filter(None, sections)))
@@ -168,17 +161,6 @@ def thumbnail(data: bytes, size: int = 128) -> str:
     encoded = io.BytesIO()
     page.save(encoded, "JPEG", quality=80)
     return "data:image/jpeg;base64," + base64.b64encode(encoded.getvalue()).decode("ascii")
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Renders the reports of the workdirs named on the command line."""
-    parser = argparse.ArgumentParser(prog="python -m vse_jax.report", description=main.__doc__)
-    parser.add_argument("workdir", nargs="+", help="folder of a trained or evaluated run")
-    for workdir in parser.parse_args(arguments).workdir:
-        try:
-            print(write(workdir))
-        except (ReportError, workdirs.WorkdirError) as error:
-            sys.exit(f"error: {error}")
 
 
 def _header(run: Run, title: str) -> str:
@@ -203,7 +185,7 @@ def _header(run: Run, title: str) -> str:
     return (
         f"<header><p class=kicker>vse_jax report</p><h1>{escaped(title)}</h1>"
         f"<p class=sub>{escaped(' · '.join(line))}</p>"
-        f"{_pairs(_facts(report.get('config')))}"
+        f"{pairs(_facts(report.get('config')))}"
         f"{f'<div class=tiles>{shown}</div>' if shown else ''}</header>"
     )
 
@@ -222,113 +204,6 @@ def _facts(config: Any) -> dict[str, Any]:
     return {name: value for name, value in facts.items() if value is not None}
 
 
-def _results(metrics: Mapping[str, Any], oracle: Mapping[str, Any], chance: Any) -> str:
-    """The table of recalls and ranks, the oracle's and the share of it below; other measures."""
-    rows = []
-    for way, title in WAYS.items():
-        keys = [f"{way}/{measure}" for measure in MEASURES]
-        if keys[0] not in metrics:
-            continue
-        rows.append(_row(title, [_measure(metrics, key) for key in keys], "ours"))
-        for kind in CODES:
-            coded = [f"codes/{kind}/{key}" for key in keys]
-            if coded[0] in metrics:
-                cells = [_measure(metrics, key) for key in coded]
-                rows.append(_row(f"from {kind} codes", cells, "codes"))
-        if keys[0] in oracle:
-            rows.append(_row("oracle", [_measure(oracle, key) for key in keys], "oracle"))
-            share = [_share(metrics, oracle, key) if "R@" in key else "" for key in keys]
-            rows.append(_row("share of it", share, "oracle"))
-    table = ""
-    if rows:
-        heads = "".join(f"<th scope=col>{measure}</th>" for measure in MEASURES)
-        rows.append(_rsum(metrics, oracle, chance))
-        table = (
-            f"<div class=scroll><table><thead><tr><th></th>{heads}</tr></thead>"
-            f"<tbody>{''.join(rows)}</tbody></table></div><p class=muted>Recalls in percent; MedR "
-            "and MeanR: median and mean rank, 1 is best; ties count against the model.</p>"
-        )
-    tabulated = (*WAYS, *(f"{kind}/{way}" for kind in CODES for way in WAYS))
-    other = {
-        key: number(value)
-        for key, value in metrics.items()
-        if key != "rsum" and not key.removeprefix("codes/").startswith(tabulated)
-    }
-    return f"<section><h2>Results</h2>{table}{_pairs(other)}</section>" if metrics else ""
-
-
-def _rsum(metrics: Mapping[str, Any], oracle: Mapping[str, Any], chance: Any) -> str:
-    """The table's last row: the sum of the six recalls."""
-    beside = ""
-    if finite(chance):
-        beside = f" <span class=muted>· chance {number(chance)}</span>"
-    if "rsum" in oracle:
-        beside += (
-            f" <span class=muted>· oracle {number(oracle['rsum'])}, "
-            f"share {_share(metrics, oracle, 'rsum')}</span>"
-        )
-    return (
-        f"<tr class=sum><th scope=row>rsum</th><td colspan={len(MEASURES)}>"
-        f"{number(metrics.get('rsum'))}{beside}</td></tr>"
-    )
-
-
-def _curves(run: Run) -> str:
-    """Loss, recalls and whatever else was logged, by step."""
-    logged = _series(run.history)
-    grouped = {"Loss": ["loss", "validation/loss"]}
-    grouped |= {
-        f"Validation recall, {title.lower()}": [f"validation/{way}/R@{k}" for k in (1, 5, 10)]
-        for way, title in WAYS.items()
-    }
-    grouped["Validation rsum"] = ["validation/rsum"]
-    for measure, title in (("MedR", "median rank"), ("MeanR", "mean rank")):
-        grouped[f"Validation {title}"] = [f"validation/{way}/{measure}" for way in WAYS]
-    distances = ("positive", "negative", "hardest_negative")
-    grouped["Distance"] = [f"leap/distance/{name}" for name in distances]
-    figures: list[tuple[str, Series, float | None]] = []
-    for title, keys in grouped.items():
-        shown = {_line(key, title): logged.pop(key) for key in keys if key in logged}
-        figures.append((title, shown, None if title == "Loss" else 0.0))
-    figures += [(key.replace("_", " "), {"last": logged[key]}, None) for key in sorted(logged)]
-    step = run.report.get("step", math.nan)
-    marked = float(step) if finite(step) else None
-    drawn = [chart(title, series, marked, floor) for title, series, floor in figures if series]
-    if not drawn:
-        return ""
-    return (
-        f"<section><h2>Curves</h2><div class=charts>{''.join(drawn)}</div><p class=muted>By step; "
-        "the dashed line is the checkpoint that is reported.</p></section>"
-    )
-
-
-def _distributions(report: Mapping[str, Any]) -> str:
-    """Histograms of the pairs' scores, and how evenly the codes of a quantizer are used."""
-    drawn = []
-    if scores := report.get("scores"):
-        middles = [(low + high) / 2 for low, high in itertools.pairwise(scores["edges"])]
-        pairs = {kind: list(zip(middles, scores[kind], strict=True)) for kind in ("right", "wrong")}
-        name = scores["measure"]
-        title = f"{name.capitalize()} of right and wrong pairs, % of them"
-        drawn.append(chart(title, pairs, floor=0.0, along=name))
-    if usage := report.get("code_usage"):
-        ranked = {"use": [(float(rank), share) for rank, share in enumerate(usage, 1)]}
-        title = "Use of the codes, 1 is even, by rank"
-        drawn.append(chart(title, ranked, floor=0.0, along="rank"))
-    if not drawn:
-        return ""
-    return f"<section><h2>Distributions</h2><div class=charts>{''.join(drawn)}</div></section>"
-
-
-def _line(key: str, title: str) -> str:
-    """What a line is called under a title that says the rest."""
-    if "recall" in title:
-        return key.rsplit("/", 1)[1]
-    if "rank" in title:
-        return WAYS[key.split("/")[1]].lower()
-    return key.replace("validation/", "validation ") if title == "Loss" else key.rsplit("/", 1)[1]
-
-
 def _notes(report: Mapping[str, Any]) -> str:
     """Warnings, what was left out, how long things took."""
     warnings = "".join(f"<li>{escaped(warning)}</li>" for warning in report.get("warnings", ()))
@@ -343,7 +218,7 @@ def _notes(report: Mapping[str, Any]) -> str:
             f"<p class=names>{escaped(', '.join(map(str, names[:50])))}{more}</p></details>"
         )
     if report.get("timing"):
-        parts.append("<h2>Timing</h2>" + _pairs(report["timing"]))
+        parts.append("<h2>Timing</h2>" + pairs(report["timing"]))
     return f"<section>{''.join(parts)}</section>" if any(parts) else ""
 
 
@@ -359,34 +234,9 @@ def _reproduction(run: Run) -> str:
     )
 
 
-def _series(history: Iterable[Mapping[str, Any]]) -> dict[str, list[tuple[float, float]]]:
-    """Name -> (step, value) of the finite numbers logged, by step; of a step run twice the last."""
-    found: dict[str, dict[float, float]] = {}
-    for row in history:
-        if not finite(row.get("step")):
-            continue
-        for key, value in row.items():
-            if key not in ("step", "epoch") and finite(value):
-                found.setdefault(key, {})[float(row["step"])] = float(value)
-    return {key: sorted(values.items()) for key, values in found.items()}
-
-
 def _plain(value: Any) -> Any:
     """The Python number of a NumPy one, for JSON."""
     return value.item()
-
-
-def _measure(metrics: Mapping[str, Any], key: str) -> str:
-    """A measure as the table shows it: a median rank is a whole number."""
-    return whole(metrics.get(key)) if key.endswith("MedR") else number(metrics.get(key))
-
-
-def _share(metrics: Mapping[str, Any], oracle: Mapping[str, Any], key: str) -> str:
-    """Percent of the oracle's value that was reached, or a dash."""
-    ours, best = metrics.get(key), oracle.get(key)
-    if ours is None or best is None or not (finite(ours) and finite(best) and best):
-        return "–"
-    return number(100 * ours / best, "%")
 
 
 def _at(config: Any, path: str) -> Any:
@@ -394,28 +244,3 @@ def _at(config: Any, path: str) -> Any:
     for key in path.split("."):
         config = config.get(key) if isinstance(config, Mapping) else None
     return None if isinstance(config, Mapping) else config
-
-
-def _row(title: str, cells: Sequence[str], kind: str) -> str:
-    """A table row."""
-    tail = "".join(f"<td>{cell}</td>" for cell in cells)
-    return f"<tr class={kind}><th scope=row>{title}</th>{tail}</tr>"
-
-
-def _pairs(values: Mapping[str, Any]) -> str:
-    """Names and values side by side."""
-    if not values:
-        return ""
-    shown = {
-        name: short(value) if isinstance(value, float) and math.isfinite(value) else value
-        for name, value in values.items()
-    }
-    items = (
-        f"<div><dt>{escaped(name)}</dt><dd>{escaped(value)}</dd></div>"
-        for name, value in shown.items()
-    )
-    return f"<dl>{''.join(items)}</dl>"
-
-
-if __name__ == "__main__":
-    main()

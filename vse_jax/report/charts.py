@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TypeAlias
 
-from vse_jax.report_text import escaped, short
+from vse_jax.report.text import escaped, short
 
 Series: TypeAlias = Mapping[str, Sequence[tuple[float, float]]]
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from vse_jax.report_text import escaped, finite, whole
+from vse_jax.report.text import escaped, finite, whole
 
 
 def retrieved(queries: Mapping[str, Any]) -> str:

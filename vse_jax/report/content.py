@@ -9,12 +9,13 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from vse_jax import assembly, evaluation, parallel, report, workdir
+from vse_jax import assembly, evaluation, parallel, workdir
 from vse_jax.data.split import Split
 from vse_jax.evaluation import Embeddings
 from vse_jax.evaluators import codes, retrieval
 from vse_jax.experiment import Experiment
 from vse_jax.models.similarity import Similarity
+from vse_jax.report import page
 from vse_jax.train_state import TrainState
 
 log = logging.getLogger(__name__)
@@ -79,16 +80,16 @@ def write(
     }
     known = {key: value for key, value in content.items() if value is not None}
     workdir.write_text(experiment.workdir / workdir.REPORT, json.dumps(known, indent=2))
-    page = report.write(experiment.workdir, _queries(experiment, split, embeddings))
-    log.info("report: %s", page)
+    path = page.write(experiment.workdir, _queries(experiment, split, embeddings))
+    log.info("report: %s", path)
     return metrics
 
 
 def reported_command(folder: Path) -> str | None:
     """The command that the workdir's last report names, if there is one."""
     try:
-        return report.read(folder).report.get("command")
-    except report.ReportError:
+        return page.read(folder).report.get("command")
+    except page.ReportError:
         return None
 
 
@@ -196,4 +197,4 @@ def _queries(experiment: Experiment, split: Split, embeddings: Embeddings) -> di
 
 
 def _thumbnail(split: Split, picture: int) -> str:
-    return report.thumbnail(split.read([picture])[0])
+    return page.thumbnail(split.read([picture])[0])

@@ -4,6 +4,8 @@ import html
 import math
 from typing import Any
 
+WAYS = {"i2t": "Image → text", "t2i": "Text → image"}
+
 
 def escaped(value: Any) -> str:
     """Anything as text that HTML takes for text, in attributes too: names are untrusted."""

@@ -1,0 +1,1 @@
+"""Reports: what is said of a run (`content`), and the page that shows it (`page`)."""
