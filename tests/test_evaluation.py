@@ -11,9 +11,9 @@ from vse_jax.config import default_config
 from vse_jax.data.split import Split
 from vse_jax.encode import Encoder
 from vse_jax.evaluators.retrieval import EvaluationError
-from vse_jax.models.similarity import dot, negative_euclidean
 from vse_jax.parallel import Devices
 from vse_jax.report import content
+from vse_jax.similarity import dot, negative_euclidean
 
 MEASURES = {f"{way}/{m}" for way in ("i2t", "t2i") for m in ("R@1", "R@5", "R@10", "MedR", "MeanR")}
 

@@ -10,8 +10,8 @@ import optax
 import pytest
 
 from vse_jax import parallel, train_step
+from vse_jax.encoding import Encoding
 from vse_jax.models.backbones.small_resnet import SmallResNet
-from vse_jax.models.encoding import Encoding
 from vse_jax.models.image import ImageEncoder
 from vse_jax.models.model import VisualSemanticModel
 from vse_jax.models.text import GRUTextEncoder

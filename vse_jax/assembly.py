@@ -18,7 +18,6 @@ from vse_jax.models.backbones import catalogue
 from vse_jax.models.backbones.weights import load_config
 from vse_jax.models.image import ImageEncoder
 from vse_jax.models.model import VisualSemanticModel
-from vse_jax.models.similarity import Similarity, dot, negative_euclidean
 from vse_jax.models.text import GRUTextEncoder
 from vse_jax.objectives.base import Objective, weighted_sum
 from vse_jax.objectives.centers import Center
@@ -28,6 +27,7 @@ from vse_jax.objectives.leap import leap
 from vse_jax.objectives.margin import Hinge
 from vse_jax.objectives.triplet import triplet
 from vse_jax.optimizer import Leaf, flatten, partition, unflatten
+from vse_jax.similarity import Similarity, dot, negative_euclidean
 
 BACKBONE = "image/backbone"
 

@@ -13,7 +13,7 @@ from vse_jax.checkpoint import CheckpointError, Checkpoints
 from vse_jax.data.split import Dataset, Split
 from vse_jax.evaluators import judgement, retrieval
 from vse_jax.experiment import Experiment
-from vse_jax.models.similarity import Similarity
+from vse_jax.similarity import Similarity
 from vse_jax.train_state import TrainState
 
 log = logging.getLogger(__name__)

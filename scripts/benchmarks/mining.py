@@ -22,7 +22,7 @@ from jaxtyping import Array, Float, Int
 from benchmarks.timing import Options, Row, Timing, alternately, available_memory, ratio
 from vse_jax.losses.blocks import Rows
 from vse_jax.losses.triplet import hardest_hinge
-from vse_jax.models.similarity import dot
+from vse_jax.similarity import dot
 
 WIDTH, CHUNK, MARGIN = 1024, 4096, 0.2
 # Score-shaped arrays alive at once in the dense computation with gradients, at most.

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from vse_jax.evaluators import codes, retrieval
-from vse_jax.models.similarity import negative_euclidean
+from vse_jax.similarity import negative_euclidean
 
 M, K, P = 4, 6, 3
 CAPTION_IMAGE = np.repeat(np.arange(8), [1, 2, 3, 1, 2, 2, 1, 3])

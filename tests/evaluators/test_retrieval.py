@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from vse_jax.evaluators import retrieval
 from vse_jax.evaluators.retrieval import EvaluationError
-from vse_jax.models.similarity import dot, negative_euclidean
+from vse_jax.similarity import dot, negative_euclidean
 
 
 def loop_ranks(scores, caption_image):

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from vse_jax import quantizer
 from vse_jax.losses import codes as losses
-from vse_jax.models import quantizer
 
 M, K, P, B = 2, 4, 3, 6
 WHERE = np.array([True] * 5 + [False])

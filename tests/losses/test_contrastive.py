@@ -7,7 +7,7 @@ import pytest
 
 from vse_jax.losses.blocks import Rows
 from vse_jax.losses.contrastive import cross_entropy
-from vse_jax.models.similarity import dot
+from vse_jax.similarity import dot
 
 B, D, T = 7, 5, 0.1
 IDS = np.array([0, 1, 2, 1, 3, 4, 5], np.int32)

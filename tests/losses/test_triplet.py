@@ -7,7 +7,7 @@ import pytest
 
 from vse_jax.losses import triplet
 from vse_jax.losses.blocks import Rows, negative_counts
-from vse_jax.models.similarity import dot
+from vse_jax.similarity import dot
 
 MARGIN = 0.2
 # Pictures 0 and 1 come twice; the last two keys and the last query are padding.

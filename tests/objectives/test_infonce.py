@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vse_jax.models.encoding import Encoding
+from vse_jax.encoding import Encoding
 from vse_jax.objectives.base import Spec
 from vse_jax.objectives.infonce import infonce
 from vse_jax.parallel import Devices, mean

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from vse_jax import parallel
-from vse_jax.models.encoding import Encoding
+from vse_jax.encoding import Encoding
 from vse_jax.objectives.base import Spec
 from vse_jax.objectives.centers import Center
 from vse_jax.objectives.codebook import Multitask, Quantizer

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from vse_jax import parallel
-from vse_jax.models.encoding import Encoding
+from vse_jax.encoding import Encoding
 from vse_jax.objectives.base import Spec, weighted_sum
 from vse_jax.objectives.triplet import TripletState, triplet
 from vse_jax.parallel import Devices

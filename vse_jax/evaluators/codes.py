@@ -6,8 +6,8 @@ import numpy as np
 from jax.tree_util import Partial
 from jaxtyping import Array, Float, Int, Shaped, UInt8
 
+from vse_jax import quantizer
 from vse_jax.evaluators import retrieval
-from vse_jax.models import quantizer
 
 # Embeddings quantized at a time: each needs M x K distances.
 CHUNK = 1024

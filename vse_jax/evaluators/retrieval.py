@@ -31,7 +31,7 @@ from vse_jax.evaluators.blocks import (
     down,
     merge,
 )
-from vse_jax.models.similarity import dot
+from vse_jax.similarity import dot
 
 RECALLS = (1, 5, 10)
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from vse_jax.models.quantizer import code_distances, parts_of
+from vse_jax.quantizer import code_distances, parts_of
 
 
 def commitment(

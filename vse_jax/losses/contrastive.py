@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from vse_jax.losses.blocks import Block, Rows, blocks, negatives
-from vse_jax.models.similarity import Similarity
+from vse_jax.similarity import Similarity
 
 # Stands for a key that is no negative; finite, so that its gradient is.
 _NEVER = -1e30

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from vse_jax.losses.blocks import Block, Rows, blocks, negatives
-from vse_jax.models.similarity import Similarity
+from vse_jax.similarity import Similarity
 
 # One margin for all pairs, or one for each: (queries, keys) -> [b, c], from their `meanings`.
 # No gradient flows through either.

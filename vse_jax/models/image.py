@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, UInt8
 
-from vse_jax.models.encoding import Encoding
+from vse_jax.encoding import Encoding
 from vse_jax.models.normalize import l2_normalize
 
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import flax.linen as nn
 from jaxtyping import Array
 
-from vse_jax.models.encoding import Encoding
+from vse_jax.encoding import Encoding
 
 
 class VisualSemanticModel(nn.Module):

@@ -8,8 +8,8 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
+from vse_jax.encoding import Encoding
 from vse_jax.models import recurrent
-from vse_jax.models.encoding import Encoding
 from vse_jax.models.normalize import l2_normalize
 
 POOLINGS = ("last", "max")

@@ -7,7 +7,7 @@ import flax.struct
 import jax
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from vse_jax.models.encoding import Encoding
+from vse_jax.encoding import Encoding
 
 State = Any
 Outputs = Mapping[str, Encoding]

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from vse_jax import parallel
+from vse_jax import quantizer as quantizers
 from vse_jax.losses import codes as losses
-from vse_jax.models import quantizer as quantizers
 from vse_jax.objectives.base import Metrics, Spec
 from vse_jax.objectives.pairs import Pairs
 

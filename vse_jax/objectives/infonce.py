@@ -6,9 +6,9 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from vse_jax import parallel
 from vse_jax.losses.contrastive import cross_entropy
-from vse_jax.models.similarity import Similarity, dot
 from vse_jax.objectives.base import Batch, Metrics, Objective, Outputs, Spec
 from vse_jax.objectives.pairs import gather
+from vse_jax.similarity import Similarity, dot
 
 
 def infonce(temperature: float, chunk: int, similarity: Similarity = dot) -> Objective:

@@ -11,7 +11,7 @@ import flax.struct
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from vse_jax.models import quantizer as quantizers
+from vse_jax import quantizer as quantizers
 from vse_jax.objectives import centers, codebook, margin
 from vse_jax.objectives.base import Batch, Metrics, Objective, Outputs, Spec
 from vse_jax.objectives.pairs import gather

@@ -14,9 +14,9 @@ from vse_jax import parallel
 from vse_jax.losses import triplet as losses
 from vse_jax.losses.blocks import Rows
 from vse_jax.losses.contrastive import cross_entropy
-from vse_jax.models.similarity import Similarity, negative_euclidean
 from vse_jax.objectives.base import Metrics, Spec
 from vse_jax.objectives.pairs import Pairs, hinge_metrics
+from vse_jax.similarity import Similarity, negative_euclidean
 
 # Of the running mean of the centers' distances.
 MEMORY = 0.99

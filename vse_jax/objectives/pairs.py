@@ -10,8 +10,8 @@ from jaxtyping import Array, Bool, Float, Int
 from vse_jax import parallel
 from vse_jax.losses.blocks import Rows, negative_counts
 from vse_jax.losses.triplet import Negatives
-from vse_jax.models.similarity import Similarity
 from vse_jax.objectives.base import Batch, Metrics, Outputs
+from vse_jax.similarity import Similarity
 
 # (similarity, queries, keys, positives) -> (sum over the queries, what was seen of negatives)
 Cost = Callable[..., tuple[Float[Array, ""], Negatives]]

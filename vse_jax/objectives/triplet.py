@@ -11,9 +11,9 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from vse_jax import parallel
 from vse_jax.losses import triplet as losses
 from vse_jax.losses.contrastive import cross_entropy
-from vse_jax.models.similarity import Similarity, dot
 from vse_jax.objectives.base import Batch, Metrics, Objective, Outputs, Spec
 from vse_jax.objectives.pairs import Cost, gather, hinge_metrics
+from vse_jax.similarity import Similarity, dot
 
 
 class TripletState(flax.struct.PyTreeNode):

@@ -14,8 +14,8 @@ from vse_jax.data.split import Split
 from vse_jax.evaluation import Embeddings
 from vse_jax.evaluators import codes, retrieval
 from vse_jax.experiment import Experiment
-from vse_jax.models.similarity import Similarity
 from vse_jax.report import page
+from vse_jax.similarity import Similarity
 from vse_jax.train_state import TrainState
 
 log = logging.getLogger(__name__)

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vse_jax.models.similarity import dot, negative_euclidean
+from vse_jax.similarity import dot, negative_euclidean
 
 SIMILARITIES = {
     "dot": (dot, lambda x, y: x @ y),

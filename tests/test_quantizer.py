@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vse_jax.models import quantizer
+from vse_jax import quantizer
 
 M, K, P = 3, 5, 2
 
