@@ -13,15 +13,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from vse_jax import (
-    assembly,
-    evaluation,
-    experiment,
-    optimizer,
-    parallel,
-    train_step,
-    workdir,
-)
+from vse_jax import assembly, evaluation, experiment, optimizer, parallel, train_step, workdir
 from vse_jax.checkpoint import Checkpoints
 from vse_jax.console import Progress, TensorBoard
 from vse_jax.experiment import Experiment
@@ -83,7 +75,7 @@ def _train(
         loop.close()
     if finished:
         warnings = warnings_of(loop.metrics.rows)
-        content.write(run, evaluation.best_state(run, template), warnings, command)
+        content.write_reports(run, evaluation.best_state(run, template), warnings, command)
     return finished
 
 
@@ -96,7 +88,7 @@ def evaluate_again(folder: Path) -> dict[str, float]:
     run = experiment.prepare(workdir.read_config(folder), folder)
     state = evaluation.best_state(run, initial_state(run))
     warnings = warnings_of(workdir.read_metrics(folder))
-    return content.write(run, state, warnings, content.reported_command(folder))
+    return content.write_reports(run, state, warnings, content.reported_command(folder))
 
 
 def initial_state(run: Experiment) -> TrainState:

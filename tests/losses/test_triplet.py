@@ -217,3 +217,16 @@ def test_a_margin_for_each_pair(kind, chunk):
     # No gradient flows through a margin.
     assert not np.any(gradient[0].meanings)
     assert not np.any(gradient[1].meanings)
+
+
+@pytest.mark.parametrize("rows", [slice(0, 1), slice(None)], ids=["one", "all"])
+@pytest.mark.parametrize("kind", ["hardest", "all"])
+def test_embeddings_that_are_not_numbers_are_not_left_out(kind, rows):
+    """They must reach the loss, which stops the run: also where no score is a number."""
+    vectors = np.random.default_rng(0).normal(size=(6, 4)).astype(np.float32)
+    vectors[rows] = np.nan
+    sides = Rows(jnp.asarray(vectors), jnp.arange(6), jnp.ones(6, bool))
+    positive = dot.rows(sides.vectors, sides.vectors)
+    loss, seen = LOSSES[kind](dot, sides, sides, positive, MARGIN, 4)
+    assert np.isnan(loss)
+    assert np.isnan(seen.total).any()

@@ -81,34 +81,12 @@ def train_batches(
       shuffle_captions: pairs pictures with captions of others, by one fixed permutation.
     """
     share = batch_size // processes
-    caption_image = examples.split.caption_image
-    first_caption = np.searchsorted(caption_image, np.arange(len(examples.split.images) + 1))
-    pairing = np.arange(len(examples.split.captions))
-    if shuffle_captions:
-        pairing = np.random.default_rng(seed).permutation(pairing)
-    size = examples.split.epoch_size(epoch)
 
     def positions(step: tf.Tensor) -> tf.Tensor:
         first = step * batch_size + process * share
         return tf.range(first, first + share)
 
-    def choose(position: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """Picture and caption numbers of each position."""
-        number = _shuffled(position, size, seed)
-        if epoch == "captions":
-            picture = tf.gather(tf.constant(caption_image, tf.int64), number)
-            return picture, tf.gather(tf.constant(pairing, tf.int64), number)
-        first = tf.gather(tf.constant(first_caption, tf.int64), number)
-        count = tf.gather(tf.constant(first_caption, tf.int64), number + 1) - first
-        drawn = tf.map_fn(
-            lambda p: tf.random.stateless_uniform([], tf.stack([seed + 1, p]), dtype=tf.float64),
-            position,
-            fn_output_signature=tf.float64,
-        )
-        # A product of a draw below 1 can still round up to the count itself.
-        offset = tf.minimum(tf.cast(drawn * tf.cast(count, tf.float64), tf.int64), count - 1)
-        return number, tf.gather(tf.constant(pairing, tf.int64), first + offset)
-
+    choose = _chooser(examples.split, seed, epoch, shuffle_captions)
     dataset = _map(tf.data.Dataset.range(start, steps), positions)
     dataset = _map(dataset, lambda position: (position, *choose(position)))
     dataset = _with_pictures(dataset, examples, share, seed)
@@ -130,6 +108,37 @@ def train_batches(
         )
 
     return _numpy(_map(dataset, assemble))
+
+
+def _chooser(
+    split: Split, seed: int, epoch: Literal["captions", "images"], shuffle_captions: bool
+) -> Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tensor]]:
+    """Positions in the stream -> (picture, caption) numbers; see `train_batches`."""
+    caption_image = split.caption_image
+    first_caption = np.searchsorted(caption_image, np.arange(len(split.images) + 1))
+    pairing = np.arange(len(split.captions))
+    if shuffle_captions:
+        pairing = np.random.default_rng(seed).permutation(pairing)
+    size = split.epoch_size(epoch)
+
+    def choose(position: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """Picture and caption numbers of each position."""
+        number = _shuffled(position, size, seed)
+        if epoch == "captions":
+            picture = tf.gather(tf.constant(caption_image, tf.int64), number)
+            return picture, tf.gather(tf.constant(pairing, tf.int64), number)
+        first = tf.gather(tf.constant(first_caption, tf.int64), number)
+        count = tf.gather(tf.constant(first_caption, tf.int64), number + 1) - first
+        drawn = tf.map_fn(
+            lambda p: tf.random.stateless_uniform([], tf.stack([seed + 1, p]), dtype=tf.float64),
+            position,
+            fn_output_signature=tf.float64,
+        )
+        # A product of a draw below 1 can still round up to the count itself.
+        offset = tf.minimum(tf.cast(drawn * tf.cast(count, tf.float64), tf.int64), count - 1)
+        return number, tf.gather(tf.constant(pairing, tf.int64), first + offset)
+
+    return choose
 
 
 def image_batches(

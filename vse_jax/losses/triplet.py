@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from vse_jax.losses.blocks import Block, Rows, blocks, negatives
+from vse_jax.losses.blocks import Block, Rows, blocks, negative_counts, negatives
 from vse_jax.similarity import Similarity
 
 # One margin for all pairs, or one for each: (queries, keys) -> [b, c], from their `meanings`.
@@ -121,7 +121,8 @@ def hardest_hinge(
     """
     index, seen = hardest_negatives(similarity, queries, keys, margin, chunk)
     negative = similarity.rows(queries.vectors, jnp.take(keys.vectors, index, axis=0))
-    found = seen.hardest > -jnp.inf
+    # By the ids: scores that are not numbers must not pass for queries without negatives.
+    found = negative_counts(queries, keys) > 0
     loss = hinge(positive, negative, seen.margin, queries.where & found)
     hardest = jnp.where(found, jax.lax.stop_gradient(negative), -jnp.inf)
     return loss, seen._replace(hardest=hardest)
@@ -149,7 +150,7 @@ def all_hinge(
         scores = _negative_scores(similarity, queries, keys)
         margins = _margins(margin, queries, keys)
         own = jnp.broadcast_to(positive[:, None], scores.shape)
-        cost = hinge(own, scores, margins, (scores > -jnp.inf) & queries.where[:, None])
+        cost = hinge(own, scores, margins, negatives(queries, keys) & queries.where[:, None])
         costs = scores + margins if callable(margin) else scores
         index = jnp.argmax(costs, axis=1)[:, None]
         hardest, chosen = (
@@ -191,8 +192,8 @@ def _negative_scores(similarity: Similarity, queries: Rows, keys: Rows) -> Float
 
 
 def _total(scores: Float[Array, "b c"]) -> Float[Array, " b"]:
-    """Sum over the negatives of each query."""
-    return jnp.sum(jnp.where(scores > -jnp.inf, scores, 0.0), axis=1)
+    """Sum over the negatives of each query, of `_negative_scores`."""
+    return jnp.sum(jnp.where(jnp.isneginf(scores), 0.0, scores), axis=1)
 
 
 def nothing_seen(b: int) -> Negatives:

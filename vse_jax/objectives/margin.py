@@ -15,7 +15,7 @@ from vse_jax.losses import triplet as losses
 from vse_jax.losses.blocks import Rows
 from vse_jax.losses.contrastive import cross_entropy
 from vse_jax.objectives.base import Metrics, Spec
-from vse_jax.objectives.pairs import Pairs, hinge_metrics
+from vse_jax.objectives.pairs import Pairs, hinge_metrics, mean_negative
 from vse_jax.similarity import Similarity, negative_euclidean
 
 # Of the running mean of the centers' distances.
@@ -132,15 +132,16 @@ def terms(
 
     loss, seen = hinge(pairs)
     found = hinge_metrics(loss, pairs.positive(negative_euclidean), seen, pairs)
+    negative = mean_negative(seen, pairs)
     collapse = found["loss_per_pair"] / (2 * state.margin)
     watched = options.negatives == "hardest"
     # Similarities are minus the distances.
-    gap = found["positive"] - found["negative"]
+    gap = found["positive"] - negative
     metrics = {
         "loss_per_pair": found["loss_per_pair"],
         "collapse": jnp.where(warming, 0.0, collapse) if watched else jnp.zeros(()),
         "distance/positive": -found["positive"],
-        "distance/negative": -found["negative"],
+        "distance/negative": -negative,
         "distance/hardest_negative": -found["hardest_negative"],
         "violating": found["violating"],
         "margin": state.margin,

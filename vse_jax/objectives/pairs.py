@@ -98,17 +98,23 @@ def hinge_metrics(
       seen: of both directions, [2, b].
       pairs: of the batch.
     """
-    numbers = jnp.stack([negative_counts(*rows) for rows in pairs.directions])
     usable = pairs.where[None] & (seen.hardest > -jnp.inf)
     violating = usable & (seen.margin + seen.hardest - positive[None] > 0)
-
-    def total(values: float | Float[Array, "..."], where: Bool[Array, "..."]) -> Float[Array, ""]:
-        return parallel.total(jnp.sum(jnp.where(where, values, 0.0)))
-
     return {
         "loss_per_pair": parallel.mean(loss) * parallel.device_count() / pairs.total,
-        "positive": total(positive, pairs.where) / pairs.total,
-        "negative": total(seen.total, usable) / jnp.maximum(total(numbers, usable), 1.0),
-        "hardest_negative": total(seen.hardest, usable) / jnp.maximum(total(1.0, usable), 1.0),
-        "violating": total(1.0, violating) / (2 * pairs.total),
+        "positive": _total(positive, pairs.where) / pairs.total,
+        "hardest_negative": _total(seen.hardest, usable) / jnp.maximum(_total(1.0, usable), 1.0),
+        "violating": _total(1.0, violating) / (2 * pairs.total),
     }
+
+
+def mean_negative(seen: Negatives, pairs: Pairs) -> Float[Array, ""]:
+    """The mean score of all negatives of the global batch, `seen` as in `hinge_metrics`."""
+    numbers = jnp.stack([negative_counts(*rows) for rows in pairs.directions])
+    where = jnp.broadcast_to(pairs.where[None], numbers.shape)
+    return _total(seen.total, where) / jnp.maximum(_total(numbers, where), 1.0)
+
+
+def _total(values: float | Float[Array, "..."], where: Bool[Array, "..."]) -> Float[Array, ""]:
+    """The sum over every device of the values kept by `where`."""
+    return parallel.total(jnp.sum(jnp.where(where, values, 0.0)))

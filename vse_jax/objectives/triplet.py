@@ -84,7 +84,6 @@ def triplet(
             loss, seen = jax.lax.cond(warming, lambda: both(softer), lambda: both(mined))
 
         metrics = hinge_metrics(loss, pairs.positive(similarity), seen, pairs)
-        del metrics["negative"]
         watched = negatives == "hardest" and margin > 0
         collapse = metrics["loss_per_pair"] / (2 * margin) if watched else jnp.zeros(())
         metrics["collapse"] = jnp.where(warming, 0.0, collapse)

@@ -27,7 +27,7 @@ FEW = 100
 BINS = 50
 
 
-def write(
+def write_reports(
     experiment: Experiment,
     state: TrainState,
     warnings: Sequence[str] = (),
@@ -62,7 +62,6 @@ def write(
         log.info("oracle %s; share of its rsum %.1f%%", evaluation.summary(truth), share)
     if not parallel.is_first_process():
         return metrics
-    everything = np.concatenate([embeddings.images, embeddings.captions])
     content = {
         "config": experiment.config.to_dict(),
         "dataset": dataset.name,
@@ -74,7 +73,7 @@ def write(
         "skipped": {reason: list(names) for reason, names in dataset.skipped.items()},
         "warnings": list(warnings),
         "scores": score_histograms(split, embeddings, assembly.similarity_of(experiment.config)),
-        "code_usage": None if codebook is None else codes.usage(everything, codebook).tolist(),
+        "code_usage": _code_usage(embeddings, codebook),
         "oracle": truth,
         "command": command,
     }
@@ -125,16 +124,22 @@ def _metrics(
     experiment: Experiment, name: str, embeddings: Embeddings, codebook: np.ndarray | None
 ) -> dict[str, float]:
     """Everything measured of a split: retrieval, from codes too, and how distance is judged."""
-    split, protocol = (
-        experiment.dataset.splits[name],
-        evaluation.protocol_of(experiment.dataset, name),
-    )
+    split = experiment.dataset.splits[name]
+    protocol = evaluation.protocol_of(experiment.dataset, name)
     similarity = assembly.similarity_of(experiment.config)
     metrics = evaluation.measure(split, embeddings, similarity, protocol)
     if codebook is not None:
         images, captions = embeddings.images, embeddings.captions
         metrics |= codes.evaluate(protocol, images, captions, split.caption_image, codebook)
     return metrics | evaluation.judged(experiment.config.evaluate, split, embeddings, similarity)
+
+
+def _code_usage(embeddings: Embeddings, codebook: np.ndarray | None) -> list[float] | None:
+    """Of each rank how often its codes are chosen, 1 is even; None without a codebook."""
+    if codebook is None:
+        return None
+    both = np.concatenate([embeddings.images, embeddings.captions])
+    return codes.usage(both, codebook).tolist()
 
 
 def _queries(experiment: Experiment, split: Split, embeddings: Embeddings) -> dict[str, Any]:

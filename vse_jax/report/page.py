@@ -1,7 +1,7 @@
 """The page: one HTML file with curves, tables and pictures, nothing outside it.
 
-Reading (`read`), drawing (`render`) and writing
-(`write`) are apart, so that a page over several runs needs only another drawing.
+Reading (`read`), drawing (`render`) and writing (`write`) are apart, so that a page over several
+runs needs only another drawing.
 """
 
 import base64

@@ -11,20 +11,14 @@ def retrieved(queries: Mapping[str, Any]) -> str:
     images = "".join(
         f"<article class=i2t>{_picture(query)}<div>{_rank(query)}<ol>"
         + "".join(
-            f"<li{_right(caption)}>{_tick(caption)}{escaped(caption['text'])}"
-            f"<span class=score>{_score(caption)}</span></li>"
-            for caption in query["captions"]
+            _item(found, _tick(found) + escaped(found["text"])) for found in query["captions"]
         )
         + "</ol></div></article>"
         for query in queries.get("i2t", ())
     )
     captions = "".join(
         f"<article><p class=query>“{escaped(query['text'])}”</p>{_rank(query)}<ol class=images>"
-        + "".join(
-            f"<li{_right(image)}>{_picture(image)}{_tick(image)}"
-            f"<span class=score>{_score(image)}</span></li>"
-            for image in query["images"]
-        )
+        + "".join(_item(found, _picture(found) + _tick(found)) for found in query["images"])
         + "</ol></article>"
         for query in queries.get("t2i", ())
     )
@@ -51,14 +45,12 @@ def _rank(query: Mapping[str, Any]) -> str:
     return f"<p class='rank {kind}'>right one at rank {whole(rank)}</p>"
 
 
-def _right(item: Mapping[str, Any]) -> str:
-    return " class=right" if item.get("right") else ""
+def _item(found: Mapping[str, Any], shown: str) -> str:
+    """Something retrieved, as `shown`, with its score; marked when it is right."""
+    right, score = " class=right" if found.get("right") else "", found.get("score")
+    value = f"{score:.3f}" if finite(score) else "–"
+    return f"<li{right}>{shown}<span class=score>{value}</span></li>"
 
 
 def _tick(item: Mapping[str, Any]) -> str:
     return '<span class=tick role=img aria-label="right">✓</span>' if item.get("right") else ""
-
-
-def _score(item: Mapping[str, Any]) -> str:
-    score = item.get("score")
-    return f"{score:.3f}" if finite(score) else "–"

@@ -4,6 +4,7 @@ import html
 import math
 from typing import Any
 
+# The two ways of retrieving, as metrics name them and as a reader reads them.
 WAYS = {"i2t": "Image → text", "t2i": "Text → image"}
 
 
