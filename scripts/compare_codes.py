@@ -20,6 +20,7 @@ import numpy as np
 from vse_jax import assembly, evaluation, experiment, train, workdir
 from vse_jax.errors import USER_ERRORS
 from vse_jax.evaluators import codes
+from vse_jax.quantizer import Codebook
 
 COLUMNS = ("i2t/R@1", "i2t/R@10", "t2i/R@1", "t2i/R@10", "rsum")
 
@@ -62,17 +63,15 @@ def compare(folder: Path, name: str) -> dict[str, dict[str, float]]:
     embeddings = evaluation.encode(run, state, name)
     similarity = assembly.similarity_of(run.config)
     seen = evaluation.encode(run, state, "train")
-    parts, size, _ = codebook.shape
+    parts, size, _ = codebook.centroids.shape
     rows = {"float32": evaluation.measure(split, embeddings, similarity, protocol)}
-    for title, book, turn in (
-        ("learned", codebook, None),
+    for title, book in (
+        ("learned", codebook),
         *trained(np.concatenate([seen.images, seen.captions]), parts, size),
     ):
-        images, captions = (
-            side if turn is None else turn.apply(side)
-            for side in (embeddings.images, embeddings.captions)
+        metrics = codes.evaluate(
+            protocol, embeddings.images, embeddings.captions, split.caption_image, book
         )
-        metrics = codes.evaluate(protocol, images, captions, split.caption_image, book)
         kept = "codes/asymmetric/"
         rows[f"{title}, {parts} bytes"] = {
             key.removeprefix(kept): value for key, value in metrics.items() if key.startswith(kept)
@@ -80,20 +79,20 @@ def compare(folder: Path, name: str) -> dict[str, dict[str, float]]:
     return rows
 
 
-def trained(
-    embeddings: np.ndarray, parts: int, size: int
-) -> list[tuple[str, np.ndarray, faiss.LinearTransform | None]]:
-    """(name, codebook [m, k, p], rotation that goes before it) of FAISS's PQ and OPQ."""
+def trained(embeddings: np.ndarray, parts: int, size: int) -> list[tuple[str, Codebook]]:
+    """FAISS's PQ and OPQ by name."""
     width, bits = embeddings.shape[1], size.bit_length() - 1
     turn, inner = faiss.OPQMatrix(width, parts), faiss.ProductQuantizer(width, parts, bits)
     turn.pq = inner  # its own has 256 codes a part
     turn.train(embeddings)
     found = []
-    for name, rotation in (("FAISS PQ", None), ("FAISS OPQ", turn)):
+    for name, rotation in (("FAISS PQ", None), ("FAISS OPQ", faiss.vector_to_array(turn.A))):
+        if rotation is not None:
+            rotation = np.ascontiguousarray(rotation.reshape(width, width).T)
         quantizer = faiss.ProductQuantizer(width, parts, bits)
-        quantizer.train(embeddings if rotation is None else rotation.apply(embeddings))
+        quantizer.train(embeddings if rotation is None else embeddings @ rotation)
         centroids = faiss.vector_to_array(quantizer.centroids)
-        found.append((name, centroids.reshape(parts, size, width // parts), rotation))
+        found.append((name, Codebook(centroids.reshape(parts, size, -1), rotation)))
     return found
 
 

@@ -3,6 +3,7 @@
 import importlib.util
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -28,15 +29,15 @@ def test_codebooks_of_faiss_find_what_faiss_finds(compare_codes):
     plain, rotated = compare_codes.trained(rows, 4, 16)
     assert [plain[0], rotated[0]] == ["FAISS PQ", "FAISS OPQ"]
     errors = []
-    for name, codebook, turn in (plain, rotated):
-        turned = rows if turn is None else turn.apply(rows)
-        coded = codes.encode(turned, codebook)
-        scores = codes.asymmetric(*map(jnp.asarray, (codebook, turned[:5], coded)))
+    for name, codebook in (plain, rotated):
+        turned = rows if codebook.rotation is None else rows @ codebook.rotation
+        coded = codes.encode(rows, codebook)
+        scores = codes.asymmetric(*jax.tree.map(jnp.asarray, (codebook, rows[:5], coded)))
         quantizer = faiss.ProductQuantizer(16, 4, 4)
-        faiss.copy_array_to_vector(codebook.ravel(), quantizer.centroids)
+        faiss.copy_array_to_vector(codebook.centroids.ravel(), quantizer.centroids)
         found = quantizer.decode(quantizer.compute_codes(turned))
-        if turn is not None:
-            found = turn.reverse_transform(found)
+        if codebook.rotation is not None:
+            found = found @ codebook.rotation.T
         expected = np.linalg.norm(rows[:5, None] - found[None], axis=2)
         np.testing.assert_allclose(-scores, expected, rtol=1e-3, err_msg=name)
         errors.append(np.mean(np.square(found - rows)))

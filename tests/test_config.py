@@ -289,6 +289,19 @@ def leap(**fields):
             {"objective__multitask__weight": 1.0},
             r"multitask\.weight' is 1\.0, which needs the quan",
         ),
+        *(
+            (
+                {"objective__quantizer__weight": 1.0, "objective__quantizer__rotate_at": shares},
+                r"'objective\.quantizer\.rotate_at' is .*; it must be " + wrong,
+            )
+            for shares, wrong in [
+                ((0.5, 0.25), "rising shares of the training"),
+                ((0.25, 0.25), "rising shares of the training"),
+                ((0.0, 0.5), "rising shares of the training"),
+                ((0.5, 2.0), "rising shares of the training"),
+                (("0.5",), "a tuple of numbers"),
+            ]
+        ),
         (
             {"objective__leap__quantized": 1.0},
             r"leap\.quantized' is 1\.0, which needs the quantizer",

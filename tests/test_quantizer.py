@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vse_jax import quantizer
+from vse_jax.quantizer import Codebook
 
 M, K, P = 3, 5, 2
 
@@ -17,8 +18,8 @@ def data(seed=0, rows=6):
 
 def test_distances_and_codes_are_those_of_a_loop():
     z, codebook = data()
-    distances = quantizer.code_distances(jnp.asarray(z), jnp.asarray(codebook))
-    codes = quantizer.encode(jnp.asarray(z), jnp.asarray(codebook))
+    distances = quantizer.code_distances(jnp.asarray(z), Codebook(jnp.asarray(codebook)))
+    codes = quantizer.encode(jnp.asarray(z), Codebook(jnp.asarray(codebook)))
     for i, row in enumerate(z):
         for m in range(M):
             part = row[m * P : (m + 1) * P]
@@ -29,24 +30,41 @@ def test_distances_and_codes_are_those_of_a_loop():
 
 def test_codes_stand_for_their_entries():
     z, codebook = data()
-    codes = quantizer.encode(jnp.asarray(z), jnp.asarray(codebook))
-    found = quantizer.decode(codes, jnp.asarray(codebook))
+    codes = quantizer.encode(jnp.asarray(z), Codebook(jnp.asarray(codebook)))
+    found = quantizer.decode(codes, Codebook(jnp.asarray(codebook)))
     for i in range(len(z)):
         expected = np.concatenate([codebook[m, codes[i, m]] for m in range(M)])
         np.testing.assert_array_equal(found[i], expected)
     # What lies on an entry is its own code.
-    np.testing.assert_array_equal(quantizer.encode(found, jnp.asarray(codebook)), codes)
+    np.testing.assert_array_equal(quantizer.encode(found, Codebook(jnp.asarray(codebook))), codes)
+
+
+def test_a_rotation_turns_embeddings_before_they_are_cut_and_codes_back():
+    z, centroids = data()
+    rotation = np.linalg.qr(np.random.default_rng(3).normal(size=(M * P,) * 2))[0]
+    turned = Codebook(jnp.asarray(centroids), jnp.asarray(rotation, jnp.float32))
+    plain, axes = Codebook(jnp.asarray(centroids)), (z @ rotation).astype(np.float32)
+    codes = quantizer.encode(jnp.asarray(z), turned)
+    np.testing.assert_array_equal(codes, quantizer.encode(jnp.asarray(axes), plain))
+    found = quantizer.decode(codes, turned)
+    expected = np.asarray(quantizer.decode(codes, plain)) @ rotation.T
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+    # Distances to codes are those of the embeddings as they were.
+    distances = np.asarray(quantizer.code_distances(jnp.asarray(z), turned))
+    chosen = np.take_along_axis(distances, np.asarray(codes)[:, :, None], axis=2)[:, :, 0]
+    np.testing.assert_allclose(chosen.sum(1), np.sum((z - expected) ** 2, 1), rtol=1e-4)
 
 
 def test_of_equal_codes_the_first_is_chosen():
     z = jnp.ones((1, 2))
-    codebook = jnp.asarray([[[0.0], [1.0], [1.0]], [[1.0], [1.0], [0.0]]])
+    codebook = Codebook(jnp.asarray([[[0.0], [1.0], [1.0]], [[1.0], [1.0], [0.0]]]))
     np.testing.assert_array_equal(quantizer.encode(z, codebook), [[1, 0]])
 
 
 def test_the_gradient_is_that_of_the_surrogate():
     """The value is e; the gradient is the derivative of f(z + const) by finite differences."""
-    z, codebook = map(jnp.asarray, data(1))
+    z, centroids = map(jnp.asarray, data(1))
+    codebook = Codebook(centroids)
     weights = np.random.default_rng(2).normal(size=z.shape)
 
     def f(q):

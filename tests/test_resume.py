@@ -38,6 +38,7 @@ FLAGS = [
     "--config.objective.triplet.negatives=all",
     "--config.objective.quantizer.parts=4",
     "--config.objective.quantizer.codes=16",
+    "--config.objective.quantizer.rotate_at=(0.3, 0.6)",
     "--config.data.shapes_sizes=(96, 24, 24)",
     "--config.data.image_size=32",
     "--config.model.dimension=16",

@@ -20,7 +20,7 @@ from vse_jax.objectives.triplet import triplet
 from vse_jax.optimizer import flatten, partition
 from vse_jax.parallel import AXIS, Devices
 
-SPEC = Spec(dimension=6, images=8, steps_per_epoch=1)
+SPEC = Spec(dimension=6, images=8, steps_per_epoch=1, steps=5)
 # A rate at which the parameters after a step are the gradient, but for rounding.
 RATE, DECAY = 1e6, 0.5
 FROZEN = {"pixels": (("text/words", None),), "features": (("image/backbone/.*", None),)}

@@ -28,7 +28,7 @@ class Model:
     Attributes:
       config: of the run.
       step: of the checkpoint that was loaded.
-      codebook: float32 [M, K, D/M], learned; None where the model has none.
+      codebook: learned, a `quantizer.Codebook`; None where the model has none.
     """
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:

@@ -27,6 +27,7 @@ from vse_jax.objectives.leap import leap
 from vse_jax.objectives.margin import Hinge
 from vse_jax.objectives.triplet import triplet
 from vse_jax.optimizer import Leaf, flatten, partition, unflatten
+from vse_jax.quantizer import Codebook
 from vse_jax.similarity import Similarity, dot, negative_euclidean
 
 BACKBONE = "image/backbone"
@@ -87,7 +88,7 @@ def similarity_of(config: ConfigDict) -> Similarity:
     return {"dot": dot, "negative_euclidean": negative_euclidean}[config.model.similarity]
 
 
-def codebook_of(objective_state: Mapping[str, Any]) -> Float[np.ndarray, "m k p"] | None:
+def codebook_of(objective_state: Mapping[str, Any]) -> Codebook | None:
     """The learned codebook in the objective's state, as trained or as read from a checkpoint."""
     leap = objective_state.get("leap")
     if leap is None:
@@ -95,7 +96,10 @@ def codebook_of(objective_state: Mapping[str, Any]) -> Float[np.ndarray, "m k p"
     state = leap.get("codebook") if isinstance(leap, Mapping) else leap.codebook
     if state is None:
         return None
-    return np.asarray(state["codebook"] if isinstance(state, Mapping) else state.codebook)
+    found = state["codebook"] if isinstance(state, Mapping) else state.codebook
+    if isinstance(found, Mapping):
+        found = Codebook(**found)
+    return jax.tree.map(np.asarray, found)
 
 
 def build_objective(config: ConfigDict) -> Objective:

@@ -132,7 +132,7 @@ def _check_together(given: Mapping[str, Any], devices: int) -> None:
             f"config field 'train.batch_size' is {given['train.batch_size']}, which {devices} "
             "devices cannot share equally"
         )
-    for name in ("data.crop_area", "train.decay_epochs"):
+    for name in ("data.crop_area", "objective.quantizer.rotate_at", "train.decay_epochs"):
         if not all(isinstance(value, int | float) for value in given[name]):
             raise ConfigError(
                 f"config field {name!r} is {given[name]}; it must be a tuple of numbers"
@@ -193,6 +193,12 @@ def _check_leap(given: Mapping[str, Any]) -> None:
     if given["objective.leap.pair_margins"] and not given["objective.center.weight"]:
         raise ConfigError(
             "'objective.leap.pair_margins' needs centers: set 'objective.center.weight' above 0"
+        )
+    rotate_at = given["objective.quantizer.rotate_at"]
+    if list(rotate_at) != sorted(set(rotate_at)) or not all(0 < at < 1 for at in rotate_at):
+        raise ConfigError(
+            f"config field 'objective.quantizer.rotate_at' is {rotate_at}; it must be rising "
+            "shares of the training, each above 0 and below 1"
         )
     if given["objective.quantizer.weight"]:
         if given["model.dimension"] % given["objective.quantizer.parts"]:

@@ -214,6 +214,10 @@ def _quantizer() -> ConfigDict:
     quantizer.rate = 0.1
     # A code chosen less often than this share of an even choice is put on another embedding.
     quantizer.dead_share = 0.01
+    # Shares of the training, such as (0.25, 0.5), after which the codebook begins anew in the
+    # principal axes of the embeddings; before the first the quantizer costs nothing. (): it
+    # begins at once, in the axes as they are.
+    quantizer.rotate_at = ()
     return quantizer
 
 

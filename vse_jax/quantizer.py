@@ -1,40 +1,60 @@
 """The product quantizer: an embedding as M codes, and the straight-through gradient.
 
-A codebook [M, K, D/M] holds K codes for each of the M equal parts of an embedding; with
-K <= 256 the codes of an embedding are M bytes. Source: Jegou et al., Product Quantization for
-Nearest Neighbor Search, TPAMI 2011; van den Oord et al., Neural Discrete Representation
-Learning, NeurIPS 2017, section 3.
+Each of the M parts of an embedding has K codes; with K <= 256 the codes of an embedding are M
+bytes. Source: Jegou et al., Product Quantization for Nearest Neighbor Search, TPAMI 2011; Ge et
+al., Optimized Product Quantization, TPAMI 2014, for the rotation; van den Oord et al., Neural
+Discrete Representation Learning, NeurIPS 2017, section 3, for learning in training.
 """
+
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 
-def parts_of(z: Float[Array, "b d"], codebook: Float[Array, "m k p"]) -> Float[Array, "b m p"]:
+class Codebook(NamedTuple):
+    """What codes stand for.
+
+    Attributes:
+      centroids: float32 [M, K, D/M], of each part's codes.
+      rotation: float32 [D, D], orthogonal: embeddings are cut into parts after z @ rotation; None
+        cuts them as they are.
+    """
+
+    centroids: Float[Array | np.ndarray, "m k p"]
+    rotation: Float[Array | np.ndarray, "d d"] | None = None
+
+
+def parts_of(z: Float[Array, "b d"], codebook: Codebook) -> Float[Array, "b m p"]:
     """Embeddings cut into the codebook's M parts."""
-    return z.reshape(z.shape[0], codebook.shape[0], codebook.shape[2])
+    if codebook.rotation is not None:
+        z = jnp.matmul(z, codebook.rotation, precision=jax.lax.Precision.HIGHEST)
+    parts, _, width = codebook.centroids.shape
+    return z.reshape(z.shape[0], parts, width)
 
 
-def code_distances(
-    z: Float[Array, "b d"], codebook: Float[Array, "m k p"]
-) -> Float[Array, "b m k"]:
+def code_distances(z: Float[Array, "b d"], codebook: Codebook) -> Float[Array, "b m k"]:
     """|z_m - e_mk|^2, by |z|^2 + |e|^2 - 2 z.e; at least 0."""
-    parts = parts_of(z, codebook)
-    products = jnp.einsum("bmp,mkp->bmk", parts, codebook, precision=jax.lax.Precision.HIGHEST)
-    squares = jnp.sum(parts**2, axis=2)[:, :, None] + jnp.sum(codebook**2, axis=2)[None]
+    parts, centroids = parts_of(z, codebook), codebook.centroids
+    products = jnp.einsum("bmp,mkp->bmk", parts, centroids, precision=jax.lax.Precision.HIGHEST)
+    squares = jnp.sum(parts**2, axis=2)[:, :, None] + jnp.sum(centroids**2, axis=2)[None]
     return jnp.maximum(squares - 2.0 * products, 0.0)
 
 
-def encode(z: Float[Array, "b d"], codebook: Float[Array, "m k p"]) -> Int[Array, "b m"]:
+def encode(z: Float[Array, "b d"], codebook: Codebook) -> Int[Array, "b m"]:
     """The nearest code of each part, the first of equals."""
     return jnp.argmin(code_distances(z, codebook), axis=2).astype(jnp.int32)
 
 
-def decode(codes: Int[Array, "b m"], codebook: Float[Array, "m k p"]) -> Float[Array, "b d"]:
+def decode(codes: Int[Array, "b m"], codebook: Codebook) -> Float[Array, "b d"]:
     """The embeddings that codes stand for."""
-    found = jnp.take_along_axis(codebook[None], codes[:, :, None, None], axis=2)
-    return found.reshape(codes.shape[0], -1)
+    found = jnp.take_along_axis(codebook.centroids[None], codes[:, :, None, None], axis=2)
+    found = found.reshape(codes.shape[0], -1)
+    if codebook.rotation is None:
+        return found
+    return jnp.matmul(found, codebook.rotation.T, precision=jax.lax.Precision.HIGHEST)
 
 
 def straight_through(z: Float[Array, "b d"], e: Float[Array, "b d"]) -> Float[Array, "b d"]:

@@ -103,6 +103,7 @@ def initial_state(run: Experiment) -> TrainState:
             dimension=config.model.dimension,
             images=len(run.dataset.splits["train"].images),
             steps_per_epoch=math.ceil(steps_per_epoch(run)),
+            steps=total_steps(run),
         ),
         config.train.freeze,
         config.seed,

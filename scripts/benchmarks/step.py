@@ -126,14 +126,15 @@ class OurStep:
         built = assembly.build_model(loose, vocabulary, frozen=False)
         trainable, _ = optimizer.partition(built.variables["params"], conf.train.freeze)
         epoch = IMAGES * CAPTIONS_OF_EACH / conf.train.batch_size
-        rate = optimizer.schedule(conf.train, round(conf.train.epochs * epoch), epoch)
+        steps = round(conf.train.epochs * epoch)
+        rate = optimizer.schedule(conf.train, steps, epoch)
         update = optimizer.make_optimizer(conf.train, trainable, rate)
         objective = assembly.build_objective(conf)
         state = train_step.init_state(
             built.variables,
             objective,
             update,
-            Spec(conf.model.dimension, IMAGES, round(epoch)),
+            Spec(conf.model.dimension, IMAGES, round(epoch), steps),
             conf.train.freeze,
             conf.seed,
             ema=conf.train.ema > 0,

@@ -1,10 +1,12 @@
 """Retrieval from codes against loops over what the codes stand for."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from vse_jax.evaluators import codes, retrieval
+from vse_jax.quantizer import Codebook
 from vse_jax.similarity import negative_euclidean
 
 M, K, P = 4, 6, 3
@@ -15,16 +17,18 @@ def data(seed=0):
     rng = np.random.default_rng(seed)
     images = rng.normal(size=(8, M * P)).astype(np.float32)
     captions = images[CAPTION_IMAGE] + 0.7 * rng.normal(size=(15, M * P)).astype(np.float32)
-    return images, captions.astype(np.float32), rng.normal(size=(M, K, P)).astype(np.float32)
+    return images, captions.astype(np.float32), Codebook(
+        rng.normal(size=(M, K, P)).astype(np.float32)
+    )
 
 
 def nearest(rows, codebook):
     parts = rows.reshape(len(rows), M, 1, P)
-    return np.argmin(np.sum((parts - codebook[None]) ** 2, axis=3), axis=2)
+    return np.argmin(np.sum((parts - codebook.centroids[None]) ** 2, axis=3), axis=2)
 
 
 def decoded(found, codebook):
-    return np.concatenate([codebook[m][found[:, m]] for m in range(M)], axis=1)
+    return np.concatenate([codebook.centroids[m][found[:, m]] for m in range(M)], axis=1)
 
 
 def distances(a, b):
@@ -46,10 +50,11 @@ def test_table_look_ups_are_distances():
     images, captions, codebook = data()
     found = codes.encode(captions, codebook)
     own = codes.encode(images, codebook)
-    scores = codes.asymmetric(jnp.asarray(codebook), jnp.asarray(images), jnp.asarray(found))
+    book = jax.tree.map(jnp.asarray, codebook)
+    scores = codes.asymmetric(book, jnp.asarray(images), jnp.asarray(found))
     expected = distances(images, decoded(found, codebook))
     np.testing.assert_allclose(scores, -expected, rtol=1e-4)
-    scores = codes.symmetric(jnp.asarray(codebook), jnp.asarray(own), jnp.asarray(found))
+    scores = codes.symmetric(book, jnp.asarray(own), jnp.asarray(found))
     expected = distances(decoded(own, codebook), decoded(found, codebook))
     np.testing.assert_allclose(scores, -expected, rtol=1e-4, atol=1e-3)
 
@@ -80,7 +85,7 @@ def test_each_way_searches_among_codes():
 def test_a_code_for_every_embedding_loses_nothing():
     images, captions, _ = data()
     everything = np.concatenate([images, captions])
-    codebook = np.swapaxes(everything.reshape(23, M, P), 0, 1)
+    codebook = Codebook(np.swapaxes(everything.reshape(23, M, P), 0, 1))
     found = codes.evaluate("all_8", images, captions, CAPTION_IMAGE, codebook)
     expected = retrieval.evaluate(
         "all_8", images, captions, CAPTION_IMAGE, score=negative_euclidean.matrix
@@ -98,3 +103,14 @@ def test_the_use_of_codes_is_ranked_part_by_part():
         counts = sorted(((found[:, m] == k).sum() for k in range(K)), reverse=True)
         expected += np.asarray(counts) / len(rows) * K / M
     np.testing.assert_allclose(codes.usage(rows, codebook), expected, rtol=1e-6)
+
+
+def test_a_rotation_changes_the_parts_and_not_the_distances():
+    images, captions, (centroids, _) = data()
+    turn = np.linalg.qr(np.random.default_rng(1).normal(size=(M * P,) * 2))[0].astype(np.float32)
+    rotated = codes.evaluate("all_8", images, captions, CAPTION_IMAGE, Codebook(centroids, turn))
+    expected = codes.evaluate(
+        "all_8", images @ turn, captions @ turn, CAPTION_IMAGE, Codebook(centroids)
+    )
+    assert rotated == pytest.approx(expected)
+    assert rotated != codes.evaluate("all_8", images, captions, CAPTION_IMAGE, Codebook(centroids))

@@ -1,25 +1,32 @@
 """FAISS finds with our codebook and codes what our own look-up finds."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from vse_jax.evaluators import codes
 from vse_jax.index import faiss_export
+from vse_jax.quantizer import Codebook
 
 faiss = pytest.importorskip("faiss", reason="needs the extra [search] or [bench]")
 
 
+@pytest.mark.parametrize("turned", [False, True])
 @pytest.mark.parametrize("k", [256, 16, 4])
-def test_the_neighbours_are_the_same(k):
+def test_the_neighbours_are_the_same(k, turned):
     rng = np.random.default_rng(0)
-    codebook = rng.normal(size=(8, k, 4)).astype(np.float32)
+    centroids = rng.normal(size=(8, k, 4)).astype(np.float32)
+    rotation = None
+    if turned:
+        rotation = np.linalg.qr(rng.normal(size=(32, 32)))[0].astype(np.float32)
+    codebook = Codebook(centroids, rotation)
     items = rng.normal(size=(300, 32)).astype(np.float32)
     queries = rng.normal(size=(20, 32)).astype(np.float32)
     found = codes.encode(items, codebook)
     index = faiss_export.index_pq(codebook, found)
     squares, numbers = index.search(queries, 10)
-    scores = np.asarray(codes.asymmetric(*map(jnp.asarray, (codebook, queries, found))))
+    scores = np.asarray(codes.asymmetric(*jax.tree.map(jnp.asarray, (codebook, queries, found))))
     order = np.argsort(-scores, axis=1, kind="stable")[:, :10]
     expected = np.take_along_axis(scores, order, axis=1)
     np.testing.assert_allclose(np.sqrt(squares), -expected, rtol=1e-4)
@@ -30,21 +37,28 @@ def test_the_neighbours_are_the_same(k):
 
 
 def test_codes_that_no_bits_fit_are_refused():
-    codebook = np.zeros((2, 5, 2), np.float32)
+    codebook = Codebook(np.zeros((2, 5, 2), np.float32))
     with pytest.raises(ValueError, match="5 codes a part; FAISS takes powers of two"):
         faiss_export.index_pq(codebook, np.zeros((3, 2), np.uint8))
 
 
 def test_items_join_those_of_the_same_codebook_alone():
     rng = np.random.default_rng(1)
-    codebook, other = rng.normal(size=(2, 4, 16, 2)).astype(np.float32)
+    centroids, others = rng.normal(size=(2, 4, 16, 2)).astype(np.float32)
+    rotation, turn = np.linalg.qr(rng.normal(size=(2, 8, 8)))[0].astype(np.float32)
     items = rng.normal(size=(7, 8)).astype(np.float32)
-    found = codes.encode(items, codebook)
-    index = faiss_export.index_pq(codebook, found[:4])
-    with pytest.raises(ValueError, match="codes of another codebook"):
-        faiss_export.extend(index, other, codes.encode(items[4:], other))
-    assert index.ntotal == 4
-    faiss_export.extend(index, codebook, found[4:])
-    whole = faiss_export.index_pq(codebook, found)
-    for left, right in zip(index.search(items, 7), whole.search(items, 7), strict=True):
-        np.testing.assert_array_equal(left, right)
+    for codebook, strangers in (
+        (Codebook(centroids), (Codebook(others), Codebook(centroids, rotation))),
+        (Codebook(centroids, rotation), (Codebook(centroids, turn), Codebook(centroids))),
+    ):
+        found = codes.encode(items, codebook)
+        index = faiss_export.index_pq(codebook, found[:4])
+        for other in strangers:
+            with pytest.raises(ValueError, match="codes of another codebook"):
+                faiss_export.extend(index, other, codes.encode(items[4:], other))
+        assert index.ntotal == 4
+        faiss_export.extend(index, codebook, found[4:])
+        assert index.ntotal == 7
+        whole = faiss_export.index_pq(codebook, found)
+        for left, right in zip(index.search(items, 7), whole.search(items, 7), strict=True):
+            np.testing.assert_array_equal(left, right)

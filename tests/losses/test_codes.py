@@ -4,9 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import sklearn.decomposition
 
 from vse_jax import quantizer
 from vse_jax.losses import codes as losses
+from vse_jax.quantizer import Codebook
 
 M, K, P, B = 2, 4, 3, 6
 WHERE = np.array([True] * 5 + [False])
@@ -16,13 +18,13 @@ def data(seed=0):
     rng = np.random.default_rng(seed)
     z = rng.normal(size=(B, M * P)).astype(np.float32)
     codebook = rng.normal(size=(M, K, P)).astype(np.float32)
-    chosen = np.asarray(quantizer.encode(jnp.asarray(z), jnp.asarray(codebook)))
+    chosen = np.asarray(quantizer.encode(jnp.asarray(z), Codebook(jnp.asarray(codebook))))
     return z, codebook, chosen
 
 
 def test_commitment_draws_embeddings_alone():
     z, codebook, chosen = data()
-    e = np.asarray(quantizer.decode(jnp.asarray(chosen), jnp.asarray(codebook)))
+    e = np.asarray(quantizer.decode(jnp.asarray(chosen), Codebook(jnp.asarray(codebook))))
 
     def loss(z, e):
         return losses.commitment(z, e, jnp.asarray(WHERE))
@@ -38,7 +40,7 @@ def test_the_cross_entropy_of_the_other_sides_codes():
     z, codebook, _ = data()
     _, _, codes = data(1)
     found = losses.code_cross_entropy(
-        jnp.asarray(z), jnp.asarray(codes), jnp.asarray(codebook), 0.3, jnp.asarray(WHERE)
+        jnp.asarray(z), jnp.asarray(codes), Codebook(jnp.asarray(codebook)), 0.3, jnp.asarray(WHERE)
     )
     expected = 0.0
     for i in range(B):
@@ -52,7 +54,7 @@ def test_the_cross_entropy_of_the_other_sides_codes():
 
 def test_usage_counts_and_sums_the_parts():
     z, codebook, chosen = data()
-    counts, sums = losses.usage(*map(jnp.asarray, (z, chosen, codebook, WHERE)))
+    counts, sums = losses.usage(*jax.tree.map(jnp.asarray, (z, chosen, Codebook(codebook), WHERE)))
     for m in range(M):
         for k in range(K):
             mine = [z[i, m * P : (m + 1) * P] for i in range(B) if WHERE[i] and chosen[i, m] == k]
@@ -77,11 +79,11 @@ def test_the_gradient_step_is_that_of_automatic_differentiation():
     z, codebook, chosen = data()
 
     def loss(codebook):
-        e = quantizer.decode(jnp.asarray(chosen), codebook)
+        e = quantizer.decode(jnp.asarray(chosen), Codebook(codebook))
         return losses.commitment(e, jnp.asarray(z), jnp.asarray(WHERE)) / 5
 
     expected = codebook - 0.7 * np.asarray(jax.grad(loss)(jnp.asarray(codebook)))
-    counts, sums = losses.usage(*map(jnp.asarray, (z, chosen, codebook, WHERE)))
+    counts, sums = losses.usage(*jax.tree.map(jnp.asarray, (z, chosen, Codebook(codebook), WHERE)))
     found = losses.moved_by_gradient(jnp.asarray(codebook), counts, sums, 0.7)
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
 
@@ -105,7 +107,7 @@ def test_dead_codes_are_put_on_embeddings_in_the_given_order():
     z, codebook, _ = data()
     dead = np.array([[True, False, True, True], [False, False, False, True]])
     order = np.array([5, 3, 0, 4, 1, 2])  # row 5 is padding
-    found = np.asarray(losses.reseeded(*map(jnp.asarray, (codebook, dead, z, WHERE, order))))
+    found = np.asarray(losses.reseeded(*map(jnp.asarray, (codebook, dead, z.reshape(B, M, P), WHERE, order))))
     taken = [3, 0, 4]
     for m in range(M):
         fresh = iter(taken)
@@ -119,7 +121,29 @@ def test_more_dead_codes_than_embeddings_start_again_and_none_at_all_change_noth
     z, codebook, _ = data()
     dead, order = jnp.ones((M, K), bool), jnp.arange(B)
     two = jnp.asarray([False, True, False, True, False, False])
-    found = losses.reseeded(jnp.asarray(codebook), dead, jnp.asarray(z), two, order)
+    found = losses.reseeded(jnp.asarray(codebook), dead, jnp.asarray(z).reshape(B, M, P), two, order)
     np.testing.assert_array_equal(found[0], z[[1, 3, 1, 3], :P])
-    nobody = losses.reseeded(jnp.asarray(codebook), dead, jnp.asarray(z), jnp.zeros(B, bool), order)
+    nobody = losses.reseeded(jnp.asarray(codebook), dead, jnp.asarray(z).reshape(B, M, P), jnp.zeros(B, bool), order)
     np.testing.assert_array_equal(nobody, codebook)
+
+
+def test_the_principal_axes_are_dealt_so_that_parts_have_about_as_much_to_store():
+    """Against the eigenvectors of scikit-learn's PCA, and the greedy choice of Ge et al."""
+    rng = np.random.default_rng(0)
+    turn = np.linalg.qr(rng.normal(size=(12, 12)))[0]
+    rows = rng.normal(size=(4000, 12)) * 0.7 ** np.arange(12) @ turn + 3.0
+    covariance = np.cov(rows.T, bias=True)
+    found = np.asarray(losses.principal_rotation(jnp.asarray(covariance, jnp.float32), 4))
+    np.testing.assert_allclose(found.T @ found, np.eye(12), atol=1e-5)
+    axes = sklearn.decomposition.PCA().fit(rows).components_
+    # |cosine| of each column with each principal axis: one is 1.
+    order = np.abs(found.T @ axes.T)
+    np.testing.assert_allclose(np.max(order, axis=1), 1.0, atol=1e-4)
+    assert np.argmax(order, axis=1).reshape(4, 3).tolist() == [
+        [0, 7, 8], [1, 6, 9], [2, 5, 10], [3, 4, 11]
+    ]  # fmt: skip
+    stored = np.log(np.var(rows @ found, axis=0)).reshape(4, 3).sum(axis=1)
+    plain = np.log(np.var(rows @ axes.T, axis=0)).reshape(4, 3).sum(axis=1)
+    assert np.ptp(stored) < np.ptp(plain) / 3
+    # The same covariance has the same rotation: the signs are settled.
+    assert np.all(found[np.argmax(np.abs(found), axis=0), np.arange(12)] > 0)

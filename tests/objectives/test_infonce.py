@@ -16,7 +16,7 @@ B, D = 8, 4
 def run(count, mode):
     devices = Devices(mode, tuple(jax.devices()[:count]))
     objective = infonce(temperature=0.1, chunk=3)
-    state = objective.init(jax.random.key(0), Spec(D, 10, 5))
+    state = objective.init(jax.random.key(0), Spec(D, 10, 5, 10))
 
     def step(batch):
         def loss(embeddings):

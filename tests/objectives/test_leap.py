@@ -21,7 +21,7 @@ IDS = np.array([0, 1, 2, 3, 4, 0, 5, 5], np.int32)
 WEIGHT = np.array([1, 1, 1, 1, 1, 1, 1, 0], np.float32)
 ROWS = np.flatnonzero(WEIGHT)
 D = 4
-SPEC = Spec(dimension=D, images=10, steps_per_epoch=2)
+SPEC = Spec(dimension=D, images=10, steps_per_epoch=2, steps=4)
 HINGE = Hinge(
     weight=1.0, negatives="hardest", warmup_epochs=0.0, warmup="all", temperature=0.3,
     margin=0.2, rule="gap", rho=0.9, kappa=0.5, active_share=0.5, least=0.05, most=0.5,
@@ -30,11 +30,15 @@ HINGE = Hinge(
 OFF = dataclasses.replace(HINGE, weight=0.0)
 CENTER = Center(weight=1.0, kind="table", alpha=0.5, chunk=3)
 QUANTIZER = Quantizer(
-    weight=1.0, beta=0.25, parts=2, codes=9, update="average", decay=0.8, rate=0.1, dead_share=0.01
-)
+    weight=1.0, beta=0.25, parts=2, codes=9, update="average", decay=0.8, rate=0.1, dead_share=0.01,
+    rotate_at=(),
+)  # fmt: skip
 MULTITASK = Multitask(weight=1.0, temperature=0.2)
 WHOLE = leap(
-    dataclasses.replace(HINGE, pair_margins=True, quantized=0.5), CENTER, QUANTIZER, MULTITASK
+    dataclasses.replace(HINGE, pair_margins=True, quantized=0.5),
+    CENTER,
+    dataclasses.replace(QUANTIZER, rotate_at=(0.5,)),
+    MULTITASK,
 )
 
 
@@ -267,7 +271,7 @@ def test_the_quantizer_commits_tells_apart_and_moves():
     found, states = run(leap(OFF, None, QUANTIZER, MULTITASK), sides, steps=2)
     before, after = states[1].codebook, states[2].codebook
     assert np.all(before.totals > 0.01 * before.totals.sum(1, keepdims=True) / 9)  # none dead
-    book, (images, texts) = before.codebook, sides[1]
+    book, (images, texts) = before.codebook.centroids, sides[1]
     codes = [codes_by_hand(z, book) for z in (images, texts)]
     e = [decoded(code, book) for code in codes]
     commitment = sum(
@@ -289,7 +293,7 @@ def test_the_quantizer_commits_tells_apart_and_moves():
                 totals[m, code[i, m]] += 0.2
                 sums[m, code[i, m]] += 0.2 * z[i, 2 * m : 2 * m + 2]
     np.testing.assert_allclose(after.totals, totals, rtol=1e-5)
-    np.testing.assert_allclose(after.codebook, sums / totals[:, :, None], rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(after.codebook.centroids, sums / totals[:, :, None], rtol=1e-4, atol=1e-6)
 
 
 def test_the_first_batch_seeds_the_codebook():
@@ -300,12 +304,45 @@ def test_the_first_batch_seeds_the_codebook():
     assert metrics["quantization"] < 1e-10
 
 
+def test_the_codebook_begins_anew_in_the_principal_axes_of_the_embeddings():
+    """Nothing is charged for it before; from then on codes are those of the turned embeddings."""
+    sides = [embeddings(seed) for seed in range(4)]
+    turning = dataclasses.replace(QUANTIZER, codes=2, rotate_at=(0.5,))
+    hinge = dataclasses.replace(OFF, quantized=1.0, rule="fixed")
+    found, states = run(leap(hinge, None, turning, MULTITASK), sides, steps=4)
+    assert [float(loss) == 0.0 for loss, _, _ in found] == [True, True, False, False]
+    assert not np.any(found[1][2][0])
+    np.testing.assert_array_equal(states[2].codebook.codebook.rotation, np.eye(D))
+
+    seen = [np.concatenate([images[ROWS], texts[ROWS]]) for images, texts in sides[:2]]
+    weights = [0.8 / 1.8, 1.0 / 1.8]  # of the moving average
+    mean = sum(w * np.mean(z, axis=0) for w, z in zip(weights, seen, strict=True))
+    squares = sum(w * z.T @ z / len(z) for w, z in zip(weights, seen, strict=True))
+    values, axes = np.linalg.eigh(squares - np.outer(mean, mean))
+    expected = axes[:, [3, 0, 2, 1]]  # the largest and the least, and those between
+    book = states[3].codebook.codebook
+    np.testing.assert_allclose(np.abs(expected.T @ book.rotation), np.eye(D), atol=1e-3)
+    np.testing.assert_array_equal(states[4].codebook.codebook.rotation, book.rotation)
+
+    images, texts = (
+        decoded(codes_by_hand(z @ book.rotation, book.centroids), book.centroids) @ book.rotation.T
+        for z in sides[3]
+    )
+    expected, _ = hinge_by_hand(images, texts)
+    commitment = sum(
+        distance(z[i], q[i]) ** 2
+        for z, q in zip(sides[3], (images, texts), strict=True) for i in ROWS
+    )  # fmt: skip
+    expected += 0.25 * commitment / len(ROWS) + found[3][1]["code_entropy"]
+    np.testing.assert_allclose(found[3][0], expected, rtol=1e-4)
+
+
 def test_the_hinge_on_quantized_embeddings_has_the_gradient_of_the_embeddings():
     hinge = dataclasses.replace(OFF, quantized=1.0, rule="fixed")
     quiet = dataclasses.replace(QUANTIZER, beta=0.0)
     sides = [embeddings(0), embeddings(1)]
     found, states = run(leap(hinge, None, quiet), sides, steps=2)
-    book = states[1].codebook.codebook
+    book = states[1].codebook.codebook.centroids
     images, texts = (decoded(codes_by_hand(z, book), book) for z in sides[1])
     expected, _ = hinge_by_hand(images, texts)
     np.testing.assert_allclose(found[1][0], expected, rtol=1e-4)

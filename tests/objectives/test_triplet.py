@@ -13,7 +13,7 @@ MARGIN = 0.2
 # One picture with two captions, on different devices; the last row is padding.
 IDS = np.array([0, 1, 2, 3, 4, 0, 5, 5], np.int32)
 WEIGHT = np.array([1, 1, 1, 1, 1, 1, 1, 0], np.float32)
-SPEC = Spec(dimension=3, images=10, steps_per_epoch=2)
+SPEC = Spec(dimension=3, images=10, steps_per_epoch=2, steps=8)
 EVERYWHERE = [(mode, count) for mode in ("shard_map", "pmap") for count in (1, 4)]
 
 

@@ -8,19 +8,20 @@ from jaxtyping import Array, Float, Int, Shaped, UInt8
 
 from vse_jax import quantizer
 from vse_jax.evaluators import retrieval
+from vse_jax.quantizer import Codebook
 
 # Embeddings quantized at a time: each needs M x K distances.
 CHUNK = 1024
 
 
 def encode(
-    embeddings: Float[np.ndarray, "n d"], codebook: Float[np.ndarray, "m k p"]
+    embeddings: Float[np.ndarray, "n d"], codebook: Codebook
 ) -> UInt8[np.ndarray, "n m"]:
     """Codes of embeddings: the nearest of the K <= 256 codes of each part."""
-    book = jnp.asarray(codebook)
+    book = jax.tree.map(jnp.asarray, codebook)
     function = jax.jit(quantizer.encode)
     n = len(embeddings)
-    codes = np.zeros((n, book.shape[0]), np.uint8)
+    codes = np.zeros((n, len(book.centroids)), np.uint8)
     size = max(1, min(CHUNK, n))
     for start in range(0, n, size):
         rows = np.asarray(embeddings[start : start + size], np.float32)
@@ -31,7 +32,7 @@ def encode(
 
 
 def asymmetric(
-    codebook: Float[Array, "m k p"], queries: Float[Array, "q d"], codes: Shaped[Array, "c m"]
+    codebook: Codebook, queries: Float[Array, "q d"], codes: Shaped[Array, "c m"]
 ) -> Float[Array, "q c"]:
     """Minus the distance of each query to what each item's codes stand for.
 
@@ -42,10 +43,10 @@ def asymmetric(
 
 
 def symmetric(
-    codebook: Float[Array, "m k p"], queries: Shaped[Array, "q m"], codes: Shaped[Array, "c m"]
+    codebook: Codebook, queries: Shaped[Array, "q m"], codes: Shaped[Array, "c m"]
 ) -> Float[Array, "q c"]:
     """Minus the distance of what two items' codes stand for; queries are codes too."""
-    differences = codebook[:, :, None] - codebook[:, None]
+    differences = codebook.centroids[:, :, None] - codebook.centroids[:, None]
     table = jnp.sum(differences**2, axis=3)  # [m, k, k]
     own = jnp.take_along_axis(table[None], queries.astype(jnp.int32)[:, :, None, None], axis=2)
     return _looked_up(own[:, :, 0], codes)
@@ -56,14 +57,14 @@ def evaluate(
     images: Float[np.ndarray, "n d"],
     captions: Float[np.ndarray, "m d"],
     caption_image: Shaped[np.ndarray, " m"],
-    codebook: Float[np.ndarray, "p k s"],
+    codebook: Codebook,
 ) -> dict[str, float]:
     """Retrieval metrics from codes, under the named protocol.
 
     `codes/asymmetric/...`: queries are embeddings, what is searched is codes. `codes/symmetric/
     ...`: both are codes. See `retrieval.evaluate` for the rest.
     """
-    book = jnp.asarray(codebook)
+    book = jax.tree.map(jnp.asarray, codebook)
     image_codes, caption_codes = encode(images, codebook), encode(captions, codebook)
     among_captions = retrieval.evaluate(
         name, images, caption_codes, caption_image, score=Partial(asymmetric, book)
@@ -84,17 +85,17 @@ def evaluate(
 
 
 def usage(
-    embeddings: Float[np.ndarray, "n d"], codebook: Float[np.ndarray, "p k s"]
+    embeddings: Float[np.ndarray, "n d"], codebook: Codebook
 ) -> Float[np.ndarray, " k"]:
     """How often the codes are chosen, most often first, the mean over the parts; 1 is even."""
-    parts, size, _ = codebook.shape
+    parts, size, _ = codebook.centroids.shape
     counts = [np.bincount(part, minlength=size) for part in encode(embeddings, codebook).T]
     ranked = np.sort(np.stack(counts), axis=1)[:, ::-1]
     return ranked.sum(axis=0) * size / (parts * len(embeddings))
 
 
 def _turned(
-    codebook: Float[Array, "m k p"], codes: Shaped[Array, "c m"], queries: Float[Array, "q d"]
+    codebook: Codebook, codes: Shaped[Array, "c m"], queries: Float[Array, "q d"]
 ) -> Float[Array, "c q"]:
     """`asymmetric` with the codes first."""
     return asymmetric(codebook, queries, codes).T

@@ -1,13 +1,14 @@
 """What trains a product codebook and embeddings that it stores well.
 
-z [b, d] are embeddings, the codebook is [M, K, d/M], codes [b, M]; see `models.quantizer`.
+z [b, d] are embeddings, codes [b, M], centroids [M, K, d/M]; see `quantizer`.
 """
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from vse_jax.quantizer import code_distances, parts_of
+from vse_jax.quantizer import Codebook, code_distances, parts_of
 
 
 def commitment(
@@ -24,7 +25,7 @@ def commitment(
 def code_cross_entropy(
     z: Float[Array, "b d"],
     codes: Int[Array, "b m"],
-    codebook: Float[Array, "m k p"],
+    codebook: Codebook,
     temperature: float,
     where: Bool[Array, " b"],
 ) -> Float[Array, ""]:
@@ -49,11 +50,11 @@ def code_cross_entropy(
 def usage(
     z: Float[Array, "b d"],
     codes: Int[Array, "b m"],
-    codebook: Float[Array, "m k p"],
+    codebook: Codebook,
     where: Bool[Array, " b"],
 ) -> tuple[Float[Array, "m k"], Float[Array, "m k p"]]:
     """(how many parts chose each code, their sum), over the rows kept by `where`."""
-    chosen = jax.nn.one_hot(codes, codebook.shape[1]) * where[:, None, None]
+    chosen = jax.nn.one_hot(codes, codebook.centroids.shape[1]) * where[:, None, None]
     parts = parts_of(jax.lax.stop_gradient(z), codebook)
     sums = jnp.einsum("bmk,bmp->mkp", chosen, parts, precision=jax.lax.Precision.HIGHEST)
     return jnp.sum(chosen, axis=0), sums
@@ -91,7 +92,7 @@ def moved_by_average(
 
 
 def moved_by_gradient(
-    codebook: Float[Array, "m k p"],
+    centroids: Float[Array, "m k p"],
     counts: Float[Array, "m k"],
     batch_sums: Float[Array, "m k p"],
     rate: float,
@@ -101,31 +102,31 @@ def moved_by_gradient(
     Source: van den Oord et al., NeurIPS 2017, eq. 3, second term.
 
     Args:
-      codebook: e.
+      centroids: e.
       counts: rows that chose each code.
       batch_sums: the sum of their parts.
       rate: of the descent.
     """
     rows = jnp.maximum(jnp.sum(counts, axis=1), 1.0)[:, None, None]
-    return codebook - rate * 2.0 * (counts[:, :, None] * codebook - batch_sums) / rows
+    return centroids - rate * 2.0 * (counts[:, :, None] * centroids - batch_sums) / rows
 
 
 def reseeded(
-    codebook: Float[Array, "m k p"],
+    centroids: Float[Array, "m k p"],
     dead: Bool[Array, "m k"],
-    candidates: Float[Array, "n d"],
+    candidates: Float[Array, "n m p"],
     where: Bool[Array, " n"],
     order: Int[Array, " n"],
 ) -> Float[Array, "m k p"]:
-    """The codebook with every dead code put where an embedding lies.
+    """The centroids with every dead one put where an embedding lies.
 
     The i-th dead code of a part takes the i-th candidate that counts, in the given order, and
     starts again at the first where there are more codes than candidates.
 
     Args:
-      codebook: to be mended.
-      dead: which codes are.
-      candidates: embeddings, the same on every device.
+      centroids: to be mended.
+      dead: which are.
+      candidates: parts of embeddings, the same on every device.
       where: False for padding.
       order: a permutation of 0..n-1.
     """
@@ -133,7 +134,25 @@ def reseeded(
     order = order[jnp.argsort(~where[order], stable=True)]
     number = jnp.cumsum(dead, axis=1) - 1
     row = jnp.take(order, number % jnp.maximum(jnp.sum(where), 1))
-    parts = parts_of(candidates, codebook)
-    fresh = jnp.take_along_axis(jnp.swapaxes(parts, 0, 1), row[:, :, None], axis=1)
+    fresh = jnp.take_along_axis(jnp.swapaxes(candidates, 0, 1), row[:, :, None], axis=1)
     alive = ~dead[:, :, None] | ~jnp.any(where)
-    return jnp.where(alive, codebook, jax.lax.stop_gradient(fresh))
+    return jnp.where(alive, centroids, jax.lax.stop_gradient(fresh))
+
+
+def principal_rotation(covariance: Float[Array, "d d"], parts: int) -> Float[Array, "d d"]:
+    """The rotation to principal axes, dealt so that every part has about as much to store.
+
+    A part's codes describe the axes dealt to it; the error is least where the product of the
+    variances is the same for every part. The axes are dealt like cards, the largest first, there
+    and back again. Source: Ge et al., TPAMI 2014, section 3.2, whose choice is greedy.
+
+    Args:
+      covariance: of the embeddings.
+      parts: M, a divisor of d.
+    """
+    vectors = jnp.linalg.eigh(covariance)[1][:, ::-1]
+    # The sign of an axis is nobody's choice: its largest component is positive.
+    largest = jnp.take_along_axis(vectors, jnp.argmax(jnp.abs(vectors), axis=0)[None], axis=0)
+    rounds = np.arange(len(covariance)).reshape(-1, parts)
+    rounds[1::2] = rounds[1::2, ::-1]
+    return (vectors * jnp.where(largest < 0, -1.0, 1.0))[:, rounds.T.ravel()]

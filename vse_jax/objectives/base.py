@@ -22,11 +22,13 @@ class Spec(flax.struct.PyTreeNode):
       dimension: of the common space.
       images: training pictures.
       steps_per_epoch: optimisation steps an epoch, rounded up.
+      steps: optimisation steps of the whole training.
     """
 
     dimension: int
     images: int
     steps_per_epoch: int
+    steps: int
 
 
 class Objective(NamedTuple):

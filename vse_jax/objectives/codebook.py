@@ -1,7 +1,7 @@
 """The quantizer's terms and its codebook, state that every device moves alike."""
 
 import dataclasses
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import flax.struct
 import jax
@@ -13,9 +13,7 @@ from vse_jax import quantizer as quantizers
 from vse_jax.losses import codes as losses
 from vse_jax.objectives.base import Metrics, Spec
 from vse_jax.objectives.pairs import Pairs
-
-# Embeddings of pictures and of their captions.
-Sides = tuple[Float[Array, "b d"], Float[Array, "b d"]]
+from vse_jax.quantizer import Codebook
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +31,9 @@ class Quantizer:
       rate: of the gradient descent.
       dead_share: a code chosen less often than this share of an even choice is put where one
         of the batch's embeddings lies.
+      rotate_at: after each of these shares of the training the codebook begins anew, in the
+        principal axes that the embeddings have then; before the first the quantizer's terms have
+        no weight. Empty: embeddings are cut into parts as they are.
     """
 
     weight: float
@@ -43,6 +44,7 @@ class Quantizer:
     decay: float
     rate: float
     dead_share: float
+    rotate_at: tuple[float, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,24 +60,65 @@ class Multitask:
     temperature: float
 
 
+class RotationState(flax.struct.PyTreeNode):
+    """Where the principal axes come from; see `TripletState` for the types.
+
+    Attributes:
+      steps: int32 [n], at which the axes are taken.
+      count: float32, moving average of the embeddings of a batch.
+      sum: float32 [D], of what they sum to.
+      squares: float32 [D, D], of what their outer products sum to.
+    """
+
+    steps: Any
+    count: Any
+    sum: Any
+    squares: Any
+
+
 class CodebookState(flax.struct.PyTreeNode):
     """The codebook and the moving averages behind it; see `TripletState` for the types.
 
     Attributes:
-      codebook: float32 [M, K, D/M].
+      codebook: float32, a `quantizer.Codebook`.
       totals: float32 [M, K], how many parts of a batch choose each code.
       sums: float32 [M, K, D/M], what these sum to.
+      rotation: None where embeddings are cut into parts as they are.
     """
 
     codebook: Any
     totals: Any
     sums: Any
+    rotation: RotationState | None
+
+
+class Quantized(NamedTuple):
+    """A batch as its codes have it.
+
+    Attributes:
+      images: q(x), with the gradient of x.
+      texts: q(y), likewise.
+      started: 1 from the first of `rotate_at` on, else 0.
+    """
+
+    images: Float[Array, "b d"]
+    texts: Float[Array, "b d"]
+    started: Float[Array, ""]
 
 
 def empty(options: Quantizer, spec: Spec) -> CodebookState:
     """A codebook of dead codes: the first batch seeds them."""
-    shape = (options.parts, options.codes, spec.dimension // options.parts)
-    return CodebookState(jnp.zeros(shape), jnp.zeros(shape[:2]), jnp.zeros(shape))
+    width = spec.dimension
+    shape = (options.parts, options.codes, width // options.parts)
+    rotation = None
+    if options.rotate_at:
+        # Not the first: nothing has been seen before it.
+        steps = [max(1, round(share * spec.steps)) for share in options.rotate_at]
+        rotation = RotationState(
+            jnp.asarray(steps, jnp.int32), jnp.zeros(()), jnp.zeros(width), jnp.zeros((width,) * 2)
+        )
+    codebook = Codebook(jnp.zeros(shape), None if rotation is None else jnp.eye(width))
+    return CodebookState(codebook, jnp.zeros(shape[:2]), jnp.zeros(shape), rotation)
 
 
 def terms(
@@ -84,10 +127,8 @@ def terms(
     state: CodebookState,
     step: Int[Array, ""],
     pairs: Pairs,
-) -> tuple[Float[Array, ""], Sides, CodebookState, Metrics]:
-    """(loss, q(images) and q(texts), the state after this step, metrics).
-
-    The quantized embeddings have the gradient of the embeddings.
+) -> tuple[Float[Array, ""], Quantized, CodebookState, Metrics]:
+    """(loss, the pairs quantized, the state after this step, metrics).
 
     Args:
       options: of the quantizer.
@@ -96,12 +137,15 @@ def terms(
       step: chooses the embeddings that dead codes are put on.
       pairs: of the batch.
     """
-    state = _seeded(options, state, step, pairs)
+    state = _seeded(options, _turned(options, state, step), step, pairs)
+    started = jnp.ones(())
+    if state.rotation is not None:
+        started = jnp.any(step >= state.rotation.steps).astype(jnp.float32)
     sides = pairs.images, pairs.texts
     codes = [quantizers.encode(jax.lax.stop_gradient(z), state.codebook) for z in sides]
     found = [quantizers.decode(code, state.codebook) for code in codes]
 
-    share = parallel.device_count() / pairs.total
+    share = started * parallel.device_count() / pairs.total
     apart = sum(losses.commitment(z, e, pairs.where) for z, e in zip(sides, found, strict=True))
     loss = options.weight * options.beta * share * apart
     metrics = {"quantization": parallel.total(jax.lax.stop_gradient(apart)) / (2 * pairs.total)}
@@ -119,11 +163,53 @@ def terms(
         for z, code in zip(sides, codes, strict=True)
     ]
     counts, sums = parallel.total(jax.tree.map(lambda *x: sum(x), *used))
-    quantized = tuple(quantizers.straight_through(z, e) for z, e in zip(sides, found, strict=True))
+    images, texts = (quantizers.straight_through(z, e) for z, e in zip(sides, found, strict=True))
     state = _moved(options, state, counts, sums)
+    if state.rotation is not None:
+        state = state.replace(rotation=_followed(options, state.rotation, step, pairs))
     # Of the moving average: a batch has fewer embeddings than most codebooks have codes.
     metrics["code_perplexity"] = losses.perplexity(state.totals)
-    return loss, (quantized[0], quantized[1]), state, metrics
+    return loss, Quantized(images, texts, started), state, metrics
+
+
+def _turned(options: Quantizer, state: CodebookState, step: Int[Array, ""]) -> CodebookState:
+    """At the steps of the rotation a codebook of dead codes in new axes, else the state."""
+    rotation = state.rotation
+    if rotation is None:
+        return state
+
+    def turn() -> Codebook:
+        mean = rotation.sum / rotation.count
+        covariance = rotation.squares / rotation.count - jnp.outer(mean, mean)
+        axes = losses.principal_rotation(covariance, options.parts)
+        return Codebook(jnp.zeros_like(state.codebook.centroids), axes)
+
+    now = jnp.any(step == rotation.steps)
+    return state.replace(
+        codebook=jax.lax.cond(now, turn, lambda: state.codebook),
+        totals=jnp.where(now, 0.0, state.totals),
+    )
+
+
+def _followed(
+    options: Quantizer, rotation: RotationState, step: Int[Array, ""], pairs: Pairs
+) -> RotationState:
+    """The moving averages after a batch, until the last axes are taken."""
+
+    def moved() -> RotationState:
+        vectors = jnp.concatenate([pairs.images, pairs.texts])
+        rows = jnp.where(jnp.tile(pairs.where, 2)[:, None], vectors, 0.0)
+        rows = jax.lax.stop_gradient(rows)
+        squares = jnp.matmul(rows.T, rows, precision=jax.lax.Precision.HIGHEST)
+        seen = parallel.total((jnp.sum(rows, axis=0), squares))
+        averages = (rotation.count, rotation.sum, rotation.squares)
+        count, total, squares = jax.tree.map(
+            lambda old, new: options.decay * old + (1.0 - options.decay) * new,
+            averages, (2.0 * pairs.total, *seen),
+        )  # fmt: skip
+        return RotationState(rotation.steps, count, total, squares)
+
+    return jax.lax.cond(step < jnp.max(rotation.steps), moved, lambda: rotation)
 
 
 def _seeded(
@@ -132,16 +218,18 @@ def _seeded(
     """Dead codes put on embeddings of the batch, with the average of all codes' totals."""
     (_, texts), (_, images) = pairs.directions
     candidates = jax.lax.stop_gradient(jnp.concatenate([images.vectors, texts.vectors]))
+    candidates = quantizers.parts_of(candidates, state.codebook)
     even = jnp.sum(state.totals, axis=1, keepdims=True) / options.codes
     dead = state.totals <= options.dead_share * even
     order = jax.random.permutation(jax.random.key(step), candidates.shape[0])
-    codebook = losses.reseeded(
-        state.codebook, dead, candidates, jnp.concatenate([images.where, texts.where]), order
+    centroids = losses.reseeded(
+        state.codebook.centroids, dead, candidates, jnp.concatenate([images.where, texts.where]), order
     )
     # An even total, or a new code would be dead again at once; 1 before there is any.
     totals = jnp.where(dead, jnp.where(even > 0, even, 1.0), state.totals)
-    sums = jnp.where(dead[:, :, None], codebook * totals[:, :, None], state.sums)
-    return CodebookState(codebook, totals, sums)
+    sums = jnp.where(dead[:, :, None], centroids * totals[:, :, None], state.sums)
+    codebook = state.codebook._replace(centroids=centroids)
+    return state.replace(codebook=codebook, totals=totals, sums=sums)
 
 
 def _moved(
@@ -155,7 +243,10 @@ def _moved(
         state.totals, state.sums, counts, batch_sums, options.decay
     )
     if options.update == "average":
-        codebook = sums / jnp.maximum(totals, 1e-12)[:, :, None]
+        centroids = sums / jnp.maximum(totals, 1e-12)[:, :, None]
     else:
-        codebook = losses.moved_by_gradient(state.codebook, counts, batch_sums, options.rate)
-    return CodebookState(codebook, totals, sums)
+        centroids = losses.moved_by_gradient(
+            state.codebook.centroids, counts, batch_sums, options.rate
+        )
+    codebook = state.codebook._replace(centroids=centroids)
+    return state.replace(codebook=codebook, totals=totals, sums=sums)

@@ -65,11 +65,13 @@ def leap(
         codes, table, quantized, meanings = state.codebook, state.centers, None, None
         if quantizer is not None:
             assert codes is not None
-            term, sides, codes, found = codebook.terms(
+            term, stored, codes, found = codebook.terms(
                 quantizer, multitask, codes, state.margin.step, pairs
             )
             loss, metrics = loss + term, metrics | found
-            quantized = pairs.with_embeddings(*sides) if hinge.quantized else None
+            if hinge.quantized:
+                weight = hinge.quantized * stored.started
+                quantized = weight, pairs.with_embeddings(stored.images, stored.texts)
         if center is not None:
             term, own, table, found = centers.terms(center, table, pairs)
             loss, metrics = loss + term, metrics | found

@@ -100,7 +100,7 @@ def terms(
     options: Hinge,
     state: MarginState,
     pairs: Pairs,
-    quantized: Pairs | None,
+    quantized: tuple[Float[Array, ""], Pairs] | None,
     meanings: Float[Array, "b s"] | None,
 ) -> tuple[Float[Array, ""], MarginState, Metrics]:
     """(loss, the state after this step, metrics).
@@ -109,7 +109,7 @@ def terms(
       options: of the hinge.
       state: of the margin.
       pairs: of the batch.
-      quantized: the same, quantized.
+      quantized: (weight of the hinge on these, the pairs quantized).
       meanings: each pair's center, zeros for one that has not been seen; None for one margin.
     """
     margin: losses.Margin = state.margin
@@ -148,10 +148,11 @@ def terms(
     }
     moved = _moved(options, state.margin, gap, found["violating"])
     total = options.weight * loss
-    if quantized is not None and options.quantized:
+    if quantized is not None:
+        weight, stored = quantized
         if meanings is not None:
-            quantized = quantized.with_meanings(meanings)
-        total += options.quantized * hinge(quantized)[0]
+            stored = stored.with_meanings(meanings)
+        total += weight * hinge(stored)[0]
     new = state.replace(step=state.step + 1, margin=moved, spread=spread)
     return total * parallel.device_count(), new, metrics
 

@@ -14,6 +14,7 @@ from vse_jax.data.split import Split
 from vse_jax.evaluation import Embeddings
 from vse_jax.evaluators import codes, retrieval
 from vse_jax.experiment import Experiment
+from vse_jax.quantizer import Codebook
 from vse_jax.report import page
 from vse_jax.similarity import Similarity
 from vse_jax.train_state import TrainState
@@ -121,7 +122,7 @@ def score_histograms(
 
 
 def _metrics(
-    experiment: Experiment, name: str, embeddings: Embeddings, codebook: np.ndarray | None
+    experiment: Experiment, name: str, embeddings: Embeddings, codebook: Codebook | None
 ) -> dict[str, float]:
     """Everything measured of a split: retrieval, from codes too, and how distance is judged."""
     split = experiment.dataset.splits[name]
@@ -134,7 +135,7 @@ def _metrics(
     return metrics | evaluation.judged(experiment.config.evaluate, split, embeddings, similarity)
 
 
-def _code_usage(embeddings: Embeddings, codebook: np.ndarray | None) -> list[float] | None:
+def _code_usage(embeddings: Embeddings, codebook: Codebook | None) -> list[float] | None:
     """Of each rank how often its codes are chosen, 1 is even; None without a codebook."""
     if codebook is None:
         return None
