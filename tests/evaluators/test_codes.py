@@ -17,8 +17,10 @@ def data(seed=0):
     rng = np.random.default_rng(seed)
     images = rng.normal(size=(8, M * P)).astype(np.float32)
     captions = images[CAPTION_IMAGE] + 0.7 * rng.normal(size=(15, M * P)).astype(np.float32)
-    return images, captions.astype(np.float32), Codebook(
-        rng.normal(size=(M, K, P)).astype(np.float32)
+    return (
+        images,
+        captions.astype(np.float32),
+        Codebook(rng.normal(size=(M, K, P)).astype(np.float32)),
     )
 
 

@@ -4,7 +4,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import sklearn.decomposition
 
 from vse_jax import quantizer
 from vse_jax.losses import codes as losses
@@ -107,7 +106,9 @@ def test_dead_codes_are_put_on_embeddings_in_the_given_order():
     z, codebook, _ = data()
     dead = np.array([[True, False, True, True], [False, False, False, True]])
     order = np.array([5, 3, 0, 4, 1, 2])  # row 5 is padding
-    found = np.asarray(losses.reseeded(*map(jnp.asarray, (codebook, dead, z.reshape(B, M, P), WHERE, order))))
+    found = np.asarray(
+        losses.reseeded(*map(jnp.asarray, (codebook, dead, z.reshape(B, M, P), WHERE, order)))
+    )
     taken = [3, 0, 4]
     for m in range(M):
         fresh = iter(taken)
@@ -121,21 +122,25 @@ def test_more_dead_codes_than_embeddings_start_again_and_none_at_all_change_noth
     z, codebook, _ = data()
     dead, order = jnp.ones((M, K), bool), jnp.arange(B)
     two = jnp.asarray([False, True, False, True, False, False])
-    found = losses.reseeded(jnp.asarray(codebook), dead, jnp.asarray(z).reshape(B, M, P), two, order)
+    found = losses.reseeded(
+        jnp.asarray(codebook), dead, jnp.asarray(z).reshape(B, M, P), two, order
+    )
     np.testing.assert_array_equal(found[0], z[[1, 3, 1, 3], :P])
-    nobody = losses.reseeded(jnp.asarray(codebook), dead, jnp.asarray(z).reshape(B, M, P), jnp.zeros(B, bool), order)
+    nobody = losses.reseeded(
+        jnp.asarray(codebook), dead, jnp.asarray(z).reshape(B, M, P), jnp.zeros(B, bool), order
+    )
     np.testing.assert_array_equal(nobody, codebook)
 
 
 def test_the_principal_axes_are_dealt_so_that_parts_have_about_as_much_to_store():
-    """Against the eigenvectors of scikit-learn's PCA, and the greedy choice of Ge et al."""
+    """Against the principal axes by the singular value decomposition of the rows."""
     rng = np.random.default_rng(0)
     turn = np.linalg.qr(rng.normal(size=(12, 12)))[0]
     rows = rng.normal(size=(4000, 12)) * 0.7 ** np.arange(12) @ turn + 3.0
     covariance = np.cov(rows.T, bias=True)
     found = np.asarray(losses.principal_rotation(jnp.asarray(covariance, jnp.float32), 4))
     np.testing.assert_allclose(found.T @ found, np.eye(12), atol=1e-5)
-    axes = sklearn.decomposition.PCA().fit(rows).components_
+    axes = np.linalg.svd(rows - np.mean(rows, axis=0), full_matrices=False)[2]
     # |cosine| of each column with each principal axis: one is 1.
     order = np.abs(found.T @ axes.T)
     np.testing.assert_allclose(np.max(order, axis=1), 1.0, atol=1e-4)

@@ -14,9 +14,7 @@ from vse_jax.quantizer import Codebook
 CHUNK = 1024
 
 
-def encode(
-    embeddings: Float[np.ndarray, "n d"], codebook: Codebook
-) -> UInt8[np.ndarray, "n m"]:
+def encode(embeddings: Float[np.ndarray, "n d"], codebook: Codebook) -> UInt8[np.ndarray, "n m"]:
     """Codes of embeddings: the nearest of the K <= 256 codes of each part."""
     book = jax.tree.map(jnp.asarray, codebook)
     function = jax.jit(quantizer.encode)
@@ -84,9 +82,7 @@ def evaluate(
     }
 
 
-def usage(
-    embeddings: Float[np.ndarray, "n d"], codebook: Codebook
-) -> Float[np.ndarray, " k"]:
+def usage(embeddings: Float[np.ndarray, "n d"], codebook: Codebook) -> Float[np.ndarray, " k"]:
     """How often the codes are chosen, most often first, the mean over the parts; 1 is even."""
     parts, size, _ = codebook.centroids.shape
     counts = [np.bincount(part, minlength=size) for part in encode(embeddings, codebook).T]

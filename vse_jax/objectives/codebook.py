@@ -223,7 +223,11 @@ def _seeded(
     dead = state.totals <= options.dead_share * even
     order = jax.random.permutation(jax.random.key(step), candidates.shape[0])
     centroids = losses.reseeded(
-        state.codebook.centroids, dead, candidates, jnp.concatenate([images.where, texts.where]), order
+        state.codebook.centroids,
+        dead,
+        candidates,
+        jnp.concatenate([images.where, texts.where]),
+        order,
     )
     # An even total, or a new code would be dead again at once; 1 before there is any.
     totals = jnp.where(dead, jnp.where(even > 0, even, 1.0), state.totals)
