@@ -71,7 +71,7 @@ def leap_adaptive(config: ConfigDict) -> None:
 def leap_centers(config: ConfigDict) -> None:
     """And the center loss."""
     leap_adaptive(config)
-    config.objective.center.weight = 1.0
+    config.objective.center.weight = 30.0
 
 
 def leap_quantizer(config: ConfigDict) -> None:
