@@ -76,7 +76,9 @@ def read(path: Path) -> list[Row]:
         name, flags = row.get("name"), row.get("flags")
         if not isinstance(name, str) or not name or not _are_flags(flags):
             raise SweepError(f"{path}: row {number} needs a name and flags, a list of texts")
-        rows.append(Row(name, (*common, *flags)))
+        # vse_jax.main reads the file of a config before the fields that change it.
+        ordered = sorted((*common, *flags), key=lambda flag: not flag.startswith("--config="))
+        rows.append(Row(name, tuple(ordered)))
     if not rows or not _are_flags(common):
         raise SweepError(f"{path}: expected flags, a list of texts, and [[row]] tables")
     for row in rows:

@@ -10,7 +10,11 @@ import sys
 import time
 from pathlib import Path
 
+import absl.flags
 import pytest
+from ml_collections import config_flags
+
+from vse_jax.config import validate
 
 REPOSITORY = Path(__file__).parents[1]
 # Writes what a training leaves behind; --wait waits for SIGTERM first, --fail fails.
@@ -144,9 +148,11 @@ def test_a_row_that_is_not_there(sweep, file, tmp_path):
 
 
 @pytest.mark.parametrize("path", sorted((REPOSITORY / "configs" / "sweeps").iterdir()))
-def test_the_sweeps_of_the_project_can_be_read(sweep, path):
-    rows = sweep.read(path)
-    for row in rows:
-        configs = [flag for flag in row.flags if flag.startswith("--config=")]
-        assert len(configs) == 1
-        assert (REPOSITORY / configs[0].removeprefix("--config=").split(":")[0]).is_file()
+def test_the_sweeps_of_the_project_are_configs_of_the_project(sweep, path, monkeypatch):
+    """Every row's flags, read as vse_jax.main reads them, make a valid config."""
+    monkeypatch.chdir(REPOSITORY)
+    for row in sweep.read(path):
+        values = absl.flags.FlagValues()
+        config = config_flags.DEFINE_config_file("config", flag_values=values)
+        values(["vse_jax.main", *row.flags])
+        validate(config.value)
