@@ -147,6 +147,7 @@ def test_a_row_that_is_not_there(sweep, file, tmp_path):
         sweep.main([str(file), f"--workdir={tmp_path / 'w'}", "--only=Other"])
 
 
+@pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")  # of ml_collections
 @pytest.mark.parametrize("path", sorted((REPOSITORY / "configs" / "sweeps").iterdir()))
 def test_the_sweeps_of_the_project_are_configs_of_the_project(sweep, path, monkeypatch):
     """Every row's flags, read as vse_jax.main reads them, make a valid config."""
