@@ -155,5 +155,6 @@ def test_the_sweeps_of_the_project_are_configs_of_the_project(sweep, path, monke
     for row in sweep.read(path):
         values = absl.flags.FlagValues()
         config = config_flags.DEFINE_config_file("config", flag_values=values)
-        values(["vse_jax.main", *row.flags])
+        monkeypatch.setattr(sys, "argv", ["vse_jax.main", *row.flags])
+        values(sys.argv)
         validate(config.value)
