@@ -33,6 +33,7 @@ CHOICES: Mapping[str, tuple[str, ...]] = {
     "objective.leap.negatives": ("hardest", "all"),
     "objective.leap.warmup": ("all", "infonce"),
     "objective.leap.rule": ("fixed", "gap", "active"),
+    "objective.leap.quantized_distance": ("asymmetric", "symmetric"),
     "objective.center.kind": ("table", "batch"),
     "objective.quantizer.update": ("average", "gradient"),
     "train.schedule": ("cosine", "constant", "step"),

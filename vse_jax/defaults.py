@@ -178,6 +178,9 @@ def _leap() -> ConfigDict:
     leap.pair_high = 1.5
     # Weight of the same hinge on the quantized embeddings.
     leap.quantized = 0.0
+    # In that hinge the distances of embeddings to quantized ones ("asymmetric", as codes are
+    # searched), or of quantized ones to each other ("symmetric").
+    leap.quantized_distance = "asymmetric"
     # Pairs scored at a time: memory grows with rows x chunk.
     leap.chunk = 4096
     return leap

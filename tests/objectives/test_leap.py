@@ -25,7 +25,8 @@ SPEC = Spec(dimension=D, images=10, steps_per_epoch=2, steps=4)
 HINGE = Hinge(
     weight=1.0, negatives="hardest", warmup_epochs=0.0, warmup="all", temperature=0.3,
     margin=0.2, rule="gap", rho=0.9, kappa=0.5, active_share=0.5, least=0.05, most=0.5,
-    pair_margins=False, pair_low=0.5, pair_high=1.5, quantized=0.0, chunk=3,
+    pair_margins=False, pair_low=0.5, pair_high=1.5, quantized=0.0, quantized_distance="asymmetric",
+    chunk=3,
 )  # fmt: skip
 OFF = dataclasses.replace(HINGE, weight=0.0)
 CENTER = Center(weight=1.0, kind="table", alpha=0.5, chunk=3)
@@ -310,7 +311,7 @@ def test_the_codebook_begins_anew_in_the_principal_axes_of_the_embeddings():
     """Nothing is charged for it before; from then on codes are those of the turned embeddings."""
     sides = [embeddings(seed) for seed in range(4)]
     turning = dataclasses.replace(QUANTIZER, codes=2, rotate_at=(0.5,))
-    hinge = dataclasses.replace(OFF, quantized=1.0, rule="fixed")
+    hinge = dataclasses.replace(OFF, quantized=1.0, quantized_distance="symmetric", rule="fixed")
     found, states = run(leap(hinge, None, turning, MULTITASK), sides, steps=4)
     assert [float(loss) == 0.0 for loss, _, _ in found] == [True, True, False, False]
     assert not np.any(found[1][2][0])
@@ -340,7 +341,7 @@ def test_the_codebook_begins_anew_in_the_principal_axes_of_the_embeddings():
 
 
 def test_the_hinge_on_quantized_embeddings_has_the_gradient_of_the_embeddings():
-    hinge = dataclasses.replace(OFF, quantized=1.0, rule="fixed")
+    hinge = dataclasses.replace(OFF, quantized=1.0, quantized_distance="symmetric", rule="fixed")
     quiet = dataclasses.replace(QUANTIZER, beta=0.0)
     sides = [embeddings(0), embeddings(1)]
     found, states = run(leap(hinge, None, quiet), sides, steps=2)
@@ -354,9 +355,39 @@ def test_the_hinge_on_quantized_embeddings_has_the_gradient_of_the_embeddings():
         np.testing.assert_allclose(one, other, atol=1e-4)
 
 
+def test_the_asymmetric_hinge_searches_quantized_embeddings_by_those_as_they_are():
+    """Against a dense one in jax.numpy: a side's gradient comes as query and straight through."""
+    hinge = dataclasses.replace(OFF, quantized=1.0, rule="fixed")
+    quiet = dataclasses.replace(QUANTIZER, beta=0.0)
+    sides = [embeddings(0), embeddings(1)]
+    found, states = run(leap(hinge, None, quiet), sides, steps=2)
+    book = states[1].codebook.codebook.centroids
+    stored = [decoded(codes_by_hand(z, book), book) for z in sides[1]]
+    others = (IDS[:, None] != IDS[None]) & (WEIGHT[None] > 0)
+
+    def dense(images, texts):
+        quantized = [
+            z + (q - np.asarray(s))
+            for z, q, s in zip((images, texts), stored, sides[1], strict=True)
+        ]
+        total = 0.0
+        for queries, keys in ((images, quantized[1]), (texts, quantized[0])):
+            apart = jnp.sqrt(jnp.sum((queries[:, None] - keys[None]) ** 2, axis=2))
+            hardest = jnp.min(jnp.where(others, apart, jnp.inf), axis=1)
+            cost = jnp.maximum(0.2 + jnp.diagonal(apart) - hardest, 0.0)
+            total += jnp.sum(jnp.where(WEIGHT > 0, cost, 0.0))
+        return total
+
+    expected, gradient = jax.value_and_grad(dense, (0, 1))(*map(jnp.asarray, sides[1]))
+    np.testing.assert_allclose(found[1][0], expected, rtol=1e-4)
+    for one, other in zip(found[1][2], gradient, strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-4)
+
+
 @pytest.mark.parametrize("mode", ["shard_map", "pmap"])
 def test_four_devices_do_what_one_does(mode):
-    sides = [embeddings(seed) for seed in range(4)]
+    # With these no embedding is what another is quantized to: a distance of 0 has no direction.
+    sides = [embeddings(seed) for seed in range(4, 8)]
     one, one_states = run(WHOLE, sides, steps=4)
     four, four_states = run(WHOLE, sides, steps=4, mode=mode, count=4)
     for found, expected in ((four, one), (four_states, one_states)):

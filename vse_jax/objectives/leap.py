@@ -70,8 +70,10 @@ def leap(
             )
             loss, metrics = loss + term, metrics | found
             if hinge.quantized:
-                weight = hinge.quantized * stored.started
-                quantized = weight, pairs.with_embeddings(stored.images, stored.texts)
+                sides = stored.images, stored.texts
+                among = pairs.among(*sides)
+                both = among.of(*sides) if hinge.quantized_distance == "symmetric" else among
+                quantized = hinge.quantized * stored.started, both
         if center is not None:
             term, own, table, found = centers.terms(center, table, pairs)
             loss, metrics = loss + term, metrics | found

@@ -46,6 +46,8 @@ class Hinge:
       pair_low: bound of that factor.
       pair_high: bound of that factor.
       quantized: weight of the same hinge on the quantized embeddings.
+      quantized_distance: in that hinge, of embeddings to quantized ones ("asymmetric", as codes are
+        searched), or of quantized ones to each other ("symmetric").
       chunk: pairs scored at a time; memory grows with rows of a device x chunk.
     """
 
@@ -65,6 +67,7 @@ class Hinge:
     pair_low: float
     pair_high: float
     quantized: float
+    quantized_distance: Literal["asymmetric", "symmetric"]
     chunk: int
 
 

@@ -26,6 +26,7 @@ class Pairs(NamedTuple):
       where: False for padding.
       directions: (queries, keys) of pictures among captions and of captions among pictures;
         the queries are this device's rows, the keys every device's.
+      halves: of each direction the right keys of this device's queries, row by row.
       total: pairs of the global batch without padding, at least 1.
     """
 
@@ -33,6 +34,7 @@ class Pairs(NamedTuple):
     texts: Float[Array, "b d"]
     where: Bool[Array, " b"]
     directions: tuple[tuple[Rows, Rows], tuple[Rows, Rows]]
+    halves: tuple[Float[Array, "b d"], Float[Array, "b d"]]
     total: Int[Array, ""]
 
     def positive(self, similarity: Similarity) -> Float[Array, " b"]:
@@ -41,22 +43,33 @@ class Pairs(NamedTuple):
 
     def both(self, similarity: Similarity, cost: Cost) -> tuple[Float[Array, ""], Negatives]:
         """The cost of both directions, and what was seen in each: [2, b]."""
-        positive = self.positive(similarity)
         (one, seen), (other, more) = (
-            cost(similarity, queries, keys, positive) for queries, keys in self.directions
+            cost(similarity, queries, keys, similarity.rows(queries.vectors, half))
+            for (queries, keys), half in zip(self.directions, self.halves, strict=True)
         )
         return one + other, jax.tree.map(lambda *x: jnp.stack(x), seen, more)
 
-    def with_embeddings(self, images: Float[Array, "b d"], texts: Float[Array, "b d"]) -> "Pairs":
-        """The same pairs with other embeddings, these too gathered from every device."""
+    def among(self, images: Float[Array, "b d"], texts: Float[Array, "b d"]) -> "Pairs":
+        """The same queries among other embeddings of the same items, gathered likewise."""
         all_images, all_texts = parallel.all_gather((images, texts))
+        (pictures, captions), (sentences, photos) = self.directions
+        return self._replace(
+            directions=(
+                (pictures, captions._replace(vectors=all_texts)),
+                (sentences, photos._replace(vectors=all_images)),
+            ),
+            halves=(texts, images),
+        )
+
+    def of(self, images: Float[Array, "b d"], texts: Float[Array, "b d"]) -> "Pairs":
+        """Other queries for the same items, among the same."""
         (pictures, captions), (sentences, photos) = self.directions
         return self._replace(
             images=images,
             texts=texts,
             directions=(
-                (pictures._replace(vectors=images), captions._replace(vectors=all_texts)),
-                (sentences._replace(vectors=texts), photos._replace(vectors=all_images)),
+                (pictures._replace(vectors=images), captions),
+                (sentences._replace(vectors=texts), photos),
             ),
         )
 
@@ -83,6 +96,7 @@ def gather(outputs: Outputs, batch: Batch) -> Pairs:
             (Rows(images, ids, where), Rows(all_texts, all_ids, all_where)),
             (Rows(texts, ids, where), Rows(all_images, all_ids, all_where)),
         ),
+        (texts, images),
         jnp.maximum(jnp.sum(all_where), 1),
     )
 
