@@ -165,7 +165,7 @@ def _leap() -> ConfigDict:
     # Factor of "gap".
     leap.kappa = 0.5
     # Share aimed at by "active".
-    leap.active_share = 0.5
+    leap.active_share = 0.8
     # Lower bound of the margin.
     leap.least = 0.05
     # Upper bound of the margin.
