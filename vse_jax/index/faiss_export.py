@@ -1,6 +1,6 @@
 """A learned codebook and its codes as an index of FAISS."""
 
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from jaxtyping import Float, UInt8
@@ -27,12 +27,12 @@ def index_pq(codebook: Codebook, codes: UInt8[np.ndarray, "n m"]) -> Any:
     bits = k.bit_length() - 1
     if k != 1 << bits:
         raise ValueError(f"the codebook has {k} codes a part; FAISS takes powers of two")
-    index = faiss.IndexPQ(parts * width, parts, bits)
+    index: Any = faiss.IndexPQ(parts * width, parts, bits)
     faiss.copy_array_to_vector(_flat(codebook.centroids), index.pq.centroids)
     index.is_trained = True
     if codebook.rotation is not None:
         turn = faiss.LinearTransform(parts * width, parts * width)
-        faiss.copy_array_to_vector(_flat(codebook.rotation.T), turn.A)
+        faiss.copy_array_to_vector(_rotation(codebook), turn.A)
         turn.is_trained = True
         turn.set_is_orthonormal()
         index = faiss.IndexPreTransform(turn, index)
@@ -53,16 +53,12 @@ def extend(index: Any, codebook: Codebook, codes: UInt8[np.ndarray, "n m"]) -> N
     """
     import faiss
 
-    inner, rotation = index, None
+    inner, turn = index, np.zeros(0)
     if isinstance(index, faiss.IndexPreTransform):
-        inner = faiss.downcast_index(index.index)
-        rotation = faiss.vector_to_array(faiss.downcast_VectorTransform(index.chain.at(0)).A)
-    own = None if codebook.rotation is None else _flat(codebook.rotation.T)
-    centroids = faiss.vector_to_array(inner.pq.centroids)
-    same = np.array_equal(centroids, _flat(codebook.centroids)) and (
-        rotation is None if own is None else np.array_equal(rotation, own)
-    )
-    if not same:
+        inner, chain = faiss.downcast_index(index.index), cast(Any, index.chain)
+        turn = faiss.vector_to_array(cast(Any, faiss.downcast_VectorTransform(chain.at(0))).A)
+    same = np.array_equal(faiss.vector_to_array(inner.pq.centroids), _flat(codebook.centroids))
+    if not same or not np.array_equal(turn, _rotation(codebook)):
         raise ValueError(
             "the index holds codes of another codebook: quantize all items with one model"
         )
@@ -77,6 +73,11 @@ def extend(index: Any, codebook: Codebook, codes: UInt8[np.ndarray, "n m"]) -> N
     index.ntotal = inner.ntotal
 
 
-def _flat(values: Float[np.ndarray, "..."]) -> Float[np.ndarray, " n"]:
+def _flat(values: Any) -> Float[np.ndarray, " n"]:
     """As FAISS keeps arrays."""
     return np.ascontiguousarray(values, np.float32).ravel()
+
+
+def _rotation(codebook: Codebook) -> Float[np.ndarray, " n"]:
+    """As FAISS keeps it, by columns where ours is by rows; empty where there is none."""
+    return _flat(() if codebook.rotation is None else np.transpose(codebook.rotation))
