@@ -76,6 +76,8 @@ def read(path: Path) -> list[Row]:
         name, flags = row.get("name"), row.get("flags")
         if not isinstance(name, str) or not name or not _are_flags(flags):
             raise SweepError(f"{path}: row {number} needs a name and flags, a list of texts")
+        if "," in name:
+            raise SweepError(f"{path}: row {name!r} has a comma, which parts the rows of --only")
         # vse_jax.main reads the file of a config before the fields that change it.
         ordered = sorted((*common, *flags), key=lambda flag: not flag.startswith("--config="))
         rows.append(Row(name, tuple(ordered)))

@@ -18,8 +18,9 @@ def data(seed=0, rows=6):
 
 def test_distances_and_codes_are_those_of_a_loop():
     z, codebook = data()
-    distances = quantizer.code_distances(jnp.asarray(z), Codebook(jnp.asarray(codebook)))
-    codes = quantizer.encode(jnp.asarray(z), Codebook(jnp.asarray(codebook)))
+    book = Codebook(jnp.asarray(codebook))
+    distances = quantizer.code_distances(jnp.asarray(z), book)
+    codes = quantizer.encode(jnp.asarray(z), book)
     for i, row in enumerate(z):
         for m in range(M):
             part = row[m * P : (m + 1) * P]
@@ -30,13 +31,14 @@ def test_distances_and_codes_are_those_of_a_loop():
 
 def test_codes_stand_for_their_entries():
     z, codebook = data()
-    codes = quantizer.encode(jnp.asarray(z), Codebook(jnp.asarray(codebook)))
-    found = quantizer.decode(codes, Codebook(jnp.asarray(codebook)))
+    book = Codebook(jnp.asarray(codebook))
+    codes = quantizer.encode(jnp.asarray(z), book)
+    found = quantizer.decode(codes, book)
     for i in range(len(z)):
         expected = np.concatenate([codebook[m, codes[i, m]] for m in range(M)])
         np.testing.assert_array_equal(found[i], expected)
     # What lies on an entry is its own code.
-    np.testing.assert_array_equal(quantizer.encode(found, Codebook(jnp.asarray(codebook))), codes)
+    np.testing.assert_array_equal(quantizer.encode(found, book), codes)
 
 
 def test_a_rotation_turns_embeddings_before_they_are_cut_and_codes_back():

@@ -133,6 +133,7 @@ def test_sigterm_reaches_the_training_and_the_same_command_goes_on(file, tmp_pat
         ("[[row]", r"sweep\.toml: "),
         ('[[row]]\nname = "a"', r"row 1 needs a name and flags, a list of texts"),
         ('[[row]]\nname = "a"\nflags = "x"', r"row 1 needs a name and flags"),
+        ('[[row]]\nname = "a, b"\nflags = []', r"row 'a, b' has a comma"),
         ('[[row]]\nname = "A"\nflags = []\n[[row]]\nname = "a!"\nflags = []', r"a name of its own"),
     ],
 )
