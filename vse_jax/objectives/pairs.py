@@ -21,8 +21,6 @@ class Pairs(NamedTuple):
     """This device's pairs, and both directions of looking for their other halves.
 
     Attributes:
-      images: embeddings of this device's pictures.
-      texts: embeddings of their captions, row by row.
       where: False for padding.
       directions: (queries, keys) of pictures among captions and of captions among pictures;
         the queries are this device's rows, the keys every device's.
@@ -30,12 +28,20 @@ class Pairs(NamedTuple):
       total: pairs of the global batch without padding, at least 1.
     """
 
-    images: Float[Array, "b d"]
-    texts: Float[Array, "b d"]
     where: Bool[Array, " b"]
     directions: tuple[tuple[Rows, Rows], tuple[Rows, Rows]]
     halves: tuple[Float[Array, "b d"], Float[Array, "b d"]]
     total: Int[Array, ""]
+
+    @property
+    def images(self) -> Float[Array, "b d"]:
+        """Embeddings of this device's pictures."""
+        return self.directions[0][0].vectors
+
+    @property
+    def texts(self) -> Float[Array, "b d"]:
+        """Embeddings of their captions, row by row."""
+        return self.directions[1][0].vectors
 
     def positive(self, similarity: Similarity) -> Float[Array, " b"]:
         """The similarity of each pair."""
@@ -65,12 +71,10 @@ class Pairs(NamedTuple):
         """Other queries for the same items, among the same."""
         (pictures, captions), (sentences, photos) = self.directions
         return self._replace(
-            images=images,
-            texts=texts,
             directions=(
                 (pictures._replace(vectors=images), captions),
                 (sentences._replace(vectors=texts), photos),
-            ),
+            )
         )
 
     def with_meanings(self, meanings: Float[Array, "b s"]) -> "Pairs":
@@ -89,8 +93,6 @@ def gather(outputs: Outputs, batch: Batch) -> Pairs:
     ids, where = batch["image_id"], batch["weight"] > 0
     all_images, all_texts, all_ids, all_where = parallel.all_gather((images, texts, ids, where))
     return Pairs(
-        images,
-        texts,
         where,
         (
             (Rows(images, ids, where), Rows(all_texts, all_ids, all_where)),
