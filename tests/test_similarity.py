@@ -33,3 +33,13 @@ def test_the_distance_of_equal_vectors_has_a_finite_gradient(vectors, form):
     value, gradient = jax.value_and_grad(lambda x: jnp.sum(measure(x, a)))(a)
     assert np.isfinite(value)
     assert np.isfinite(gradient).all()
+
+
+def test_a_distance_below_rounding_pulls_nowhere(vectors):
+    a = jnp.asarray(vectors[0])
+    near = jnp.nextafter(a, a + 1.0)
+    value, gradient = jax.value_and_grad(lambda x: jnp.sum(negative_euclidean.rows(x, near)))(a)
+    assert value == 0.0
+    assert not np.any(gradient)
+    # And one above it has a direction.
+    assert np.all(jax.grad(lambda x: jnp.sum(negative_euclidean.rows(x, 1.001 * a)))(a))

@@ -386,8 +386,7 @@ def test_the_asymmetric_hinge_searches_quantized_embeddings_by_those_as_they_are
 
 @pytest.mark.parametrize("mode", ["shard_map", "pmap"])
 def test_four_devices_do_what_one_does(mode):
-    # With these no embedding is what another is quantized to: a distance of 0 has no direction.
-    sides = [embeddings(seed) for seed in range(4, 8)]
+    sides = [embeddings(seed) for seed in range(4)]
     one, one_states = run(WHOLE, sides, steps=4)
     four, four_states = run(WHOLE, sides, steps=4, mode=mode, count=4)
     for found, expected in ((four, one), (four_states, one_states)):
