@@ -97,6 +97,8 @@ def leap(config: ConfigDict) -> None:
     """LEAP whole: each pair's own margin too. See `objectives/leap.py`."""
     leap_multitask(config)
     config.objective.leap.pair_margins = True
+    config.objective.leap.pair_low = 0.8
+    config.objective.leap.pair_high = 1.2
 
 
 # Of each system the objectives it can be trained with.
