@@ -2,7 +2,8 @@
 
     python scripts/compare_codes.py WORKDIR [WORKDIR ...] [--split=test] [--output=FILE]
 
-Each workdir holds a run with a quantizer (configs/...:leap). FAISS's quantizers are trained
+Each workdir holds a run with a quantizer (configs/...:leap); over several, such as the seeds of one
+row of a sweep, the last table has means and deviations. FAISS's quantizers are trained
 afterwards on the same run's embeddings of the training split, pictures and captions; all codes
 are searched by the same asymmetric distances, under the protocol of the data set. Needs the
 extra [bench].
@@ -10,6 +11,7 @@ extra [bench].
 
 import argparse
 import json
+import statistics
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,7 +32,7 @@ class CompareError(Exception):
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Prints one table over the workdirs."""
+    """Prints a table for each workdir, and one over them all."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
@@ -42,7 +44,10 @@ def main(arguments: Sequence[str]) -> None:
     if flags.output is not None:
         workdir.write_text(flags.output, json.dumps(found, indent=2))
     for folder, rows in found.items():
-        sys.stdout.write(f"{folder}, {flags.split}\n\n{table(rows)}\n")
+        sys.stdout.write(f"{folder}, {flags.split}\n\n{table([rows])}\n")
+    runs = list(found.values())
+    if len(runs) > 1 and all(run.keys() == runs[0].keys() for run in runs):
+        sys.stdout.write(f"all {len(runs)} workdirs, {flags.split}\n\n{table(runs)}\n")
 
 
 def compare(folder: Path, name: str) -> dict[str, dict[str, float]]:
@@ -96,15 +101,22 @@ def trained(embeddings: np.ndarray, parts: int, size: int) -> list[tuple[str, Co
     return found
 
 
-def table(rows: dict[str, dict[str, float]]) -> str:
-    """The rows in Markdown, and of each rsum the share of float32's that is lost."""
+def table(runs: Sequence[dict[str, dict[str, float]]]) -> str:
+    """The rows of one run in Markdown, or means and sample deviations of the same rows of several.
+
+    The last column is the share of the rsum of float32 that is lost.
+    """
     lines = ["| | " + " | ".join(COLUMNS) + " | lost |", "|---" * (2 + len(COLUMNS)) + "|"]
-    whole = rows["float32"]["rsum"]
-    for name, metrics in rows.items():
-        cells = [f"{metrics[column]:.1f}" for column in COLUMNS]
-        lost = f"{100 * (1 - metrics['rsum'] / whole):.1f}%"
-        lines.append(f"| {name} | " + " | ".join([*cells, lost]) + " |")
+    for name in runs[0]:
+        cells = [_cell([run[name][column] for run in runs]) for column in COLUMNS]
+        lost = _cell([100 * (1 - run[name]["rsum"] / run["float32"]["rsum"]) for run in runs])
+        lines.append(f"| {name} | " + " | ".join([*cells, f"{lost}%"]) + " |")
     return "\n".join(lines) + "\n"
+
+
+def _cell(values: Sequence[float]) -> str:
+    mean = f"{statistics.fmean(values):.1f}"
+    return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.1f}"
 
 
 if __name__ == "__main__":
