@@ -5,7 +5,8 @@
 
 A sweep is a TOML file: `[[row]]` tables with a `name` and the `flags` of vse_jax.main, and
 `flags` for all of them. Each run has its own workdir, WORKDIR/ROW/SEED. Stopped at any moment,
-the same command goes on: finished runs are left out, an unfinished one is resumed. The table is
+the same command goes on: finished runs are left out, an unfinished one is resumed. They are known
+by their flags: where the files of configs/ have changed since, take another workdir. The table is
 written anew after every run, as table.md and table.json.
 """
 
