@@ -217,18 +217,21 @@ def _seeded(
 ) -> CodebookState:
     """Dead codes put on embeddings of the batch, with the average of all codes' totals."""
     (_, texts), (_, images) = pairs.directions
-    candidates = jax.lax.stop_gradient(jnp.concatenate([images.vectors, texts.vectors]))
-    candidates = quantizers.parts_of(candidates, state.codebook)
     even = jnp.sum(state.totals, axis=1, keepdims=True) / options.codes
     dead = state.totals <= options.dead_share * even
-    order = jax.random.permutation(jax.random.key(step), candidates.shape[0])
-    centroids = losses.reseeded(
-        state.codebook.centroids,
-        dead,
-        candidates,
-        jnp.concatenate([images.where, texts.where]),
-        order,
-    )
+
+    def mended() -> Float[Array, "m k p"]:
+        candidates = jax.lax.stop_gradient(jnp.concatenate([images.vectors, texts.vectors]))
+        return losses.reseeded(
+            state.codebook.centroids,
+            dead,
+            quantizers.parts_of(candidates, state.codebook),
+            jnp.concatenate([images.where, texts.where]),
+            jax.random.permutation(jax.random.key(step), candidates.shape[0]),
+        )
+
+    # Few steps have dead codes, and all would turn every embedding of the global batch.
+    centroids = jax.lax.cond(jnp.any(dead), mended, lambda: state.codebook.centroids)
     # An even total, or a new code would be dead again at once; 1 before there is any.
     totals = jnp.where(dead, jnp.where(even > 0, even, 1.0), state.totals)
     sums = jnp.where(dead[:, :, None], centroids * totals[:, :, None], state.sums)
