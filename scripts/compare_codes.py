@@ -4,9 +4,10 @@
 
 Each workdir holds a run with a quantizer (configs/...:leap); over several, such as the seeds of one
 row of a sweep, the last table has means and deviations. FAISS's quantizers are trained
-afterwards on the same run's embeddings of the training split, pictures and captions; all codes
-are searched by the same asymmetric distances, under the protocol of the data set. Needs the
-extra [bench].
+afterwards on the same run's embeddings of the training split: of every picture and every caption
+once, and of the pairs, in which a picture comes as often as it has captions, which is how learned
+codes meet them. All codes are searched by the same asymmetric distances, under the protocol of the
+data set. Needs the extra [bench].
 """
 
 import argparse
@@ -20,9 +21,9 @@ import faiss
 import numpy as np
 
 from vse_jax import assembly, evaluation, experiment, train, workdir
+from vse_jax.codebook import Codebook
 from vse_jax.errors import USER_ERRORS
 from vse_jax.evaluators import codes
-from vse_jax.quantizer import Codebook
 
 COLUMNS = ("i2t/R@1", "i2t/R@10", "t2i/R@1", "t2i/R@10", "rsum")
 
@@ -70,10 +71,14 @@ def compare(folder: Path, name: str) -> dict[str, dict[str, float]]:
     seen = evaluation.encode(run, state, "train")
     parts, size, _ = codebook.centroids.shape
     rows = {"float32": evaluation.measure(split, embeddings, similarity, protocol)}
-    for title, book in (
-        ("learned", codebook),
-        *trained(np.concatenate([seen.images, seen.captions]), parts, size),
+    books = {"learned": codebook}
+    for among, pictures in (
+        ("", seen.images),
+        (" on pairs", seen.images[run.dataset.splits["train"].caption_image]),
     ):
+        for method, book in trained(np.concatenate([pictures, seen.captions]), parts, size):
+            books[f"{method}{among}"] = book
+    for title, book in books.items():
         metrics = codes.evaluate(
             protocol, embeddings.images, embeddings.captions, split.caption_image, book
         )
@@ -85,7 +90,16 @@ def compare(folder: Path, name: str) -> dict[str, dict[str, float]]:
 
 
 def trained(embeddings: np.ndarray, parts: int, size: int) -> list[tuple[str, Codebook]]:
-    """FAISS's PQ and OPQ by name."""
+    """FAISS's PQ and OPQ by name.
+
+    Raises:
+      CompareError: FAISS cannot train so many codes on so many embeddings.
+    """
+    if size & (size - 1) or size > len(embeddings):
+        raise CompareError(
+            f"objective.quantizer.codes is {size}; FAISS takes powers of two, of at most the "
+            f"{len(embeddings)} training embeddings"
+        )
     width, bits = embeddings.shape[1], size.bit_length() - 1
     turn, inner = faiss.OPQMatrix(width, parts), faiss.ProductQuantizer(width, parts, bits)
     turn.pq = inner  # its own has 256 codes a part

@@ -18,7 +18,7 @@ import statistics
 import subprocess
 import sys
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -38,6 +38,8 @@ COLUMNS = {
     "t2i R@10": "t2i/R@10",
     "rsum of the codes": "codes/asymmetric/rsum",
     "Spearman": "scenes/spearman",
+    "Spearman, experts": "expert/spearman",
+    "Spearman, crowd": "crowdflower/spearman",
 }
 
 
@@ -72,8 +74,12 @@ def read(path: Path) -> list[Row]:
         content = tomllib.loads(path.read_text())
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise SweepError(f"{path}: {error}") from error
-    common, rows = content.get("flags", []), []
-    for number, row in enumerate(content.get("row", []), 1):
+    common, tables, rows = content.get("flags", []), content.get("row"), []
+    if not _are_flags(common) or not isinstance(tables, list):
+        raise SweepError(f"{path}: expected flags, a list of texts, and [[row]] tables")
+    for number, row in enumerate(tables, 1):
+        if not isinstance(row, dict):
+            raise SweepError(f"{path}: row {number} is {row!r}; expected a table, [[row]]")
         name, flags = row.get("name"), row.get("flags")
         if not isinstance(name, str) or not name or not _are_flags(flags):
             raise SweepError(f"{path}: row {number} needs a name and flags, a list of texts")
@@ -82,8 +88,6 @@ def read(path: Path) -> list[Row]:
         # vse_jax.main reads the file of a config before the fields that change it.
         ordered = sorted((*common, *flags), key=lambda flag: not flag.startswith("--config="))
         rows.append(Row(name, tuple(ordered)))
-    if not rows or not _are_flags(common):
-        raise SweepError(f"{path}: expected flags, a list of texts, and [[row]] tables")
     for row in rows:
         if not row.folder or [other.folder for other in rows].count(row.folder) > 1:
             raise SweepError(f"{path}: row {row.name!r} needs a name of its own")
@@ -100,8 +104,7 @@ def run(command: Sequence[str], folder: Path) -> bool:
     Raises:
       SweepError: the training failed.
     """
-    finished = folder / FINISHED
-    if finished.exists() and json.loads(finished.read_text()) == list(command):
+    if _is_finished(command, folder):
         return True
     process = subprocess.Popen([sys.executable, "-m", *command])
     # The training saves at SIGTERM and SIGINT; the sweep waits for that.
@@ -118,7 +121,7 @@ def run(command: Sequence[str], folder: Path) -> bool:
         raise SweepError(f"{folder}: the training ended with exit code {code}")
     if not (folder / workdirs.REPORT).exists():
         return False
-    workdirs.write_text(finished, json.dumps(list(command)))
+    workdirs.write_text(folder / FINISHED, json.dumps(list(command)))
     return True
 
 
@@ -128,9 +131,15 @@ def _pass_on(process: subprocess.Popen[bytes], number: int) -> None:
         process.send_signal(number)
 
 
-def measured(folder: Path) -> dict[str, float]:
+def _is_finished(command: Sequence[str], folder: Path) -> bool:
+    """Whether the run of these flags has been to its end."""
+    finished = folder / FINISHED
+    return finished.exists() and json.loads(finished.read_text()) == list(command)
+
+
+def measured(command: Sequence[str], folder: Path) -> dict[str, float]:
     """The metrics of a finished run, with the best of the validation as "dev/...": {} before."""
-    if not (folder / FINISHED).exists():
+    if not _is_finished(command, folder):
         return {}
     validations = [row for row in workdirs.read_metrics(folder) if "validation/rsum" in row]
     best = max(validations, key=lambda row: row["validation/rsum"])
@@ -143,9 +152,11 @@ def measured(folder: Path) -> dict[str, float]:
 
 
 def summarize(runs: Sequence[dict[str, float]]) -> dict[str, dict[str, float]]:
-    """Metric -> mean and (sample) deviation over the runs, and how many there are."""
+    """Metric that all runs have -> mean and (sample) deviation, and how many runs there are."""
     found = {}
     for name in runs[0] if runs else ():
+        if not all(name in metrics for metrics in runs):
+            continue
         values = [metrics[name] for metrics in runs]
         deviation = statistics.stdev(values) if len(values) > 1 else float("nan")
         found[name] = {"mean": statistics.fmean(values), "deviation": deviation, "runs": len(runs)}
@@ -184,30 +195,36 @@ def main(arguments: Sequence[str]) -> None:
         raise SweepError(f"{flags.sweep} has no row {', '.join(sorted(missing))}")
     failures = []
     flags.workdir.mkdir(parents=True, exist_ok=True)
-    for seed in flags.seeds:
+    runs = {row.name: [_run_of(row, flags.workdir, seed, common) for seed in flags.seeds]
+            for row in rows}  # fmt: skip
+    for number, seed in enumerate(flags.seeds):
         for row in chosen:
-            folder = flags.workdir / row.folder / str(seed)
-            command = [PROGRAM, f"--workdir={folder}", *row.flags, *common]
             _say(f"== {row.name}, seed {seed}")
             try:
-                if not run([*command, f"--config.seed={seed}"], folder):
+                if not run(*runs[row.name][number]):
                     _say("stopped; the same command goes on from here")
                     return
             except SweepError as error:  # the other runs still count
                 failures.append(str(error))
-            _write(flags.workdir, rows, flags.seeds)
+            _write(flags.workdir, runs)
     sys.stdout.write((flags.workdir / "table.md").read_text())
     if failures:
         raise SweepError("; ".join(failures))
 
 
-def _write(folder: Path, rows: Sequence[Row], seeds: Sequence[int]) -> None:
-    runs = {
-        row.name: [found for seed in seeds if (found := measured(folder / row.folder / str(seed)))]
-        for row in rows
+def _run_of(row: Row, root: Path, seed: int, common: Sequence[str]) -> tuple[list[str], Path]:
+    """(command, workdir) of a run."""
+    folder = root / row.folder / str(seed)
+    return [PROGRAM, f"--workdir={folder}", *row.flags, *common, f"--config.seed={seed}"], folder
+
+
+def _write(folder: Path, runs: Mapping[str, Sequence[tuple[list[str], Path]]]) -> None:
+    found = {
+        name: [metrics for one in several if (metrics := measured(*one))]
+        for name, several in runs.items()
     }
-    summaries = {name: summarize(found) for name, found in runs.items()}
-    workdirs.write_text(folder / "table.json", json.dumps({"rows": summaries, "runs": runs}))
+    summaries = {name: summarize(metrics) for name, metrics in found.items()}
+    workdirs.write_text(folder / "table.json", json.dumps({"rows": summaries, "runs": found}))
     workdirs.write_text(folder / "table.md", table(summaries))
 
 
@@ -227,7 +244,10 @@ def _parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
 
 
 def _numbers(text: str) -> list[int]:
-    return [int(part) for part in text.split(",")]
+    numbers = [int(part) for part in text.split(",")]
+    if len(set(numbers)) < len(numbers):
+        raise argparse.ArgumentTypeError(f"{text} has a seed twice")
+    return numbers
 
 
 def _say(text: str) -> None:

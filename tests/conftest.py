@@ -31,14 +31,14 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 @pytest.fixture(scope="session")
 def preset():
-    """Name -> the default config of that file of configs/."""
+    """Name and choice -> that config of that file of configs/."""
 
-    def load(name):
+    def load(name, *choice):
         path = Path(__file__).parents[1] / "configs" / f"{name}.py"
         spec = importlib.util.spec_from_file_location(f"configs_{name}", path)
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
-        return module.get_config()
+        return module.get_config(*choice)
 
     return load
 
@@ -99,6 +99,25 @@ def trained(tiny_shapes, shared_folder):
             assert train.train(tiny_shapes, folder)
             log.removeHandler(handler)
             (shared_folder / "trained.log").write_text(lines.getvalue())
+    return folder
+
+
+@pytest.fixture(scope="session")
+def trained_leap(preset, tiny_shapes, shared_folder):
+    """A workdir of four steps of `tiny_shapes` by LEAP whole; for reading only."""
+    from vse_jax import train
+
+    config = tiny_shapes.copy_and_resolve_references()
+    leap = preset("shapes", "leap")
+    config.objective, config.model.similarity = leap.objective, leap.model.similarity
+    config.objective.leap.warmup_epochs = 0.25
+    config.objective.quantizer.parts = 4
+    config.objective.quantizer.codes = 8
+    config.train.steps = 4
+    folder = shared_folder / "trained_leap"
+    with FileLock(f"{folder}.lock"):
+        if not (folder / "report.json").exists():
+            assert train.train(config, folder)
     return folder
 
 

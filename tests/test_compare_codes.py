@@ -8,6 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import vse_jax
+from vse_jax import evaluation, experiment, train, workdir
 from vse_jax.evaluators import codes
 
 faiss = pytest.importorskip("faiss", reason="needs the extra [bench]")
@@ -43,6 +45,37 @@ def test_codebooks_of_faiss_find_what_faiss_finds(compare_codes):
         errors.append(np.mean(np.square(found - rows)))
     # What a rotation is for.
     assert errors[1] < errors[0] < np.var(rows)
+
+
+def test_a_workdir_is_compared_with_faiss_trained_in_both_ways(compare_codes, trained_leap):
+    rows = compare_codes.compare(trained_leap, "validation")
+    faiss_rows = ["FAISS PQ", "FAISS OPQ", "FAISS PQ on pairs", "FAISS OPQ on pairs"]
+    names = ["learned", *faiss_rows]
+    assert list(rows) == ["float32", *(f"{name}, 4 bytes" for name in names)]
+    found = vse_jax.load(trained_leap)
+    assert all(0 < metrics["rsum"] <= 600 for metrics in rows.values())
+    learned = codes.evaluate("all_16", *embeddings_of(trained_leap, "validation"), found.codebook)
+    assert rows["learned, 4 bytes"]["rsum"] == learned["codes/asymmetric/rsum"]
+
+
+def embeddings_of(folder, name):
+    run = experiment.prepare(workdir.read_config(folder), folder)
+    found = evaluation.encode(run, evaluation.best_state(run, train.initial_state(run)), name)
+    return found.images, found.captions, run.dataset.splits[name].caption_image
+
+
+@pytest.mark.parametrize("size", [6, 64])
+def test_codes_that_faiss_cannot_train(compare_codes, size):
+    rows = np.random.default_rng(0).normal(size=(50, 8)).astype(np.float32)
+    with pytest.raises(compare_codes.CompareError, match=f"codes is {size}; FAISS takes powers"):
+        compare_codes.trained(rows, 2, size)
+
+
+def test_workdirs_that_cannot_be_compared(compare_codes, trained, trained_leap):
+    with pytest.raises(compare_codes.CompareError, match="the run has no quantizer"):
+        compare_codes.compare(trained, "test")
+    with pytest.raises(compare_codes.CompareError, match="the data have no split 'dev'"):
+        compare_codes.compare(trained_leap, "dev")
 
 
 def test_the_table_says_what_is_lost(compare_codes):

@@ -91,7 +91,15 @@ def test_a_wrong_choice_is_told_the_choices(field):
 
 
 @pytest.mark.parametrize("value", [0, -1])
-@pytest.mark.parametrize("field", configs.POSITIVE)
+@pytest.mark.parametrize(
+    "field",
+    {
+        *configs.POSITIVE, "model.dimension", "train.batch_size", "train.learning_rate",
+        "objective.leap.margin", "objective.leap.least", "objective.leap.pair_low",
+        "objective.leap.temperature", "objective.center.alpha", "objective.quantizer.parts",
+        "objective.multitask.temperature",
+    },
+)  # fmt: skip
 def test_what_must_be_above_zero(field, value):
     with pytest.raises(ConfigError, match=f"{re.escape(field)}.* must be above 0"):
         validate(changed(**{field.replace(".", "__"): value}))
@@ -107,6 +115,21 @@ def test_what_must_be_above_zero(field, value):
         ("objective.triplet.weight", -1.0),
         ("objective.triplet.margin", -0.2),
         ("objective.triplet.warmup_epochs", -1.0),
+        ("objective.leap.weight", -1.0),
+        ("objective.leap.quantized", -0.5),
+        ("objective.leap.rho", 1.1),
+        ("objective.leap.kappa", -0.1),
+        ("objective.leap.active_share", 1.5),
+        ("objective.leap.warmup_epochs", -1.0),
+        ("objective.center.weight", -1.0),
+        ("objective.center.alpha", 1.5),
+        ("objective.quantizer.weight", -1.0),
+        ("objective.quantizer.beta", -1.0),
+        ("objective.quantizer.codes", 1),
+        ("objective.quantizer.decay", 1.0),
+        ("objective.quantizer.rate", -0.1),
+        ("objective.quantizer.dead_share", 1.0),
+        ("objective.multitask.weight", -1.0),
         ("train.decay_factor", 1.5),
         ("train.warmup_epochs", -0.1),
         ("train.weight_decay", -1e-4),
@@ -262,7 +285,11 @@ def test_what_is_not_finite(wrong):
 
 
 def leap(**fields):
-    return changed(objective__triplet__weight=0.0, objective__leap__weight=1.0, **fields)
+    chosen = {
+        "objective__triplet__weight": 0.0, "objective__leap__weight": 1.0,
+        "model__similarity": "negative_euclidean",
+    }  # fmt: skip
+    return changed(**chosen | fields)
 
 
 @pytest.mark.parametrize(
@@ -281,6 +308,22 @@ def leap(**fields):
             r"'objective\.leap\.least' is 0\.6, above 'objective\.leap\.most' = 0\.5",
         ),
         ({"objective__leap__pair_low": 2.0}, r"'objective\.leap\.pair_low' is 2\.0, above"),
+        (
+            {"objective__leap__margin": 0.7},
+            r"'objective\.leap\.margin' is 0\.7, above 'objective\.leap\.most' = 0\.5",
+        ),
+        (
+            {"objective__leap__margin": 0.01},
+            r"'objective\.leap\.least' is 0\.05, above 'objective\.leap\.margin' = 0\.01",
+        ),
+        (
+            {"model__similarity": "dot"},
+            r"'model\.similarity' is 'dot', but 'objective\.leap\.weight' is 1\.0, a term of LEAP",
+        ),
+        (
+            {"objective__quantizer__weight": 1.0, "data__shapes_sizes": (200, 10, 10)},
+            r"'objective\.quantizer\.codes' is 256, more than the 200 training pictures",
+        ),
         (
             {"objective__leap__pair_margins": True},
             r"needs centers: set 'objective\.center\.weight'",
@@ -314,6 +357,20 @@ def test_leap_that_contradicts_itself(fields, message):
         validate(leap(**fields))
 
 
-def test_a_term_of_leap_without_leap():
-    with pytest.raises(ConfigError, match=r"'objective\.center\.weight' is 1\.0, a term of LEAP"):
-        validate(changed(objective__center__weight=1.0))
+@pytest.mark.parametrize("part", ["center", "quantizer"])
+def test_parts_of_leap_beside_another_objective(part):
+    """Which must be of distances too."""
+    weight = {f"objective__{part}__weight": 1.0}
+    validate(changed(model__similarity="negative_euclidean", **weight))
+    message = rf"'model\.similarity' is 'dot', but 'objective\.{part}\.weight' is 1\.0"
+    with pytest.raises(ConfigError, match=message):
+        validate(changed(**weight))
+
+
+def test_margins_upside_down_are_refused_whatever_is_trained():
+    with pytest.raises(ConfigError, match=r"'objective\.leap\.least' is 0\.6, above"):
+        validate(changed(objective__leap__least=0.6))
+
+
+def test_a_fixed_margin_needs_no_bounds():
+    validate(leap(objective__leap__margin=0.7, objective__leap__rule="fixed"))

@@ -202,6 +202,18 @@ def test_judgements_of_pairs_in_the_split_are_correlated_with_distances(tmp_path
     assert found["expert/spearman"] > 0.8
     assert found["expert/kendall"] > 0.7
     assert not any(key.startswith("scenes/") for key in found)
+    # Without any of the split's there is no correlation, and no error after hours of training.
+    path.write_text("\t".join(map(str, lines[5])) + "\n")
+    assert not evaluation.judged(
+        config, split, evaluation.Embeddings(images, captions), negative_euclidean
+    )
+
+
+def test_a_file_of_judgements_is_looked_at_before_the_training(tiny_shapes, tmp_path):
+    config = tiny_shapes.copy_and_resolve_references()
+    config.evaluate.crowdflower = str(tmp_path / "nowhere.txt")
+    with pytest.raises(EvaluationError, match=r"nowhere\.txt cannot be read"):
+        experiment.prepare(config, tmp_path / "w")
 
 
 def test_right_pairs_and_wrong_ones_are_counted_apart():

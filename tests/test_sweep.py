@@ -94,6 +94,21 @@ def test_what_is_finished_is_left_out_unless_its_flags_changed(sweep, file, tmp_
     assert ran(tmp_path / "w") == ["plain 0", "a_part 0"]
     sweep.main([*arguments, "--only=Plain", "--", "--config.other=2"])
     assert ran(tmp_path / "w") == ["plain 0", "a_part 0", "plain 0"]
+    # Of the other row there is no run with this flag.
+    table = (tmp_path / "w" / "table.md").read_text()
+    assert "| Plain | 1 |" in table
+    assert "| + a part | 0 |" in table
+
+
+def test_measures_that_not_every_run_has_are_left_out(sweep):
+    found = sweep.summarize([{"rsum": 1.0, "expert/spearman": 0.5}, {"rsum": 3.0}])
+    assert found == {"rsum": {"mean": 2.0, "deviation": pytest.approx(2**0.5), "runs": 2}}
+
+
+def test_a_seed_given_twice_counts_once_or_not_at_all(sweep, file, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        sweep.main([str(file), f"--workdir={tmp_path / 'w'}", "--seeds=0,1,0"])
+    assert "0,1,0 has a seed twice" in capsys.readouterr().err
 
 
 def test_a_run_that_fails_is_told_and_the_others_go_on(sweep, file, tmp_path):
@@ -124,6 +139,11 @@ def test_sigterm_reaches_the_training_and_the_same_command_goes_on(file, tmp_pat
     assert "stopped; the same command goes on from here" in told
     assert ran(tmp_path / "w") == ["plain 0"]
     assert not (tmp_path / "w" / "plain" / "0" / "finished.json").exists()
+    # The other row would wait to be stopped as well.
+    subprocess.run([*command, "--only=Plain"], env=os.environ, check=True, capture_output=True)
+    assert ran(tmp_path / "w") == ["plain 0", "plain 0"]
+    assert (tmp_path / "w" / "plain" / "0" / "finished.json").exists()
+    assert "| Plain | 1 | 110 | 100 | 7 |" in (tmp_path / "w" / "table.md").read_text()
 
 
 @pytest.mark.parametrize(
@@ -131,6 +151,9 @@ def test_sigterm_reaches_the_training_and_the_same_command_goes_on(file, tmp_pat
     [
         ("", r"sweep\.toml: expected flags, a list of texts, and \[\[row\]\] tables"),
         ("[[row]", r"sweep\.toml: "),
+        ("row = 3", r"sweep\.toml: expected flags, a list of texts, and \[\[row\]\] tables"),
+        ("flags = 3\n[[row]]", r"sweep\.toml: expected flags, a list of texts, and \[\[row\]\] "),
+        ("row = [1]", r"sweep\.toml: row 1 is 1; expected a table"),
         ('[[row]]\nname = "a"', r"row 1 needs a name and flags, a list of texts"),
         ('[[row]]\nname = "a"\nflags = "x"', r"row 1 needs a name and flags"),
         ('[[row]]\nname = "a, b"\nflags = []', r"row 'a, b' has a comma"),

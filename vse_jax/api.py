@@ -28,7 +28,7 @@ class Model:
     Attributes:
       config: of the run.
       step: of the checkpoint that was loaded.
-      codebook: learned, a `quantizer.Codebook`; None where the model has none.
+      codebook: learned, a `codebook.Codebook`; None where the model has none.
     """
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
@@ -136,24 +136,35 @@ class Model:
         Raises:
           ValueError: an array is not of embeddings of this model.
         """
-        for name, rows in (("images", images), ("texts", texts)):
-            if np.ndim(rows) != 2 or np.shape(rows)[1] != self.config.model.dimension:
-                raise ValueError(
-                    f"{name} is {list(np.shape(rows))}; expected embeddings "
-                    f"[n, {self.config.model.dimension}]"
-                )
+        self._check("images", images)
+        self._check("texts", texts)
         matrix = assembly.similarity_of(self.config).matrix
         return np.asarray(matrix(jnp.asarray(images), jnp.asarray(texts)))
 
-    def quantize(self, embeddings: Float[np.ndarray, "n d"]) -> UInt8[np.ndarray, "n m"]:
+    def quantize(self, embeddings: np.ndarray) -> UInt8[np.ndarray, "n m"]:
         """M bytes for each embedding: its codes in `codebook`.
 
+        Args:
+          embeddings: [n, D], of pictures or sentences.
+
         Raises:
-          ValueError: the model was trained without a quantizer.
+          ValueError: the model was trained without a quantizer, or these are not embeddings of it.
         """
         if self.codebook is None:
             raise ValueError("the model has no codebook: train with objective.quantizer.weight > 0")
+        self._check("embeddings", embeddings)
+        bad = np.flatnonzero(~np.isfinite(embeddings).all(axis=1))
+        if len(bad):
+            raise ValueError(f"embedding {bad[0]} is not finite")
         return codes.encode(embeddings, self.codebook)
+
+    def _check(self, name: str, rows: np.ndarray) -> None:
+        """Raises ValueError unless they are as embeddings of this model are."""
+        if np.ndim(rows) != 2 or np.shape(rows)[1] != self.config.model.dimension:
+            raise ValueError(
+                f"{name} is {list(np.shape(rows))}; expected embeddings "
+                f"[n, {self.config.model.dimension}]"
+            )
 
     def _slices(self, total: int, batch_size: int) -> Iterator[tuple[int, int, int]]:
         """(first, how many, padded to) of each batch; few padded sizes, so few compilations."""

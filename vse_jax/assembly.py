@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 
 from vse_jax import config as configs
 from vse_jax import parallel
+from vse_jax.codebook import Codebook
 from vse_jax.data.tokenizer import SPECIAL
 from vse_jax.models.backbones import catalogue
 from vse_jax.models.backbones.weights import load_config
@@ -21,13 +22,12 @@ from vse_jax.models.model import VisualSemanticModel
 from vse_jax.models.text import GRUTextEncoder
 from vse_jax.objectives.base import Objective, weighted_sum
 from vse_jax.objectives.centers import Center
-from vse_jax.objectives.codebook import Multitask, Quantizer
 from vse_jax.objectives.infonce import infonce
 from vse_jax.objectives.leap import leap
 from vse_jax.objectives.margin import Hinge
+from vse_jax.objectives.quantizer import Multitask, Quantizer
 from vse_jax.objectives.triplet import triplet
 from vse_jax.optimizer import Leaf, flatten, partition, unflatten
-from vse_jax.quantizer import Codebook
 from vse_jax.similarity import Similarity, dot, negative_euclidean
 
 BACKBONE = "image/backbone"
@@ -93,7 +93,7 @@ def codebook_of(objective_state: Mapping[str, Any]) -> Codebook | None:
     leap = objective_state.get("leap")
     if leap is None:
         return None
-    state = leap.get("codebook") if isinstance(leap, Mapping) else leap.codebook
+    state = leap.get("quantizer") if isinstance(leap, Mapping) else leap.quantizer
     if state is None:
         return None
     found = state["codebook"] if isinstance(state, Mapping) else state.codebook
@@ -124,7 +124,8 @@ def build_objective(config: ConfigDict) -> Objective:
     if section.weight:
         objective = infonce(section.temperature, section.chunk, similarity)
         terms["infonce"] = (section.weight, objective)
-    if config.objective.leap.weight:
+    given = dict(configs.fields(config))
+    if any(given[name] for name in configs.LEAP):
         terms["leap"] = (1.0, _leap(config.objective))
     return weighted_sum(terms)
 

@@ -43,11 +43,13 @@ POSITIVE = (
     "objective.triplet.chunk", "objective.triplet.temperature", "objective.infonce.chunk",
     "objective.infonce.temperature", "objective.leap.margin", "objective.leap.least",
     "objective.leap.pair_low", "objective.leap.chunk", "objective.leap.temperature",
-    "objective.quantizer.parts",
-    "objective.multitask.temperature", "train.epochs", "train.steps", "train.batch_size",
+    "objective.center.alpha", "objective.quantizer.parts", "objective.multitask.temperature",
+    "train.epochs", "train.steps", "train.batch_size",
     "train.learning_rate", "train.clip_norm", "train.log_every", "train.checkpoint_every",
     "train.validate_every", "evaluate.batch_size",
 )  # fmt: skip
+# The terms of LEAP, each of which brings its objective.
+LEAP = ("objective.leap.weight", "objective.center.weight", "objective.quantizer.weight")
 # Fields whose value is at least the first and below, or at, the second.
 RANGES: Mapping[str, tuple[float, float]] = {
     "seed": (0, 2**31 - 1),
@@ -69,7 +71,7 @@ RANGES: Mapping[str, tuple[float, float]] = {
     "objective.quantizer.codes": (2, 256),
     "objective.quantizer.decay": (0.0, 0.999999),
     "objective.quantizer.rate": (0.0, float("inf")),
-    "objective.quantizer.dead_share": (0.0, 1.0),
+    "objective.quantizer.dead_share": (0.0, 0.99),
     "objective.multitask.weight": (0.0, float("inf")),
     "objective.triplet.margin": (0.0, float("inf")),
     "objective.triplet.warmup_epochs": (0.0, float("inf")),
@@ -177,15 +179,16 @@ def _check_together(given: Mapping[str, Any], devices: int) -> None:
 
 def _check_leap(given: Mapping[str, Any]) -> None:
     """Raises ConfigError where the fields of LEAP contradict each other."""
-    if not given["objective.leap.weight"]:
-        for name in ("objective.center", "objective.quantizer", "objective.multitask"):
-            if given[f"{name}.weight"]:
-                raise ConfigError(
-                    f"config field '{name}.weight' is {given[f'{name}.weight']}, a term of LEAP, "
-                    "but 'objective.leap.weight' is 0"
-                )
-        return
-    for low, high in (("least", "most"), ("pair_low", "pair_high")):
+    rotate_at = given["objective.quantizer.rotate_at"]
+    if list(rotate_at) != sorted(set(rotate_at)) or not all(0 < at < 1 for at in rotate_at):
+        raise ConfigError(
+            f"config field 'objective.quantizer.rotate_at' is {rotate_at}; it must be rising "
+            "shares of the training, each above 0 and below 1"
+        )
+    between = [("least", "most"), ("pair_low", "pair_high")]
+    if given["objective.leap.rule"] != "fixed":
+        between += [("least", "margin"), ("margin", "most")]
+    for low, high in between:
         if given[f"objective.leap.{low}"] > given[f"objective.leap.{high}"]:
             raise ConfigError(
                 f"config field 'objective.leap.{low}' is {given[f'objective.leap.{low}']}, above "
@@ -195,19 +198,15 @@ def _check_leap(given: Mapping[str, Any]) -> None:
         raise ConfigError(
             "'objective.leap.pair_margins' needs centers: set 'objective.center.weight' above 0"
         )
-    rotate_at = given["objective.quantizer.rotate_at"]
-    if list(rotate_at) != sorted(set(rotate_at)) or not all(0 < at < 1 for at in rotate_at):
-        raise ConfigError(
-            f"config field 'objective.quantizer.rotate_at' is {rotate_at}; it must be rising "
-            "shares of the training, each above 0 and below 1"
-        )
-    if given["objective.quantizer.weight"]:
-        if given["model.dimension"] % given["objective.quantizer.parts"]:
+    for name in LEAP:
+        if given[name] and given["model.similarity"] != "negative_euclidean":
             raise ConfigError(
-                f"config field 'objective.quantizer.parts' is "
-                f"{given['objective.quantizer.parts']}, which does not divide 'model.dimension' = "
-                f"{given['model.dimension']}"
+                f"config field 'model.similarity' is {given['model.similarity']!r}, but "
+                f"{name!r} is {given[name]}, a term of LEAP, which learns distances: set it to "
+                "'negative_euclidean'"
             )
+    if given["objective.quantizer.weight"]:
+        _check_codebook(given)
         return
     for name in ("objective.multitask.weight", "objective.leap.quantized"):
         if given[name]:
@@ -215,6 +214,26 @@ def _check_leap(given: Mapping[str, Any]) -> None:
                 f"config field {name!r} is {given[name]}, which needs the quantizer: set "
                 "'objective.quantizer.weight' above 0"
             )
+
+
+def _check_codebook(given: Mapping[str, Any]) -> None:
+    """Raises ConfigError where the quantizer does not fit embeddings or data."""
+    if given["model.dimension"] % given["objective.quantizer.parts"]:
+        raise ConfigError(
+            f"config field 'objective.quantizer.parts' is {given['objective.quantizer.parts']}, "
+            f"which does not divide 'model.dimension' = {given['model.dimension']}"
+        )
+    if given["data.dataset"] == "shapes":
+        check_codes(given["objective.quantizer.codes"], given["data.shapes_sizes"][0])
+
+
+def check_codes(codes: int, pictures: int) -> None:
+    """Raises ConfigError where a codebook has more codes than there are training pictures."""
+    if codes > pictures:
+        raise ConfigError(
+            f"config field 'objective.quantizer.codes' is {codes}, more than the {pictures} "
+            "training pictures"
+        )
 
 
 def fields(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -145,7 +145,8 @@ def _infonce() -> ConfigDict:
 def _leap() -> ConfigDict:
     """LEAP's hinge on distances, whose margin adapts."""
     leap = ConfigDict()
-    # Weight of the adaptive-margin hinge on distances in the loss; 0 leaves LEAP out.
+    # Weight of the adaptive-margin hinge on distances in the loss; 0 leaves it out. Center loss and
+    # quantizer may stand beside another objective, where the similarity is a distance.
     leap.weight = 0.0
     # Which negatives: "hardest" or "all".
     leap.negatives = "hardest"
@@ -160,7 +161,7 @@ def _leap() -> ConfigDict:
     # How it moves: "fixed", "gap" (towards kappa x (mean d_neg - mean d_pos)) or "active" (up
     # while fewer than active_share of the hardest negatives cost something, else down).
     leap.rule = "gap"
-    # How slowly: the share of the margin that stays at a step.
+    # How slowly: the share of the margin, and of the mean in pairs' margins, that stays at a step.
     leap.rho = 0.99
     # Factor of "gap".
     leap.kappa = 0.5
@@ -176,7 +177,7 @@ def _leap() -> ConfigDict:
     leap.pair_low = 0.5
     # Upper bound of a pair's margin over the margin.
     leap.pair_high = 1.5
-    # Weight of the same hinge on the quantized embeddings.
+    # Weight in the loss of the same hinge on the quantized embeddings.
     leap.quantized = 0.0
     # In that hinge the distances of embeddings to quantized ones ("asymmetric", as codes are
     # searched), or of quantized ones to each other ("symmetric").
@@ -189,7 +190,7 @@ def _leap() -> ConfigDict:
 def _center() -> ConfigDict:
     """The center loss."""
     center = ConfigDict()
-    # Weight of the center loss beside LEAP's hinge; 0 leaves it out.
+    # Weight of the center loss in the loss; 0 leaves it out.
     center.weight = 0.0
     # Centers: a "table" of one a training picture, in the state, or the means of the "batch".
     center.kind = "table"
@@ -201,7 +202,7 @@ def _center() -> ConfigDict:
 def _quantizer() -> ConfigDict:
     """The product quantizer."""
     quantizer = ConfigDict()
-    # Weight of the quantizer's commitment term beside LEAP's hinge; 0 leaves the quantizer out.
+    # Weight of the quantizer's commitment term in the loss; 0 leaves the quantizer out.
     quantizer.weight = 0.0
     # Factor of the commitment.
     quantizer.beta = 0.25
@@ -218,8 +219,8 @@ def _quantizer() -> ConfigDict:
     # A code chosen less often than this share of an even choice is put on another embedding.
     quantizer.dead_share = 0.01
     # Shares of the training, such as (0.25, 0.5), after which the codebook begins anew in the
-    # principal axes of the embeddings; before the first the quantizer costs nothing. (): it
-    # begins at once, in the axes as they are.
+    # principal axes of the embeddings; before the first the quantizer costs nothing, and soon
+    # after any the codes are worse for a while. (): it begins at once, in the axes as they are.
     quantizer.rotate_at = ()
     return quantizer
 

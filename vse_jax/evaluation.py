@@ -86,7 +86,7 @@ def judged(
     `judgement.agreement`.
 
     Raises:
-      EvaluationError: a file that is none, or of which no pair is in the split.
+      EvaluationError: a file that is none.
     """
     found: dict[str, float] = {}
     rows = {name: row for row, name in enumerate(split.images)}
@@ -109,16 +109,16 @@ def judged(
         )  # fmt: skip
         found.update({f"{name}/{key}": value for key, value in values.items()})
 
-    for name, read in (
-        ("expert", judgement.read_expert),
-        ("crowdflower", judgement.read_crowdflower),
-    ):
+    for name, read in judgement.READERS.items():
         if config[name] is None:
             continue
         everything = read(config[name])
         known = [j for j in everything if j.image in rows and j.caption in captions]
         log.info("%s: %d of %d judged pairs are in the split", name, len(known), len(everything))
-        pairs = np.array([(rows[j.image], captions[j.caption]) for j in known]).reshape(-1, 2)
+        if len(known) < 2:
+            log.warning("%s: too few for a correlation, which is left out", name)
+            continue
+        pairs = np.array([(rows[j.image], captions[j.caption]) for j in known])
         correlated(name, pairs, np.array([j.relevance for j in known]))
     if split.scenes is not None and split.meanings is not None:
         from vse_jax.data.shapes.similarity import scene_similarity

@@ -15,6 +15,7 @@ from vse_jax import assembly, config, parallel, workdir
 from vse_jax.data import features, tokenizer
 from vse_jax.data.split import DataError, Dataset
 from vse_jax.encode import Encoder
+from vse_jax.evaluators import judgement
 from vse_jax.models.backbones.weights import digest
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ def prepare(conf: ConfigDict, folder: Path, *, training: bool = False) -> Experi
       training: whether batches will be trained on, which the devices must share equally.
 
     Raises:
-      ConfigError, WorkdirError, DataError, WeightsError: for the user's mistakes.
+      ConfigError, WorkdirError, DataError, WeightsError, EvaluationError: for the user's mistakes.
     """
     from vse_jax.data import datasets  # here: it imports TensorFlow
 
@@ -68,6 +69,9 @@ def prepare(conf: ConfigDict, folder: Path, *, training: bool = False) -> Experi
     conf = config.with_absolute_paths(conf)
     # What can be told at once is told before minutes of work.
     begun = workdir.check(folder, conf)
+    for name, read in judgement.READERS.items():
+        if conf.evaluate[name] is not None:
+            read(conf.evaluate[name])
     load = config.choose(datasets, conf.data.dataset, "data.dataset")
     if datasets.are_missing(conf.data):
         load(conf.data, conf.seed)
@@ -75,7 +79,8 @@ def prepare(conf: ConfigDict, folder: Path, *, training: bool = False) -> Experi
     frozen = assembly.backbone_is_frozen(conf)
     dataset = parallel.first_process_first("data", lambda: load(conf.data, conf.seed))
     _describe(dataset)
-    _enough_for_codes(conf, dataset)
+    if conf.objective.quantizer.weight:
+        config.check_codes(conf.objective.quantizer.codes, len(dataset.splits["train"].images))
     if begun:
         path = folder / workdir.TOKENIZER
         words = tokenizer.load(path, conf.data.tokenizer, conf.data.max_tokens)
@@ -104,16 +109,6 @@ def prepare(conf: ConfigDict, folder: Path, *, training: bool = False) -> Experi
         workdir.claim(folder, conf, words.to_json(), origin)
     parallel.barrier("claim")
     return Experiment(conf, folder, devices, dataset, words, built, examples, encoder)
-
-
-def _enough_for_codes(conf: ConfigDict, dataset: Dataset) -> None:
-    """Raises ConfigError where the codebook has more codes than there are examples."""
-    codes, pictures = conf.objective.quantizer.codes, len(dataset.splits["train"].images)
-    if conf.objective.quantizer.weight and codes > pictures:
-        raise config.ConfigError(
-            f"config field 'objective.quantizer.codes' is {codes}, more than the {pictures} "
-            "training pictures"
-        )
 
 
 def _describe(dataset: Dataset) -> None:

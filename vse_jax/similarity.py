@@ -43,7 +43,8 @@ def _distance_matrix(a: Float[Array, "a d"], b: Float[Array, "b d"]) -> Float[Ar
 def _distance_rows(a: Float[Array, "a d"], b: Float[Array, "a d"]) -> Float[Array, "a"]:
     """-|x - y|; 0 below rounding, where the direction of the gradient would be a chance one."""
     squares = jnp.sum((a - b) ** 2, axis=-1)
-    # What a rotation of vectors and back again leaves of them.
+    # An embedding and what it is stored as may be one vector that a rotation and its inverse have
+    # moved by a few units of its last place; 8 are more than was met.
     rounding = (8 * jnp.finfo(squares.dtype).eps) ** 2 * jnp.sum(a**2 + b**2, axis=-1)
     return -_root(jnp.where(squares > rounding, squares, 0.0))
 

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from vse_jax.codebook import Codebook
 from vse_jax.evaluators import codes, retrieval
-from vse_jax.quantizer import Codebook
 from vse_jax.similarity import negative_euclidean
 
 M, K, P = 4, 6, 3

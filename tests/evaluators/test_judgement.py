@@ -28,7 +28,8 @@ def test_crowdflower_shares(tmp_path):
     "line",
     [
         "a.jpg\tb.jpg#2\t1\t1", "a.jpg\tb.jpg#2\t1\t1\t5", "a.jpg\tb.jpg\t1\t1\t1",
-        "a.jpg b.jpg#2 1 1 1", "a.jpg\tb.jpg#2\t1\t1\tx", "\tb.jpg#2\t1\t1\t1",
+        "a.jpg b.jpg#2 1 1 1", "a.jpg\tb.jpg#\t1\t1\t1", "a.jpg\t#2\t1\t1\t1",
+        "a.jpg\tb.jpg#2\t1\t1\tx", "\tb.jpg#2\t1\t1\t1",
         "a.jpg\tb.jpg#2\t1\t1\t1\t1",
     ],
 )  # fmt: skip
@@ -37,6 +38,27 @@ def test_a_bad_line_is_named(tmp_path, line):
     path.write_text(f"a.jpg\tb.jpg#2\t1\t1\t2\n{line}\n")
     with pytest.raises(EvaluationError, match=r"expert\.txt:2: .*three grades from 1 to 4, with"):
         judgement.read_expert(path)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "a.jpg\tb.jpg#2\t1\t0\t3", "a.jpg\tb.jpg#2\t1\t0\t0", "a.jpg\tb.jpg#2\t1\t1\t3",
+        "a.jpg\tb.jpg#2\t0.5\t-1\t-1", "a.jpg\tb.jpg#2\t0.5\t1",
+    ],
+)  # fmt: skip
+def test_a_share_that_is_not_that_of_the_counts_is_named(tmp_path, line):
+    """Such as lines of the experts."""
+    path = tmp_path / "crowd.txt"
+    path.write_text(f"{line}\n")
+    with pytest.raises(EvaluationError, match=r"crowd\.txt:1: .*a share from 0 to 1 and the"):
+        judgement.read_crowdflower(path)
+
+
+def test_a_byte_order_mark_is_no_part_of_a_name(tmp_path):
+    path = tmp_path / "expert.txt"
+    path.write_text("a.jpg\tb.jpg#2\t1\t1\t2\n", encoding="utf-8-sig")
+    assert judgement.read_expert(path)[0].image == "a.jpg"
 
 
 @pytest.mark.parametrize("content", [None, b"", b"\xff\xfe"])

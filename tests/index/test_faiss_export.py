@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from vse_jax.codebook import Codebook
 from vse_jax.evaluators import codes
 from vse_jax.index import faiss_export
-from vse_jax.quantizer import Codebook
 
 faiss = pytest.importorskip("faiss", reason="needs the extra [search] or [bench]")
 
@@ -40,6 +40,27 @@ def test_codes_that_no_bits_fit_are_refused():
     codebook = Codebook(np.zeros((2, 5, 2), np.float32))
     with pytest.raises(ValueError, match="5 codes a part; FAISS takes powers of two"):
         faiss_export.index_pq(codebook, np.zeros((3, 2), np.uint8))
+
+
+@pytest.mark.parametrize(
+    ("codes_of_items", "message"),
+    [
+        (np.zeros((3, 4), np.int32), r"the codes are int32\[3, 4\]; expected uint8 \[n, 4\]"),
+        (np.zeros((3, 3), np.uint8), r"the codes are uint8\[3, 3\]; expected uint8 \[n, 4\]"),
+        (np.zeros(4, np.uint8), r"the codes are uint8\[4\]; expected uint8 \[n, 4\]"),
+        (np.full((3, 4), 16, np.uint8), r"a code is 16, but the codebook has 16 codes a part"),
+    ],
+)
+def test_what_are_no_codes_of_the_codebook(codes_of_items, message):
+    codebook = Codebook(np.random.default_rng(0).normal(size=(4, 16, 2)).astype(np.float32))
+    with pytest.raises(ValueError, match=message):
+        faiss_export.index_pq(codebook, codes_of_items)
+
+
+def test_an_index_of_something_else_is_refused():
+    codebook = Codebook(np.zeros((4, 16, 2), np.float32))
+    with pytest.raises(ValueError, match="the index is a IndexFlatL2; expected one of `index_pq`"):
+        faiss_export.extend(faiss.IndexFlatL2(8), codebook, np.zeros((1, 4), np.uint8))
 
 
 def test_items_join_those_of_the_same_codebook_alone():

@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vse_jax import quantizer
+from vse_jax import codebook as codebooks
+from vse_jax.codebook import Codebook
 from vse_jax.losses import codes as losses
-from vse_jax.quantizer import Codebook
 
 M, K, P, B = 2, 4, 3, 6
 WHERE = np.array([True] * 5 + [False])
@@ -17,13 +17,13 @@ def data(seed=0):
     rng = np.random.default_rng(seed)
     z = rng.normal(size=(B, M * P)).astype(np.float32)
     codebook = rng.normal(size=(M, K, P)).astype(np.float32)
-    chosen = np.asarray(quantizer.encode(jnp.asarray(z), Codebook(jnp.asarray(codebook))))
+    chosen = np.asarray(codebooks.encode(jnp.asarray(z), Codebook(jnp.asarray(codebook))))
     return z, codebook, chosen
 
 
 def test_commitment_draws_embeddings_alone():
     z, codebook, chosen = data()
-    e = np.asarray(quantizer.decode(jnp.asarray(chosen), Codebook(jnp.asarray(codebook))))
+    e = np.asarray(codebooks.decode(jnp.asarray(chosen), Codebook(jnp.asarray(codebook))))
 
     def loss(z, e):
         return losses.commitment(z, e, jnp.asarray(WHERE))
@@ -78,7 +78,7 @@ def test_the_gradient_step_is_that_of_automatic_differentiation():
     z, codebook, chosen = data()
 
     def loss(codebook):
-        e = quantizer.decode(jnp.asarray(chosen), Codebook(codebook))
+        e = codebooks.decode(jnp.asarray(chosen), Codebook(codebook))
         return losses.commitment(e, jnp.asarray(z), jnp.asarray(WHERE)) / 5
 
     expected = codebook - 0.7 * np.asarray(jax.grad(loss)(jnp.asarray(codebook)))

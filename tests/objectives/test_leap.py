@@ -1,6 +1,7 @@
 """LEAP's terms against loops from the formulas, and its state over devices."""
 
 import dataclasses
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -11,9 +12,9 @@ from vse_jax import parallel
 from vse_jax.encoding import Encoding
 from vse_jax.objectives.base import Spec
 from vse_jax.objectives.centers import Center
-from vse_jax.objectives.codebook import Multitask, Quantizer
 from vse_jax.objectives.leap import leap
-from vse_jax.objectives.margin import MEMORY, Hinge
+from vse_jax.objectives.margin import Hinge
+from vse_jax.objectives.quantizer import Multitask, Quantizer
 from vse_jax.parallel import Devices
 
 # One picture with two captions, on different devices; the last row is padding.
@@ -39,6 +40,14 @@ WHOLE = leap(
     dataclasses.replace(HINGE, pair_margins=True, quantized=0.5),
     CENTER,
     dataclasses.replace(QUANTIZER, rotate_at=(0.5,)),
+    MULTITASK,
+)
+
+# The other choices of every part.
+OTHERWISE = leap(
+    dataclasses.replace(HINGE, rule="active", warmup="infonce", warmup_epochs=0.5),
+    dataclasses.replace(CENTER, kind="batch"),
+    dataclasses.replace(QUANTIZER, codes=3, update="gradient"),
     MULTITASK,
 )
 
@@ -232,20 +241,33 @@ def test_centers_of_the_batch():
     assert states[1].centers is None
 
 
-def test_pairs_that_mean_the_same_are_pushed_apart_less():
+@pytest.mark.parametrize("quantized", [False, True])
+def test_pairs_that_mean_the_same_are_pushed_apart_less(quantized):
+    """Meanings are the concepts' centers, with a quantizer what these are stored as."""
     hinge = dataclasses.replace(HINGE, rule="fixed", pair_margins=True)
     sides = [embeddings(0), embeddings(1), embeddings(2)]
     tiny = dataclasses.replace(CENTER, weight=1e-9)
-    found, states = run(leap(hinge, tiny), sides, steps=3)
+    still = dataclasses.replace(
+        QUANTIZER, codes=3, beta=0.0, update="gradient", rate=0.0, dead_share=0.0
+    )
+    found, states = run(leap(hinge, tiny, still if quantized else None), sides, steps=3)
     # Before any concept has a center every margin is m.
     np.testing.assert_allclose(found[0][0], hinge_by_hand(*sides[0])[0], rtol=1e-5)
-    table, spread = states[2].centers, float(states[2].margin.spread)
+
+    def meanings(state):
+        if not quantized:
+            return state.centers
+        book = state.quantizer.codebook.centroids
+        return decoded(codes_by_hand(state.centers, book), book)
+
+    table, spread = meanings(states[2]), float(states[2].margin.spread)
+    if quantized:
+        assert np.max(np.abs(table[:6] - states[2].centers[:6])) > 0.1
     near = [distance(table[IDS[i]], table[IDS[i - 1]]) for i in range(1, 7) if IDS[i] != IDS[i - 1]]
-    first = [
-        distance(states[1].centers[IDS[i]], states[1].centers[IDS[i - 1]]) for i in range(1, 7)
-    ]
+    before = meanings(states[1])
+    first = [distance(before[IDS[i]], before[IDS[i - 1]]) for i in range(1, 7)]
     np.testing.assert_allclose(spread, np.mean(first), rtol=1e-5)
-    spread = MEMORY * spread + (1 - MEMORY) * np.mean(near)
+    spread = 0.9 * spread + 0.1 * np.mean(near)
     np.testing.assert_allclose(states[3].margin.spread, spread, rtol=1e-5)
 
     def margin(i, j):
@@ -255,6 +277,17 @@ def test_pairs_that_mean_the_same_are_pushed_apart_less():
     expected, _ = hinge_by_hand(*sides[2], margin=margin)
     assert abs(expected - hinge_by_hand(*sides[2])[0]) > 0.01
     np.testing.assert_allclose(found[2][0], expected, rtol=1e-4)
+
+
+def test_embeddings_in_one_point_are_a_collapse_with_any_margins():
+    """Also where the hardest negative is the one of the largest margin."""
+    cone = np.asarray([1.0, 0.0, 0.0, 0.0], np.float32) + 1e-4 * np.asarray(embeddings())
+    hinge = dataclasses.replace(HINGE, rule="fixed", pair_margins=True)
+    found, _ = run(leap(hinge, CENTER), [cone, cone, cone], steps=3)
+    for _, metrics, _ in found:
+        np.testing.assert_allclose(metrics["collapse"], 1.0, atol=0.01)
+    # Margins of their own: a pair costs more than twice the margin.
+    assert found[2][1]["loss_per_pair"] > 0.42
 
 
 def codes_by_hand(z, codebook):
@@ -268,9 +301,9 @@ def decoded(codes, codebook):
 
 def test_the_quantizer_commits_tells_apart_and_moves():
     sides = [embeddings(0), embeddings(1)]
-    # A frozen codebook first: what the second step starts from is what it uses.
+    # No code of the second step is dead: it uses the codebook that the first left.
     found, states = run(leap(OFF, None, QUANTIZER, MULTITASK), sides, steps=2)
-    before, after = states[1].codebook, states[2].codebook
+    before, after = states[1].quantizer, states[2].quantizer
     assert np.all(before.totals > 0.01 * before.totals.sum(1, keepdims=True) / 9)  # none dead
     book, (images, texts) = before.codebook.centroids, sides[1]
     codes = [codes_by_hand(z, book) for z in (images, texts)]
@@ -299,6 +332,77 @@ def test_the_quantizer_commits_tells_apart_and_moves():
     )
 
 
+def test_the_perplexity_is_that_of_the_codes_chosen():
+    """New codes count for nothing, though they begin with the totals of others."""
+    sides = [embeddings(0), embeddings(1)]
+    found, states = run(leap(OFF, None, QUANTIZER), sides, steps=2)
+    before, after = states[1].quantizer, states[2].quantizer
+    np.testing.assert_allclose(np.sum(before.chosen, axis=1), 0.2 * 14, rtol=1e-5)
+    counts = 0.8 * before.chosen
+    z = np.concatenate([side[ROWS] for side in sides[1]])
+    for code in codes_by_hand(z, before.codebook.centroids):
+        counts[np.arange(2), code] += 0.2
+    np.testing.assert_allclose(after.chosen, counts, rtol=1e-5)
+    shares = counts / counts.sum(axis=1, keepdims=True)
+    logs = np.log(np.where(shares > 0, shares, 1.0))
+    expected = np.mean(np.exp(-np.sum(shares * logs, axis=1)))
+    np.testing.assert_allclose(found[1][1]["code_perplexity"], expected, rtol=1e-4)
+    point = np.ones((2, 8, D), np.float32)
+    found, _ = run(leap(OFF, None, QUANTIZER), [point] * 4, steps=4)
+    assert [float(metrics["code_perplexity"]) for _, metrics, _ in found] == [1.0] * 4
+
+
+def test_a_code_that_dies_is_put_on_an_embedding_and_lives():
+    """By states alone: a code below the share before a step lies on a row of the batch after it."""
+    first, later = np.asarray(embeddings()), 0.1 * np.asarray(embeddings(1)) + 1.0
+    still = dataclasses.replace(
+        QUANTIZER, codes=4, decay=0.5, dead_share=0.25, update="gradient", rate=0.0
+    )
+    _, states = run(leap(OFF, None, still), [first, *[later] * 6], steps=7)
+    rows = later[:, ROWS].reshape(-1, 2, 2)
+    died = 0
+    for before, after in itertools.pairwise(states[1:]):
+        totals = before.quantizer.totals
+        dead = totals <= 0.25 * totals.mean(axis=1, keepdims=True)
+        died += dead.sum()
+        old, new = before.quantizer.codebook.centroids, after.quantizer.codebook.centroids
+        np.testing.assert_array_equal(new[~dead], old[~dead])
+        for m, k in zip(*np.nonzero(dead), strict=True):
+            assert np.min(np.max(np.abs(rows[:, m] - new[m, k]), axis=1)) < 1e-6
+            # Half of an even total stays of it, and what chose it has come.
+            assert after.quantizer.totals[m, k] >= 0.5 * totals[m].mean() - 1e-5
+    assert died > 0
+
+
+def test_the_codebook_can_move_by_gradient():
+    sides = [embeddings(0), embeddings(1)]
+    moving = dataclasses.replace(QUANTIZER, codes=3, update="gradient", rate=0.3, dead_share=0.0)
+    _, states = run(leap(OFF, None, moving), sides, steps=2)
+    old, new = (state.quantizer.codebook.centroids for state in states[1:])
+    z = np.concatenate([side[ROWS] for side in sides[1]])
+    codes, parts = codes_by_hand(z, old), z.reshape(len(z), 2, 2)
+
+    def error(book):  # the mean over the rows of |sg(z) - e|^2
+        return jnp.mean(sum(jnp.sum((parts[:, m] - book[m][codes[:, m]]) ** 2, 1) for m in (0, 1)))
+
+    expected = old - 0.3 * jax.grad(error)(jnp.asarray(old))
+    np.testing.assert_allclose(new, expected, atol=1e-6)
+    assert np.max(np.abs(new - old)) > 0.01
+
+
+def test_a_code_that_nothing_chooses_stays_where_it_is():
+    """Its totals vanish: 0.01^13 is below what divides."""
+    idle = dataclasses.replace(QUANTIZER, codes=4, decay=0.01, dead_share=0.0)
+    first, later = np.asarray(embeddings()), np.ones((2, 8, D), np.float32)
+    _, states = run(leap(OFF, None, idle), [first, *[later] * 13], steps=14)
+    old, new = (state.quantizer for state in (states[1], states[-1]))
+    unused = new.chosen < 1e-12
+    assert unused.any()
+    np.testing.assert_allclose(
+        new.codebook.centroids[unused], old.codebook.centroids[unused], atol=1e-5
+    )
+
+
 def test_the_first_batch_seeds_the_codebook():
     """With codes enough each embedding is one, and none is far from any."""
     many = dataclasses.replace(QUANTIZER, codes=14, decay=0.0)
@@ -315,7 +419,7 @@ def test_the_codebook_begins_anew_in_the_principal_axes_of_the_embeddings():
     found, states = run(leap(hinge, None, turning, MULTITASK), sides, steps=4)
     assert [float(loss) == 0.0 for loss, _, _ in found] == [True, True, False, False]
     assert not np.any(found[1][2][0])
-    np.testing.assert_array_equal(states[2].codebook.codebook.rotation, np.eye(D))
+    np.testing.assert_array_equal(states[2].quantizer.codebook.rotation, np.eye(D))
 
     seen = [np.concatenate([images[ROWS], texts[ROWS]]) for images, texts in sides[:2]]
     weights = [0.8 / 1.8, 1.0 / 1.8]  # of the moving average
@@ -323,9 +427,9 @@ def test_the_codebook_begins_anew_in_the_principal_axes_of_the_embeddings():
     squares = sum(w * z.T @ z / len(z) for w, z in zip(weights, seen, strict=True))
     axes = np.linalg.eigh(squares - np.outer(mean, mean))[1]
     expected = axes[:, [3, 0, 2, 1]]  # the largest and the least, and those between
-    book = states[3].codebook.codebook
+    book = states[3].quantizer.codebook
     np.testing.assert_allclose(np.abs(expected.T @ book.rotation), np.eye(D), atol=1e-3)
-    np.testing.assert_array_equal(states[4].codebook.codebook.rotation, book.rotation)
+    np.testing.assert_array_equal(states[4].quantizer.codebook.rotation, book.rotation)
 
     images, texts = (
         decoded(codes_by_hand(z @ book.rotation, book.centroids), book.centroids) @ book.rotation.T
@@ -345,7 +449,7 @@ def test_the_hinge_on_quantized_embeddings_has_the_gradient_of_the_embeddings():
     quiet = dataclasses.replace(QUANTIZER, beta=0.0)
     sides = [embeddings(0), embeddings(1)]
     found, states = run(leap(hinge, None, quiet), sides, steps=2)
-    book = states[1].codebook.codebook.centroids
+    book = states[1].quantizer.codebook.centroids
     images, texts = (decoded(codes_by_hand(z, book), book) for z in sides[1])
     expected, _ = hinge_by_hand(images, texts)
     np.testing.assert_allclose(found[1][0], expected, rtol=1e-4)
@@ -361,7 +465,7 @@ def test_the_asymmetric_hinge_searches_quantized_embeddings_by_those_as_they_are
     quiet = dataclasses.replace(QUANTIZER, beta=0.0)
     sides = [embeddings(0), embeddings(1)]
     found, states = run(leap(hinge, None, quiet), sides, steps=2)
-    book = states[1].codebook.codebook.centroids
+    book = states[1].quantizer.codebook.centroids
     stored = [decoded(codes_by_hand(z, book), book) for z in sides[1]]
     others = (IDS[:, None] != IDS[None]) & (WEIGHT[None] > 0)
 
@@ -384,11 +488,13 @@ def test_the_asymmetric_hinge_searches_quantized_embeddings_by_those_as_they_are
         np.testing.assert_allclose(one, other, atol=1e-4)
 
 
-@pytest.mark.parametrize("mode", ["shard_map", "pmap"])
-def test_four_devices_do_what_one_does(mode):
+@pytest.mark.parametrize(
+    ("mode", "objective"), [("shard_map", WHOLE), ("pmap", WHOLE), ("shard_map", OTHERWISE)]
+)
+def test_four_devices_do_what_one_does(mode, objective):
     sides = [embeddings(seed) for seed in range(4)]
-    one, one_states = run(WHOLE, sides, steps=4)
-    four, four_states = run(WHOLE, sides, steps=4, mode=mode, count=4)
+    one, one_states = run(objective, sides, steps=4)
+    four, four_states = run(objective, sides, steps=4, mode=mode, count=4)
     for found, expected in ((four, one), (four_states, one_states)):
         for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)

@@ -6,9 +6,9 @@ import numpy as np
 from jax.tree_util import Partial
 from jaxtyping import Array, Float, Int, Shaped, UInt8
 
-from vse_jax import quantizer
+from vse_jax import codebook as codebooks
+from vse_jax.codebook import Codebook
 from vse_jax.evaluators import retrieval
-from vse_jax.quantizer import Codebook
 
 # Embeddings quantized at a time: each needs M x K distances.
 CHUNK = 1024
@@ -17,7 +17,7 @@ CHUNK = 1024
 def encode(embeddings: Float[np.ndarray, "n d"], codebook: Codebook) -> UInt8[np.ndarray, "n m"]:
     """Codes of embeddings: the nearest of the K <= 256 codes of each part."""
     book = jax.tree.map(jnp.asarray, codebook)
-    function = jax.jit(quantizer.encode)
+    function = jax.jit(codebooks.encode)
     n = len(embeddings)
     codes = np.zeros((n, len(book.centroids)), np.uint8)
     size = max(1, min(CHUNK, n))
@@ -37,7 +37,7 @@ def asymmetric(
     By a table [m, k] of each query, read at the codes. Source: Jegou et al., TPAMI 2011,
     section 3, asymmetric distance computation.
     """
-    return _looked_up(quantizer.code_distances(queries, codebook), codes)
+    return _looked_up(codebooks.code_distances(queries, codebook), codes)
 
 
 def symmetric(

@@ -4,6 +4,7 @@ import dataclasses
 import math
 import os
 import pathlib
+import re
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -11,6 +12,9 @@ import scipy.stats
 from jaxtyping import Float
 
 from vse_jax.evaluators.blocks import EvaluationError
+
+# The id of a caption: its own picture's file name and its number.
+CAPTION = re.compile(r"\s*\S.*#\d+\s*")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,11 +62,16 @@ def read_crowdflower(path: str | os.PathLike[str]) -> list[Judgement]:
 
     def relevance(values: Sequence[str]) -> float:
         share, yes, no = float(values[0]), int(values[1]), int(values[2])
-        if not 0 <= share <= 1 or yes < 0 or no < 0:
+        # Of lines of Flickr8k-Expert too three numbers follow, but not these.
+        if yes < 0 or no < 0 or yes + no == 0 or abs(share - yes / (yes + no)) > 0.01:
             raise ValueError
         return share
 
     return _read(path, 3, relevance, "a share from 0 to 1 and the counts of yes and no")
+
+
+# By the field of `evaluate` that names the file.
+READERS = {"expert": read_expert, "crowdflower": read_crowdflower}
 
 
 def agreement(
@@ -131,7 +140,7 @@ def _read(
     expected: str,
 ) -> list[Judgement]:
     try:
-        lines = pathlib.Path(path).read_text(encoding="utf-8").splitlines()
+        lines = pathlib.Path(path).read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise EvaluationError(f"{path} cannot be read: {error}") from error
     found = []
@@ -141,7 +150,7 @@ def _read(
         image, caption, *values = [*line.split("\t"), "", ""]
         values = values[:-2]
         try:
-            if len(values) != count or "#" not in caption or not image.strip():
+            if len(values) != count or not CAPTION.fullmatch(caption) or not image.strip():
                 raise ValueError
             found.append(Judgement(image.strip(), caption.strip(), relevance(values)))
         except ValueError:

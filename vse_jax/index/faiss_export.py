@@ -3,12 +3,12 @@
 from typing import Any, cast
 
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Float
 
-from vse_jax.quantizer import Codebook
+from vse_jax.codebook import Codebook
 
 
-def index_pq(codebook: Codebook, codes: UInt8[np.ndarray, "n m"]) -> Any:
+def index_pq(codebook: Codebook, codes: np.ndarray) -> Any:
     """A `faiss.IndexPQ` over the codes, which finds by asymmetric distance (needs faiss).
 
     Where the codebook has a rotation, a `faiss.IndexPreTransform`, which turns queries before they
@@ -16,10 +16,10 @@ def index_pq(codebook: Codebook, codes: UInt8[np.ndarray, "n m"]) -> Any:
 
     Args:
       codebook: K must be a power of two, as FAISS packs codes into bits.
-      codes: of the items, in order; their rows are their numbers in the index.
+      codes: uint8 [n, M] of the items, in order; their rows are their numbers in the index.
 
     Raises:
-      ValueError: K is not a power of two.
+      ValueError: K is not a power of two, or the codes are none of this codebook.
     """
     import faiss
 
@@ -40,23 +40,33 @@ def index_pq(codebook: Codebook, codes: UInt8[np.ndarray, "n m"]) -> Any:
     return index
 
 
-def extend(index: Any, codebook: Codebook, codes: UInt8[np.ndarray, "n m"]) -> None:
+def extend(index: Any, codebook: Codebook, codes: np.ndarray) -> None:
     """Adds items to an index of `index_pq`, behind those that it has.
 
     Args:
       index: of the same codebook.
       codebook: of the model that quantized the items.
-      codes: of the items.
+      codes: uint8 [n, M] of the items.
 
     Raises:
-      ValueError: the index is of another codebook, in which these codes mean something else.
+      ValueError: the index is of another codebook, in which these codes mean something else, or
+        none of `index_pq`; or the codes are none of this codebook.
     """
     import faiss
 
+    parts, k, _ = codebook.centroids.shape
+    if np.ndim(codes) != 2 or np.shape(codes)[1] != parts or codes.dtype != np.uint8:
+        raise ValueError(
+            f"the codes are {codes.dtype}{list(np.shape(codes))}; expected uint8 [n, {parts}]"
+        )
+    if codes.size and codes.max() >= k:
+        raise ValueError(f"a code is {codes.max()}, but the codebook has {k} codes a part")
     inner, turn = index, np.zeros(0)
     if isinstance(index, faiss.IndexPreTransform):
         inner, chain = faiss.downcast_index(index.index), cast(Any, index.chain)
         turn = faiss.vector_to_array(cast(Any, faiss.downcast_VectorTransform(chain.at(0))).A)
+    if not isinstance(inner, faiss.IndexPQ):
+        raise ValueError(f"the index is a {type(inner).__name__}; expected one of `index_pq`")
     same = np.array_equal(faiss.vector_to_array(inner.pq.centroids), _flat(codebook.centroids))
     if not same or not np.array_equal(turn, _rotation(codebook)):
         raise ValueError(

@@ -1,6 +1,6 @@
 """What trains a product codebook and embeddings that it stores well.
 
-z [b, d] are embeddings, codes [b, M], centroids [M, K, d/M]; see `quantizer`.
+z [b, d] are embeddings, codes [b, M], centroids [M, K, d/M]; see `codebook`.
 """
 
 import jax
@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from vse_jax.quantizer import Codebook, code_distances, parts_of
+from vse_jax.codebook import Codebook, code_distances, parts_of
 
 
 def commitment(
@@ -62,7 +62,8 @@ def usage(
 
 def perplexity(counts: Float[Array, "m k"]) -> Float[Array, ""]:
     """exp(entropy) of the codes' shares, the mean over the parts: K where all are used alike."""
-    shares = counts / jnp.maximum(jnp.sum(counts, axis=1, keepdims=True), 1.0)
+    total = jnp.sum(counts, axis=1, keepdims=True)
+    shares = counts / jnp.where(total > 0, total, 1.0)
     logs = jnp.log(jnp.where(shares > 0, shares, 1.0))
     return jnp.mean(jnp.exp(-jnp.sum(shares * logs, axis=1)))
 
@@ -144,7 +145,8 @@ def principal_rotation(covariance: Float[Array, "d d"], parts: int) -> Float[Arr
 
     A part's codes describe the axes dealt to it; the error is least where the product of the
     variances is the same for every part. The axes are dealt like cards, the largest first, there
-    and back again. Source: Ge et al., TPAMI 2014, section 3.2, whose choice is greedy.
+    and back again. Among axes of equal variance the choice is rounding's, and as good either way.
+    Source: Ge et al., TPAMI 2014, section 3.2, whose choice is greedy.
 
     Args:
       covariance: of the embeddings.

@@ -5,10 +5,11 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from vse_jax import parallel
 from vse_jax.losses import center as losses
+from vse_jax.losses.blocks import Rows
 from vse_jax.objectives.base import Metrics, Spec
 from vse_jax.objectives.pairs import Pairs
 
@@ -18,7 +19,8 @@ class Center:
     """The center loss.
 
     Attributes:
-      weight: of 1/2 mean_i (|x_i - c_i|^2 + |y_i - c_i|^2) in the loss.
+      weight: of 1/2 mean_i (|x_i - c_i|^2 + |y_i - c_i|^2) in the loss, 0 in it for a pair whose
+        concept has not been seen.
       kind: "table" (a center a training concept, in the state) or "batch" (the mean of the
         concept's embeddings in the batch).
       alpha: how far a center of the table moves at a step.
@@ -59,12 +61,23 @@ def terms(
     else:
         centers = jnp.take(table, queries.ids, axis=0)
         moved = losses.moved_centers(centers, sums, counts, options.alpha)
-        # Rows of one concept bring the same center; padding brings none.
-        rows = parallel.all_gather(jnp.where(pairs.where, queries.ids, table.shape[0]))
-        table = table.at[rows].set(parallel.all_gather(moved), mode="drop")
+        table = table.at[_first_rows(texts, len(table))].set(
+            parallel.all_gather(moved), mode="drop", unique_indices=True
+        )
     # A concept that has not been seen has no center to be drawn to.
     seen = pairs.where & jnp.any(centers != 0.0, axis=1)
     apart = sum(losses.center_loss(side, centers, seen) for side in (pairs.images, pairs.texts))
     mean = parallel.device_count() * apart / pairs.total
     metrics = {"center": parallel.mean(jax.lax.stop_gradient(mean))}
     return options.weight * mean, centers, table, metrics
+
+
+def _first_rows(rows: Rows, concepts: int) -> Int[Array, " b"]:
+    """The concepts of the global batch; numbers beyond them for padding and for repetitions.
+
+    Rows of one concept have one center, but perhaps not to the last bit.
+    """
+    numbers = jnp.arange(len(rows.ids), dtype=jnp.int32)
+    ids = jnp.where(rows.where, rows.ids, concepts)
+    first = jnp.full(concepts + 1, len(ids), jnp.int32).at[ids].min(numbers)
+    return jnp.where(rows.where & (first[ids] == numbers), ids, concepts + 1 + numbers)

@@ -11,8 +11,9 @@ import flax.struct
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from vse_jax import quantizer as quantizers
-from vse_jax.objectives import centers, codebook, margin
+from vse_jax import codebook as codebooks
+from vse_jax.objectives import centers, margin
+from vse_jax.objectives import quantizer as quantizers
 from vse_jax.objectives.base import Batch, Metrics, Objective, Outputs, Spec
 from vse_jax.objectives.pairs import gather
 
@@ -23,23 +24,23 @@ class LeapState(flax.struct.PyTreeNode):
     Attributes:
       margin: of the hinge.
       centers: float32 [concepts, D], zeros until a concept is seen; None without a table.
-      codebook: None without a quantizer.
+      quantizer: None without one.
     """
 
     margin: margin.MarginState
     centers: Any
-    codebook: codebook.CodebookState | None
+    quantizer: quantizers.QuantizerState | None
 
 
 def leap(
     hinge: margin.Hinge,
     center: centers.Center | None = None,
-    quantizer: codebook.Quantizer | None = None,
-    multitask: codebook.Multitask | None = None,
+    quantizer: quantizers.Quantizer | None = None,
+    multitask: quantizers.Multitask | None = None,
 ) -> Objective:
-    """L_h + weighted center, commitment and multitask terms over the global batch.
+    """Weighted hinge, center, commitment and multitask terms over the global batch.
 
-    L_h is a sum over the pairs, as that of the published triplet hinge; the other terms are
+    The hinge is a sum over the pairs, as that of the published triplet hinge; the other terms are
     means.
 
     Args:
@@ -54,7 +55,7 @@ def leap(
         return LeapState(
             margin.start(hinge, spec),
             None if center is None else centers.empty(center, spec),
-            None if quantizer is None else codebook.empty(quantizer, spec),
+            None if quantizer is None else quantizers.empty(quantizer, spec),
         )
 
     def apply(
@@ -62,35 +63,37 @@ def leap(
     ) -> tuple[Float[Array, ""], LeapState, Metrics]:
         pairs = gather(outputs, batch)
         loss, metrics = jnp.zeros(()), Metrics()
-        codes, table, quantized, meanings = state.codebook, state.centers, None, None
-        if quantizer is not None:
-            assert codes is not None
-            term, stored, codes, found = codebook.terms(
-                quantizer, multitask, codes, state.margin.step, pairs
+        new, quantized, meanings = state, None, None
+        if state.quantizer is not None and quantizer is not None:
+            term, stored, moved, logged = quantizers.terms(
+                quantizer, multitask, state.quantizer, state.margin.step, pairs
             )
-            loss, metrics = loss + term, metrics | found
+            loss, metrics = loss + term, metrics | logged
+            new = new.replace(quantizer=moved)
             if hinge.quantized:
                 sides = stored.images, stored.texts
-                among = pairs.among(*sides)
-                both = among.of(*sides) if hinge.quantized_distance == "symmetric" else among
-                quantized = hinge.quantized * stored.started, both
+                searched = pairs.with_keys(*sides)
+                if hinge.quantized_distance == "symmetric":
+                    searched = searched.with_queries(*sides)
+                quantized = hinge.quantized * stored.started, searched
         if center is not None:
-            term, own, table, found = centers.terms(center, table, pairs)
-            loss, metrics = loss + term, metrics | found
+            term, own, table, logged = centers.terms(center, state.centers, pairs)
+            loss, metrics = loss + term, metrics | logged
+            new = new.replace(centers=table)
             if hinge.pair_margins:
-                meanings = _meanings(own, state.codebook)
-        term, moved, found = margin.terms(hinge, state.margin, pairs, quantized, meanings)
-        return loss + term, LeapState(moved, table, codes), metrics | found
+                meanings = _meanings(own, state.quantizer)
+        term, followed, logged = margin.terms(hinge, state.margin, pairs, quantized, meanings)
+        return loss + term, new.replace(margin=followed), metrics | logged
 
     return Objective(init, apply)
 
 
 def _meanings(
-    own: Float[Array, "b d"], codes: codebook.CodebookState | None
+    own: Float[Array, "b d"], quantizer: quantizers.QuantizerState | None
 ) -> Float[Array, "b d"]:
     """The pairs' centers, quantized where there is a codebook; zeros stay zeros."""
-    if codes is None:
+    if quantizer is None:
         return own
     seen = jnp.any(own != 0.0, axis=1, keepdims=True)
-    book = codes.codebook
-    return jnp.where(seen, quantizers.decode(quantizers.encode(own, book), book), 0.0)
+    book = quantizer.codebook
+    return jnp.where(seen, codebooks.decode(codebooks.encode(own, book), book), 0.0)

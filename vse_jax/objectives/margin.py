@@ -18,9 +18,6 @@ from vse_jax.objectives.base import Metrics, Spec
 from vse_jax.objectives.pairs import Pairs, hinge_metrics, mean_negative
 from vse_jax.similarity import Similarity, negative_euclidean
 
-# Of the running mean of the centers' distances.
-MEMORY = 0.99
-
 
 @dataclasses.dataclass(frozen=True)
 class Hinge:
@@ -36,13 +33,14 @@ class Hinge:
       rule: "fixed"; "gap": m <- rho m + (1 - rho) clip(kappa (mean d_neg - mean d_pos), least,
         most), over all pairs and all negatives of the global batch; "active": m <- clip(m +
         (1 - rho) (active_share - a), least, most), a the share of hardest negatives that cost.
-      rho: how slowly m moves.
+      rho: how slowly m moves, and the mean delta.
       kappa: of "gap".
       active_share: of "active".
       least: bound of m.
       most: bound of m.
       pair_margins: whether a pair's margin is m clip(delta / mean delta, pair_low, pair_high),
-        delta the distance of the two concepts' centers, quantized where there is a quantizer.
+        delta the distance of the two concepts' centers, quantized where there is a quantizer, and
+        mean delta its moving average over pairs that are next to each other in the batch.
       pair_low: bound of that factor.
       pair_high: bound of that factor.
       quantized: weight of the same hinge on the quantized embeddings.
@@ -78,7 +76,7 @@ class MarginState(flax.struct.PyTreeNode):
       step: int32, steps taken.
       warmup_steps: int32, steps of the softer loss.
       margin: float32, m.
-      spread: float32, running mean of the distance of two concepts' centers; 0: none seen.
+      spread: float32, mean delta; 0: none seen.
     """
 
     step: Any
@@ -119,7 +117,7 @@ def terms(
     spread = state.spread
     if meanings is not None:
         pairs = pairs.with_meanings(meanings)
-        spread = _updated_spread(spread, pairs.directions[0][1])
+        spread = _updated_spread(options, spread, pairs.directions[0][1])
         margin = partial(_pair_margins, options, state.margin, spread)
     warming = state.step < state.warmup_steps
 
@@ -136,19 +134,20 @@ def terms(
     loss, seen = hinge(pairs)
     found = hinge_metrics(loss, pairs.positive(negative_euclidean), seen, pairs)
     negative = mean_negative(seen, pairs)
-    collapse = found["loss_per_pair"] / (2 * state.margin)
-    watched = options.negatives == "hardest"
+    watched = (options.negatives == "hardest") & ~warming
     # Similarities are minus the distances.
     gap = found["positive"] - negative
     metrics = {
         "loss_per_pair": found["loss_per_pair"],
-        "collapse": jnp.where(warming, 0.0, collapse) if watched else jnp.zeros(()),
+        "collapse": jnp.where(watched, found["collapse"], 0.0),
         "distance/positive": -found["positive"],
         "distance/negative": -negative,
         "distance/hardest_negative": -found["hardest_negative"],
         "violating": found["violating"],
         "margin": state.margin,
     }
+    if meanings is not None:
+        metrics["distance/meanings"] = spread
     moved = _moved(options, state.margin, gap, found["violating"])
     total = options.weight * loss
     if quantized is not None:
@@ -179,8 +178,8 @@ def _pair_margins(
     options: Hinge, margin: Float[Array, ""], spread: Float[Array, ""], queries: Rows, keys: Rows
 ) -> Float[Array, "b c"]:
     """m clip(delta_ij / mean delta, low, high); m where either concept has not been seen."""
-    assert queries.meanings is not None
-    assert keys.meanings is not None
+    assert queries.meanings is not None, "pair margins are of pairs with meanings"
+    assert keys.meanings is not None, "pair margins are of pairs with meanings"
     delta = -negative_euclidean.matrix(queries.meanings, keys.meanings)
     seen = _seen(queries.meanings)[:, None] & _seen(keys.meanings)[None, :] & (spread > 0)
     factor = jnp.clip(
@@ -189,15 +188,15 @@ def _pair_margins(
     return margin * jnp.where(seen, factor, 1.0)
 
 
-def _updated_spread(spread: Float[Array, ""], keys: Rows) -> Float[Array, ""]:
-    """The running mean of the distance of concepts' centers, by rows next to each other."""
-    assert keys.meanings is not None
+def _updated_spread(options: Hinge, spread: Float[Array, ""], keys: Rows) -> Float[Array, ""]:
+    """The moving average of the distance of concepts' centers, by rows next to each other."""
+    assert keys.meanings is not None, "pair margins are of pairs with meanings"
     other = jax.tree.map(lambda x: jnp.roll(x, 1, axis=0), keys)
     apart = -negative_euclidean.rows(keys.meanings, other.meanings)
     counts = keys.where & other.where & (keys.ids != other.ids)
     counts &= _seen(keys.meanings) & _seen(other.meanings)
     mean = jnp.sum(jnp.where(counts, apart, 0.0)) / jnp.maximum(jnp.sum(counts), 1)
-    updated = jnp.where(spread > 0, MEMORY * spread + (1.0 - MEMORY) * mean, mean)
+    updated = jnp.where(spread > 0, options.rho * spread + (1.0 - options.rho) * mean, mean)
     return jnp.where(jnp.any(counts), updated, spread)
 
 

@@ -55,8 +55,8 @@ class Pairs(NamedTuple):
         )
         return one + other, jax.tree.map(lambda *x: jnp.stack(x), seen, more)
 
-    def among(self, images: Float[Array, "b d"], texts: Float[Array, "b d"]) -> "Pairs":
-        """The same queries among other embeddings of the same items, gathered likewise."""
+    def with_keys(self, images: Float[Array, "b d"], texts: Float[Array, "b d"]) -> "Pairs":
+        """The same queries, which look among these embeddings of every device's items."""
         all_images, all_texts = parallel.all_gather((images, texts))
         (pictures, captions), (sentences, photos) = self.directions
         return self._replace(
@@ -67,8 +67,8 @@ class Pairs(NamedTuple):
             halves=(texts, images),
         )
 
-    def of(self, images: Float[Array, "b d"], texts: Float[Array, "b d"]) -> "Pairs":
-        """Other queries for the same items, among the same."""
+    def with_queries(self, images: Float[Array, "b d"], texts: Float[Array, "b d"]) -> "Pairs":
+        """The same keys, among which these embeddings of this device's items look."""
         (pictures, captions), (sentences, photos) = self.directions
         return self._replace(
             directions=(
@@ -108,6 +108,9 @@ def hinge_metrics(
 ) -> Metrics:
     """Means over the global batch: loss, scores, share of the hardest that cost something.
 
+    `collapse` is the loss over the sum of the margins of the hardest negatives: 1 where all
+    embeddings are one point.
+
     Args:
       loss: this device's sum over its pairs and both directions.
       positive: the score of each pair.
@@ -116,8 +119,10 @@ def hinge_metrics(
     """
     usable = pairs.where[None] & (seen.hardest > -jnp.inf)
     violating = usable & (seen.margin + seen.hardest - positive[None] > 0)
+    loss = parallel.mean(loss) * parallel.device_count()
     return {
-        "loss_per_pair": parallel.mean(loss) * parallel.device_count() / pairs.total,
+        "loss_per_pair": loss / pairs.total,
+        "collapse": loss / jnp.maximum(_total(seen.margin, usable), 1e-12),
         "positive": _total(positive, pairs.where) / pairs.total,
         "hardest_negative": _total(seen.hardest, usable) / jnp.maximum(_total(1.0, usable), 1.0),
         "violating": _total(1.0, violating) / (2 * pairs.total),

@@ -85,8 +85,7 @@ def triplet(
 
         metrics = hinge_metrics(loss, pairs.positive(similarity), seen, pairs)
         watched = negatives == "hardest" and margin > 0
-        collapse = metrics["loss_per_pair"] / (2 * margin) if watched else jnp.zeros(())
-        metrics["collapse"] = jnp.where(warming, 0.0, collapse)
+        metrics["collapse"] = jnp.where(watched & ~warming, metrics["collapse"], 0.0)
         return loss * parallel.device_count(), state.replace(step=state.step + 1), metrics
 
     return Objective(init, apply)

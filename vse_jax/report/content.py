@@ -10,11 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from vse_jax import assembly, evaluation, parallel, workdir
+from vse_jax.codebook import Codebook
 from vse_jax.data.split import Split
 from vse_jax.evaluation import Embeddings
 from vse_jax.evaluators import codes, retrieval
 from vse_jax.experiment import Experiment
-from vse_jax.quantizer import Codebook
 from vse_jax.report import page
 from vse_jax.similarity import Similarity
 from vse_jax.train_state import TrainState

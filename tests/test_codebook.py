@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vse_jax import quantizer
-from vse_jax.quantizer import Codebook
+from vse_jax import codebook as codebooks
+from vse_jax.codebook import Codebook
 
 M, K, P = 3, 5, 2
 
@@ -19,8 +19,8 @@ def data(seed=0, rows=6):
 def test_distances_and_codes_are_those_of_a_loop():
     z, codebook = data()
     book = Codebook(jnp.asarray(codebook))
-    distances = quantizer.code_distances(jnp.asarray(z), book)
-    codes = quantizer.encode(jnp.asarray(z), book)
+    distances = codebooks.code_distances(jnp.asarray(z), book)
+    codes = codebooks.encode(jnp.asarray(z), book)
     for i, row in enumerate(z):
         for m in range(M):
             part = row[m * P : (m + 1) * P]
@@ -32,13 +32,13 @@ def test_distances_and_codes_are_those_of_a_loop():
 def test_codes_stand_for_their_entries():
     z, codebook = data()
     book = Codebook(jnp.asarray(codebook))
-    codes = quantizer.encode(jnp.asarray(z), book)
-    found = quantizer.decode(codes, book)
+    codes = codebooks.encode(jnp.asarray(z), book)
+    found = codebooks.decode(codes, book)
     for i in range(len(z)):
         expected = np.concatenate([codebook[m, codes[i, m]] for m in range(M)])
         np.testing.assert_array_equal(found[i], expected)
     # What lies on an entry is its own code.
-    np.testing.assert_array_equal(quantizer.encode(found, book), codes)
+    np.testing.assert_array_equal(codebooks.encode(found, book), codes)
 
 
 def test_a_rotation_turns_embeddings_before_they_are_cut_and_codes_back():
@@ -46,13 +46,13 @@ def test_a_rotation_turns_embeddings_before_they_are_cut_and_codes_back():
     rotation = np.linalg.qr(np.random.default_rng(3).normal(size=(M * P,) * 2))[0]
     turned = Codebook(jnp.asarray(centroids), jnp.asarray(rotation, jnp.float32))
     plain, axes = Codebook(jnp.asarray(centroids)), (z @ rotation).astype(np.float32)
-    codes = quantizer.encode(jnp.asarray(z), turned)
-    np.testing.assert_array_equal(codes, quantizer.encode(jnp.asarray(axes), plain))
-    found = quantizer.decode(codes, turned)
-    expected = np.asarray(quantizer.decode(codes, plain)) @ rotation.T
+    codes = codebooks.encode(jnp.asarray(z), turned)
+    np.testing.assert_array_equal(codes, codebooks.encode(jnp.asarray(axes), plain))
+    found = codebooks.decode(codes, turned)
+    expected = np.asarray(codebooks.decode(codes, plain)) @ rotation.T
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
     # Distances to codes are those of the embeddings as they were.
-    distances = np.asarray(quantizer.code_distances(jnp.asarray(z), turned))
+    distances = np.asarray(codebooks.code_distances(jnp.asarray(z), turned))
     chosen = np.take_along_axis(distances, np.asarray(codes)[:, :, None], axis=2)[:, :, 0]
     np.testing.assert_allclose(chosen.sum(1), np.sum((z - expected) ** 2, 1), rtol=1e-4)
 
@@ -60,7 +60,7 @@ def test_a_rotation_turns_embeddings_before_they_are_cut_and_codes_back():
 def test_of_equal_codes_the_first_is_chosen():
     z = jnp.ones((1, 2))
     codebook = Codebook(jnp.asarray([[[0.0], [1.0], [1.0]], [[1.0], [1.0], [0.0]]]))
-    np.testing.assert_array_equal(quantizer.encode(z, codebook), [[1, 0]])
+    np.testing.assert_array_equal(codebooks.encode(z, codebook), [[1, 0]])
 
 
 def test_the_gradient_is_that_of_the_surrogate():
@@ -73,11 +73,11 @@ def test_the_gradient_is_that_of_the_surrogate():
         return jnp.sum(jnp.sin(q) * jnp.asarray(weights, jnp.float32))
 
     def through(z):
-        e = quantizer.decode(quantizer.encode(z, codebook), codebook)
-        return f(quantizer.straight_through(z, e))
+        e = codebooks.decode(codebooks.encode(z, codebook), codebook)
+        return f(codebooks.straight_through(z, e))
 
     value, gradient = jax.value_and_grad(through)(z)
-    e = np.asarray(quantizer.decode(quantizer.encode(z, codebook), codebook), np.float64)
+    e = np.asarray(codebooks.decode(codebooks.encode(z, codebook), codebook), np.float64)
     np.testing.assert_allclose(value, np.sum(np.sin(e) * weights), rtol=1e-5)
     step, expected = 1e-5, np.zeros(z.shape)
     for index in np.ndindex(*z.shape):

@@ -8,12 +8,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from vse_jax import codebook as codebooks
 from vse_jax import parallel
-from vse_jax import quantizer as quantizers
+from vse_jax.codebook import Codebook
 from vse_jax.losses import codes as losses
 from vse_jax.objectives.base import Metrics, Spec
 from vse_jax.objectives.pairs import Pairs
-from vse_jax.quantizer import Codebook
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,19 +76,22 @@ class RotationState(flax.struct.PyTreeNode):
     squares: Any
 
 
-class CodebookState(flax.struct.PyTreeNode):
+class QuantizerState(flax.struct.PyTreeNode):
     """The codebook and the moving averages behind it; see `TripletState` for the types.
 
     Attributes:
-      codebook: float32, a `quantizer.Codebook`.
-      totals: float32 [M, K], how many parts of a batch choose each code.
+      codebook: float32, a `codebook.Codebook`.
+      totals: float32 [M, K], how many parts of a batch choose each code; a new code begins with
+        the average of all.
       sums: float32 [M, K, D/M], what these sum to.
+      chosen: float32 [M, K], as totals, but new codes begin with nothing: what is logged.
       rotation: None where embeddings are cut into parts as they are.
     """
 
     codebook: Any
     totals: Any
     sums: Any
+    chosen: Any
     rotation: RotationState | None
 
 
@@ -106,28 +109,31 @@ class Quantized(NamedTuple):
     started: Float[Array, ""]
 
 
-def empty(options: Quantizer, spec: Spec) -> CodebookState:
+def empty(options: Quantizer, spec: Spec) -> QuantizerState:
     """A codebook of dead codes: the first batch seeds them."""
     width = spec.dimension
     shape = (options.parts, options.codes, width // options.parts)
     rotation = None
     if options.rotate_at:
         # Not the first: nothing has been seen before it.
-        steps = [max(1, round(share * spec.steps)) for share in options.rotate_at]
+        steps = [
+            max(1, min(round(share * spec.steps), spec.steps - 1)) for share in options.rotate_at
+        ]
         rotation = RotationState(
             jnp.asarray(steps, jnp.int32), jnp.zeros(()), jnp.zeros(width), jnp.zeros((width,) * 2)
         )
     codebook = Codebook(jnp.zeros(shape), None if rotation is None else jnp.eye(width))
-    return CodebookState(codebook, jnp.zeros(shape[:2]), jnp.zeros(shape), rotation)
+    none = jnp.zeros(shape[:2])
+    return QuantizerState(codebook, none, jnp.zeros(shape), none, rotation)
 
 
 def terms(
     options: Quantizer,
     multitask: Multitask | None,
-    state: CodebookState,
+    state: QuantizerState,
     step: Int[Array, ""],
     pairs: Pairs,
-) -> tuple[Float[Array, ""], Quantized, CodebookState, Metrics]:
+) -> tuple[Float[Array, ""], Quantized, QuantizerState, Metrics]:
     """(loss, the pairs quantized, the state after this step, metrics).
 
     Args:
@@ -142,8 +148,8 @@ def terms(
     if state.rotation is not None:
         started = jnp.any(step >= state.rotation.steps).astype(jnp.float32)
     sides = pairs.images, pairs.texts
-    codes = [quantizers.encode(jax.lax.stop_gradient(z), state.codebook) for z in sides]
-    found = [quantizers.decode(code, state.codebook) for code in codes]
+    codes = [codebooks.encode(jax.lax.stop_gradient(z), state.codebook) for z in sides]
+    found = [codebooks.decode(code, state.codebook) for code in codes]
 
     share = started * parallel.device_count() / pairs.total
     apart = sum(losses.commitment(z, e, pairs.where) for z, e in zip(sides, found, strict=True))
@@ -163,16 +169,16 @@ def terms(
         for z, code in zip(sides, codes, strict=True)
     ]
     counts, sums = parallel.total(jax.tree.map(lambda *x: sum(x), *used))
-    images, texts = (quantizers.straight_through(z, e) for z, e in zip(sides, found, strict=True))
+    images, texts = (codebooks.straight_through(z, e) for z, e in zip(sides, found, strict=True))
     state = _moved(options, state, counts, sums)
     if state.rotation is not None:
         state = state.replace(rotation=_followed(options, state.rotation, step, pairs))
-    # Of the moving average: a batch has fewer embeddings than most codebooks have codes.
-    metrics["code_perplexity"] = losses.perplexity(state.totals)
+    # Of a moving average: a batch has fewer embeddings than most codebooks have codes.
+    metrics["code_perplexity"] = losses.perplexity(state.chosen)
     return loss, Quantized(images, texts, started), state, metrics
 
 
-def _turned(options: Quantizer, state: CodebookState, step: Int[Array, ""]) -> CodebookState:
+def _turned(options: Quantizer, state: QuantizerState, step: Int[Array, ""]) -> QuantizerState:
     """At the steps of the rotation a codebook of dead codes in new axes, else the state."""
     rotation = state.rotation
     if rotation is None:
@@ -188,6 +194,7 @@ def _turned(options: Quantizer, state: CodebookState, step: Int[Array, ""]) -> C
     return state.replace(
         codebook=jax.lax.cond(now, turn, lambda: state.codebook),
         totals=jnp.where(now, 0.0, state.totals),
+        chosen=jnp.where(now, 0.0, state.chosen),
     )
 
 
@@ -213,8 +220,8 @@ def _followed(
 
 
 def _seeded(
-    options: Quantizer, state: CodebookState, step: Int[Array, ""], pairs: Pairs
-) -> CodebookState:
+    options: Quantizer, state: QuantizerState, step: Int[Array, ""], pairs: Pairs
+) -> QuantizerState:
     """Dead codes put on embeddings of the batch, with the average of all codes' totals."""
     (_, texts), (_, images) = pairs.directions
     even = jnp.sum(state.totals, axis=1, keepdims=True) / options.codes
@@ -225,7 +232,7 @@ def _seeded(
         return losses.reseeded(
             state.codebook.centroids,
             dead,
-            quantizers.parts_of(candidates, state.codebook),
+            codebooks.parts_of(candidates, state.codebook),
             jnp.concatenate([images.where, texts.where]),
             jax.random.permutation(jax.random.key(step), candidates.shape[0]),
         )
@@ -236,24 +243,30 @@ def _seeded(
     totals = jnp.where(dead, jnp.where(even > 0, even, 1.0), state.totals)
     sums = jnp.where(dead[:, :, None], centroids * totals[:, :, None], state.sums)
     codebook = state.codebook._replace(centroids=centroids)
-    return state.replace(codebook=codebook, totals=totals, sums=sums)
+    chosen = jnp.where(dead, 0.0, state.chosen)
+    return state.replace(codebook=codebook, totals=totals, sums=sums, chosen=chosen)
 
 
 def _moved(
     options: Quantizer,
-    state: CodebookState,
+    state: QuantizerState,
     counts: Float[Array, "m k"],
     batch_sums: Float[Array, "m k p"],
-) -> CodebookState:
+) -> QuantizerState:
     """The state after a batch whose parts chose the codes `counts` times."""
     totals, sums = losses.moved_by_average(
         state.totals, state.sums, counts, batch_sums, options.decay
     )
+    chosen = options.decay * state.chosen + (1.0 - options.decay) * counts
     if options.update == "average":
-        centroids = sums / jnp.maximum(totals, 1e-12)[:, :, None]
+        # A code that nothing chose for long stays where it is.
+        some = totals[:, :, None] > 1e-12
+        centroids = jnp.where(
+            some, sums / jnp.where(some, totals[:, :, None], 1.0), state.codebook.centroids
+        )
     else:
         centroids = losses.moved_by_gradient(
             state.codebook.centroids, counts, batch_sums, options.rate
         )
     codebook = state.codebook._replace(centroids=centroids)
-    return state.replace(codebook=codebook, totals=totals, sums=sums)
+    return state.replace(codebook=codebook, totals=totals, sums=sums, chosen=chosen)

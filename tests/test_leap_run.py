@@ -1,0 +1,121 @@
+"""A run of LEAP from the training to the codes of new embeddings."""
+
+import json
+
+import numpy as np
+import pytest
+
+import vse_jax
+from vse_jax import assembly, evaluation, experiment, train, workdir
+
+REPORTED = ("R@1", "R@5", "R@10", "MedR", "MeanR")
+
+
+@pytest.fixture(scope="module")
+def model(trained_leap):
+    return vse_jax.load(trained_leap)
+
+
+@pytest.fixture(scope="module")
+def embeddings(trained_leap):
+    run = experiment.prepare(workdir.read_config(trained_leap), trained_leap)
+    state = evaluation.best_state(run, train.initial_state(run))
+    return evaluation.encode(run, state, "test")
+
+
+def test_the_report_has_what_codes_retrieve_and_how_they_are_used(trained_leap, model, embeddings):
+    report = json.loads((trained_leap / "report.json").read_text())
+    for kind in ("asymmetric", "symmetric"):
+        expected = {f"codes/{kind}/{way}/{m}" for way in ("i2t", "t2i") for m in REPORTED}
+        assert expected | {f"codes/{kind}/rsum"} <= report["metrics"].keys()
+    assert report["scores"]["measure"] == "distance"
+    chosen = model.quantize(np.concatenate([embeddings.images, embeddings.captions]))
+    # Of each rank the mean over the parts of how often its code is chosen; even is 1.
+    counts = np.array([np.sort(np.bincount(part, minlength=8))[::-1] for part in chosen.T])
+    np.testing.assert_allclose(report["code_usage"], np.mean(counts, 0) * 8 / len(chosen))
+    page = (trained_leap / "report.html").read_text()
+    titles = [
+        "leap/margin", "leap/code perplexity", "Distance", "Distance of right and wrong pairs",
+        "Use of the codes", "Quantizer, bytes",
+    ]  # fmt: skip
+    for drawn in titles:
+        assert drawn in page
+
+
+def test_the_margin_and_the_codes_are_logged(trained_leap):
+    rows = [row for row in workdir.read_metrics(trained_leap) if "loss" in row]
+    margins = [row["leap/margin"] for row in rows]
+    assert len(margins) == 4
+    assert margins[0] == pytest.approx(0.2)
+    assert len(set(margins)) == 4
+    assert all(1.0 <= row["leap/code_perplexity"] <= 8.0 for row in rows)
+
+
+def test_embeddings_are_quantized_to_the_nearest_codes(model, embeddings):
+    book = model.codebook
+    assert book.centroids.shape == (4, 8, 4)
+    found = model.quantize(embeddings.images)
+    assert (found.shape, found.dtype) == ((16, 4), np.uint8)
+    for row, codes in zip(embeddings.images.astype(np.float64) @ book.rotation, found, strict=True):
+        for part in range(4):
+            apart = np.sum((book.centroids[part] - row[4 * part : 4 * part + 4]) ** 2, axis=1)
+            assert apart[codes[part]] <= np.min(apart) + 1e-6
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        (np.zeros((2, 5)), r"embeddings is \[2, 5\]; expected embeddings \[n, 16\]"),
+        (np.zeros(16), r"embeddings is \[16\]; expected embeddings \[n, 16\]"),
+        (np.where(np.eye(3, 16) > 0, np.nan, 0.0)[::-1], r"embedding 0 is not finite"),
+    ],
+)
+def test_what_is_no_embedding_is_not_quantized(model, rows, message):
+    with pytest.raises(ValueError, match=message):
+        model.quantize(rows)
+
+
+def test_closeness_is_minus_the_distance(model, embeddings):
+    found = model.similarity(embeddings.images[:3], embeddings.captions[:4])
+    for i in range(3):
+        for j in range(4):
+            apart = np.linalg.norm(embeddings.images[i] - embeddings.captions[j])
+            assert found[i, j] == pytest.approx(-apart, abs=1e-5)
+
+
+def test_without_a_quantizer_nothing_is_quantized(trained):
+    with pytest.raises(ValueError, match=r"no codebook: train with objective\.quantizer\.weight"):
+        vse_jax.load(trained).quantize(np.zeros((1, 16), np.float32))
+
+
+def test_the_codebook_is_that_of_the_best_state(trained_leap, model):
+    run = experiment.prepare(workdir.read_config(trained_leap), trained_leap)
+    state = evaluation.best_state(run, train.initial_state(run))
+    expected = assembly.codebook_of(state.objective_state)
+    for left, right in zip(model.codebook, expected, strict=True):
+        np.testing.assert_array_equal(left, right)
+        assert np.any(right)
+
+
+def test_scenes_are_judged_by_the_caption_that_is_compared(trained_leap, embeddings):
+    """Spearman's correlation, over the same pairs, from the definition."""
+    from vse_jax.data.shapes.similarity import scene_similarity
+    from vse_jax.similarity import negative_euclidean
+
+    run = experiment.prepare(workdir.read_config(trained_leap), trained_leap)
+    split = run.dataset.splits["test"]
+    # Embeddings that say what they show: pictures apart from captions by their dissimilarity.
+    found = evaluation.judged(run.config.evaluate, split, embeddings, negative_euclidean)
+    shape = len(split.images), len(split.captions)
+    pairs = np.random.default_rng(0).integers(0, shape, (evaluation.JUDGED, 2))
+    truth = np.array([scene_similarity(split.meanings[c], split.scenes[i]) for i, c in pairs])
+    apart = np.linalg.norm(
+        embeddings.images[pairs[:, 0]] - embeddings.captions[pairs[:, 1]], axis=1
+    )
+
+    def ranks(values):
+        values = np.round(values, 5)
+        return np.array([np.sum(values < v) + np.sum(values == v) / 2 for v in values])
+
+    expected = np.corrcoef(ranks(-apart), ranks(truth))[0, 1]
+    assert found["scenes/spearman"] == pytest.approx(expected, abs=1e-3)
