@@ -27,25 +27,35 @@ class Codebook(NamedTuple):
     rotation: Float[Array | np.ndarray, "d d"] | None = None
 
 
+def turned(z: Float[Array, "b d"], codebook: Codebook) -> Float[Array, "b d"]:
+    """Embeddings in the axes of the codebook, in which distances are the same."""
+    if codebook.rotation is None:
+        return z
+    return jnp.matmul(z, codebook.rotation, precision=jax.lax.Precision.HIGHEST)
+
+
 def parts_of(z: Float[Array, "b d"], codebook: Codebook) -> Float[Array, "b m p"]:
     """Embeddings cut into the codebook's M parts."""
-    if codebook.rotation is not None:
-        z = jnp.matmul(z, codebook.rotation, precision=jax.lax.Precision.HIGHEST)
     parts, _, width = codebook.centroids.shape
-    return z.reshape(z.shape[0], parts, width)
+    return turned(z, codebook).reshape(z.shape[0], parts, width)
+
+
+def code_scores(z: Float[Array, "b d"], codebook: Codebook) -> Float[Array, "b m k"]:
+    """2 z_m.e_mk - |e_mk|^2, which is |z_m|^2 - |z_m - e_mk|^2: the larger, the nearer."""
+    parts, centroids = parts_of(z, codebook), codebook.centroids
+    products = jnp.einsum("bmp,mkp->bmk", parts, centroids, precision=jax.lax.Precision.HIGHEST)
+    return 2.0 * products - jnp.sum(centroids**2, axis=2)[None]
 
 
 def code_distances(z: Float[Array, "b d"], codebook: Codebook) -> Float[Array, "b m k"]:
     """|z_m - e_mk|^2, by |z|^2 + |e|^2 - 2 z.e; at least 0."""
-    parts, centroids = parts_of(z, codebook), codebook.centroids
-    products = jnp.einsum("bmp,mkp->bmk", parts, centroids, precision=jax.lax.Precision.HIGHEST)
-    squares = jnp.sum(parts**2, axis=2)[:, :, None] + jnp.sum(centroids**2, axis=2)[None]
-    return jnp.maximum(squares - 2.0 * products, 0.0)
+    squares = jnp.sum(parts_of(z, codebook) ** 2, axis=2)[:, :, None]
+    return jnp.maximum(squares - code_scores(z, codebook), 0.0)
 
 
 def encode(z: Float[Array, "b d"], codebook: Codebook) -> Int[Array, "b m"]:
     """The nearest code of each part, the first of equals."""
-    return jnp.argmin(code_distances(z, codebook), axis=2).astype(jnp.int32)
+    return jnp.argmax(code_scores(z, codebook), axis=2).astype(jnp.int32)
 
 
 def decode(codes: Int[Array, "b m"], codebook: Codebook) -> Float[Array, "b d"]:

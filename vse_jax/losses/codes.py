@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from vse_jax.codebook import Codebook, code_distances, parts_of
+from vse_jax.codebook import Codebook, code_scores, parts_of
 
 
 def commitment(
@@ -41,10 +41,11 @@ def code_cross_entropy(
       temperature: t.
       where: False for padding.
     """
-    distances = code_distances(z, jax.lax.stop_gradient(codebook))
-    logs = jax.nn.log_softmax(-distances / temperature, axis=2)
-    right = jnp.take_along_axis(logs, codes[:, :, None], axis=2)[:, :, 0]
-    return -jnp.sum(jnp.where(where, jnp.mean(right, axis=1), 0.0))
+    # The softmax does not see |z_m|^2, which is missing from the scores.
+    logits = code_scores(z, jax.lax.stop_gradient(codebook)) / temperature
+    right = jnp.take_along_axis(logits, codes[:, :, None], axis=2)[:, :, 0]
+    surprise = jax.nn.logsumexp(logits, axis=2) - right
+    return jnp.sum(jnp.where(where, jnp.mean(surprise, axis=1), 0.0))
 
 
 def usage(

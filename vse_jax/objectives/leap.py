@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from vse_jax import codebook as codebooks
+from vse_jax.codebook import Codebook
 from vse_jax.objectives import centers, margin
 from vse_jax.objectives import quantizer as quantizers
 from vse_jax.objectives.base import Batch, Metrics, Objective, Outputs, Spec
@@ -65,17 +66,16 @@ def leap(
         loss, metrics = jnp.zeros(()), Metrics()
         new, quantized, meanings = state, None, None
         if state.quantizer is not None and quantizer is not None:
-            term, stored, moved, logged = quantizers.terms(
+            term, coded, moved, logged = quantizers.terms(
                 quantizer, multitask, state.quantizer, state.margin.step, pairs
             )
             loss, metrics = loss + term, metrics | logged
             new = new.replace(quantizer=moved)
             if hinge.quantized:
-                sides = stored.images, stored.texts
-                searched = pairs.with_keys(*sides)
-                if hinge.quantized_distance == "symmetric":
-                    searched = searched.with_queries(*sides)
-                quantized = hinge.quantized * stored.started, searched
+                asymmetric = hinge.quantized_distance == "asymmetric"
+                queries = coded.sides if asymmetric else coded.stored
+                searched = pairs.with_keys(*coded.stored).with_queries(*queries)
+                quantized = hinge.quantized * coded.started, searched
         if center is not None:
             term, own, table, logged = centers.terms(center, state.centers, pairs)
             loss, metrics = loss + term, metrics | logged
@@ -91,9 +91,10 @@ def leap(
 def _meanings(
     own: Float[Array, "b d"], quantizer: quantizers.QuantizerState | None
 ) -> Float[Array, "b d"]:
-    """The pairs' centers, quantized where there is a codebook; zeros stay zeros."""
+    """The pairs' centers; with a codebook quantized, in its axes. Zeros stay zeros."""
     if quantizer is None:
         return own
     seen = jnp.any(own != 0.0, axis=1, keepdims=True)
-    book = quantizer.codebook
-    return jnp.where(seen, codebooks.decode(codebooks.encode(own, book), book), 0.0)
+    book = Codebook(quantizer.codebook.centroids)
+    codes = codebooks.encode(codebooks.turned(own, quantizer.codebook), book)
+    return jnp.where(seen, codebooks.decode(codes, book), 0.0)

@@ -96,16 +96,16 @@ class QuantizerState(flax.struct.PyTreeNode):
 
 
 class Quantized(NamedTuple):
-    """A batch as its codes have it.
+    """A batch as its codes have it, in the axes of the codebook.
 
     Attributes:
-      images: q(x), with the gradient of x.
-      texts: q(y), likewise.
+      sides: (x, y), pictures and captions.
+      stored: (q(x), q(y)), with the gradient of x and y.
       started: 1 from the first of `rotate_at` on, else 0.
     """
 
-    images: Float[Array, "b d"]
-    texts: Float[Array, "b d"]
+    sides: tuple[Float[Array, "b d"], Float[Array, "b d"]]
+    stored: tuple[Float[Array, "b d"], Float[Array, "b d"]]
     started: Float[Array, ""]
 
 
@@ -147,35 +147,34 @@ def terms(
     started = jnp.ones(())
     if state.rotation is not None:
         started = jnp.any(step >= state.rotation.steps).astype(jnp.float32)
-    sides = pairs.images, pairs.texts
-    codes = [codebooks.encode(jax.lax.stop_gradient(z), state.codebook) for z in sides]
-    found = [codebooks.decode(code, state.codebook) for code in codes]
+    # From here on pictures, then captions, in the axes of the codebook.
+    z = codebooks.turned(jnp.concatenate([pairs.images, pairs.texts]), state.codebook)
+    where = jnp.tile(pairs.where, 2)
+    book = Codebook(state.codebook.centroids)
+    codes = codebooks.encode(jax.lax.stop_gradient(z), book)
+    e = codebooks.decode(codes, book)
 
     share = started * parallel.device_count() / pairs.total
-    apart = sum(losses.commitment(z, e, pairs.where) for z, e in zip(sides, found, strict=True))
+    apart = losses.commitment(z, e, where)
     loss = options.weight * options.beta * share * apart
     metrics = {"quantization": parallel.total(jax.lax.stop_gradient(apart)) / (2 * pairs.total)}
     if multitask is not None:
-        surprise = sum(
-            losses.code_cross_entropy(z, code, state.codebook, multitask.temperature, pairs.where)
-            for z, code in zip(sides, reversed(codes), strict=True)
-        )
+        others = jnp.roll(codes, len(pairs.where), axis=0)
+        surprise = losses.code_cross_entropy(z, others, book, multitask.temperature, where)
         loss += multitask.weight * share * surprise / 2
         total = parallel.total(jax.lax.stop_gradient(surprise))
         metrics["code_entropy"] = total / (2 * pairs.total)
 
-    used = [
-        losses.usage(z, code, state.codebook, pairs.where)
-        for z, code in zip(sides, codes, strict=True)
-    ]
-    counts, sums = parallel.total(jax.tree.map(lambda *x: sum(x), *used))
-    images, texts = (codebooks.straight_through(z, e) for z, e in zip(sides, found, strict=True))
+    counts, sums = parallel.total(losses.usage(z, codes, book, where))
     state = _moved(options, state, counts, sums)
     if state.rotation is not None:
         state = state.replace(rotation=_followed(options, state.rotation, step, pairs))
     # Of a moving average: a batch has fewer embeddings than most codebooks have codes.
     metrics["code_perplexity"] = losses.perplexity(state.chosen)
-    return loss, Quantized(images, texts, started), state, metrics
+    images, texts = jnp.split(z, 2)
+    stored_images, stored_texts = jnp.split(codebooks.straight_through(z, e), 2)
+    quantized = Quantized((images, texts), (stored_images, stored_texts), started)
+    return loss, quantized, state, metrics
 
 
 def _turned(options: Quantizer, state: QuantizerState, step: Int[Array, ""]) -> QuantizerState:
