@@ -122,6 +122,28 @@ def test_step_runs_without_torch(monkeypatch):
     assert [row.quantity for row in rows] == ["products of a step", "ours"]
 
 
+def test_leap_is_measured_beside_vsepp(monkeypatch):
+    """Both from the step where hard negatives begin, with every part of LEAP."""
+    leap, confs = load("leap"), []
+
+    class Recorded(FakeStep):
+        def __init__(self, conf, vocabulary):
+            del vocabulary
+            confs.append(conf.objective)
+
+    monkeypatch.setattr(leap.step, "OurStep", Recorded)
+    rows = leap.run(load("timing").Options(rounds=1))
+    assert [row.quantity for row in rows] == ["VSE++", "LEAP", "time of LEAP / VSE++"]
+    assert rows[2].wanted == "<= 1.15"
+    vsepp, whole = confs
+    assert (vsepp.triplet.weight, vsepp.triplet.warmup_epochs, vsepp.leap.weight) == (1, 0, 0)
+    assert (whole.triplet.weight, whole.leap.warmup_epochs, whole.leap.weight) == (0, 0, 1)
+    parts = whole.center, whole.quantizer, whole.multitask
+    assert all(part.weight > 0 for part in parts)
+    assert whole.leap.pair_margins
+    assert whole.leap.quantized > 0
+
+
 @pytest.mark.slow
 @pytest.mark.torch
 def test_step_does_what_its_twin_does():

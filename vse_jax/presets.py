@@ -52,7 +52,7 @@ def infonce(config: ConfigDict) -> None:
 def leap_fixed(config: ConfigDict) -> None:
     """The hinge on Euclidean distances with a fixed margin, the first part of LEAP.
 
-    It collapses on Flickr8k's validation split after epochs over all negatives, and does not
+    At the rate used here it collapses on Flickr8k after epochs over all negatives, and does not
     after as many of the cross-entropy.
     """
     config.model.similarity = "negative_euclidean"
