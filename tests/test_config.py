@@ -93,12 +93,12 @@ def test_a_wrong_choice_is_told_the_choices(field):
 @pytest.mark.parametrize("value", [0, -1])
 @pytest.mark.parametrize(
     "field",
-    {
+    sorted({
         *configs.POSITIVE, "model.dimension", "train.batch_size", "train.learning_rate",
         "objective.leap.margin", "objective.leap.least", "objective.leap.pair_low",
         "objective.leap.temperature", "objective.center.alpha", "objective.quantizer.parts",
         "objective.multitask.temperature",
-    },
+    }),
 )  # fmt: skip
 def test_what_must_be_above_zero(field, value):
     with pytest.raises(ConfigError, match=f"{re.escape(field)}.* must be above 0"):
