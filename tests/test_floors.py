@@ -9,13 +9,13 @@ import vse_jax
 HOUSE = Path(vse_jax.__file__).parent
 # What each of these rooms may use of the house, itself apart.
 ALLOWED = {
-    "losses": {"quantizer", "similarity"},
+    "losses": {"codebook", "similarity"},
     "models": {"encoding"},
-    "evaluators": {"quantizer", "similarity"},
-    "objectives": {"encoding", "losses", "parallel", "quantizer", "similarity"},
+    "evaluators": {"codebook", "similarity"},
+    "objectives": {"encoding", "losses", "parallel", "codebook", "similarity"},
     "parallel": set(),
     "similarity": set(),
-    "quantizer": set(),
+    "codebook": set(),
     "encoding": set(),
 }
 

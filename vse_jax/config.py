@@ -194,7 +194,8 @@ def _check_leap(given: Mapping[str, Any]) -> None:
                 f"config field 'objective.leap.{low}' is {given[f'objective.leap.{low}']}, above "
                 f"'objective.leap.{high}' = {given[f'objective.leap.{high}']}"
             )
-    if given["objective.leap.pair_margins"] and not given["objective.center.weight"]:
+    active = any(given[name] for name in LEAP)
+    if active and given["objective.leap.pair_margins"] and not given["objective.center.weight"]:
         raise ConfigError(
             "'objective.leap.pair_margins' needs centers: set 'objective.center.weight' above 0"
         )
@@ -209,7 +210,8 @@ def _check_leap(given: Mapping[str, Any]) -> None:
         _check_codebook(given)
         return
     for name in ("objective.multitask.weight", "objective.leap.quantized"):
-        if given[name]:
+        # The hinge's is without effect where nothing of LEAP is trained.
+        if given[name] and (active or name == "objective.multitask.weight"):
             raise ConfigError(
                 f"config field {name!r} is {given[name]}, which needs the quantizer: set "
                 "'objective.quantizer.weight' above 0"
