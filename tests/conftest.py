@@ -83,30 +83,31 @@ def tiny_shapes(preset, shared_folder):
     return config
 
 
-@pytest.fixture(scope="session")
-def trained(tiny_shapes, shared_folder):
-    """A workdir of three steps of `tiny_shapes`; for reading only."""
+def trained_once(config, folder):
+    """The folder, trained by the first worker that comes; what it logged in `folder`.log."""
     from vse_jax import train
 
-    folder = shared_folder / "trained"
     with FileLock(f"{folder}.lock"):
-        # A worker that comes later finds it trained, and is done at once.
         if not (folder / "report.json").exists():
             lines = io.StringIO()
             handler, log = logging.StreamHandler(lines), logging.getLogger("vse_jax")
             log.addHandler(handler)
             log.setLevel(logging.INFO)
-            assert train.train(tiny_shapes, folder)
+            assert train.train(config, folder)
             log.removeHandler(handler)
-            (shared_folder / "trained.log").write_text(lines.getvalue())
+            folder.with_suffix(".log").write_text(lines.getvalue())
     return folder
+
+
+@pytest.fixture(scope="session")
+def trained(tiny_shapes, shared_folder):
+    """A workdir of three steps of `tiny_shapes`; for reading only."""
+    return trained_once(tiny_shapes, shared_folder / "trained")
 
 
 @pytest.fixture(scope="session")
 def trained_leap(preset, tiny_shapes, shared_folder):
     """A workdir of four steps of `tiny_shapes` by LEAP whole; for reading only."""
-    from vse_jax import train
-
     config = tiny_shapes.copy_and_resolve_references()
     leap = preset("shapes", "leap")
     config.objective, config.model.similarity = leap.objective, leap.model.similarity
@@ -114,11 +115,20 @@ def trained_leap(preset, tiny_shapes, shared_folder):
     config.objective.quantizer.parts = 4
     config.objective.quantizer.codes = 8
     config.train.steps = 4
-    folder = shared_folder / "trained_leap"
-    with FileLock(f"{folder}.lock"):
-        if not (folder / "report.json").exists():
-            assert train.train(config, folder)
-    return folder
+    return trained_once(config, shared_folder / "trained_leap")
+
+
+@pytest.fixture(scope="session")
+def opened():
+    """Workdir -> its run made ready, and the state of its best checkpoint."""
+
+    def open_(folder):
+        from vse_jax import evaluation, experiment, train, workdir
+
+        run = experiment.prepare(workdir.read_config(folder), folder)
+        return run, evaluation.best_state(run, train.initial_state(run))
+
+    return open_
 
 
 @pytest.fixture(scope="session")

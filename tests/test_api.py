@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 import vse_jax
-from vse_jax import evaluation, experiment, train, workdir
+from vse_jax import evaluation, workdir
 from vse_jax.checkpoint import CheckpointError
 from vse_jax.data.split import DataError
 from vse_jax.workdir import WorkdirError
@@ -47,11 +47,10 @@ def model(trained):
 
 
 @pytest.fixture(scope="module")
-def evaluated(trained):
+def evaluated(trained, opened):
     """Encoded pictures and captions of the validation split, and the evaluation's embeddings."""
-    run = experiment.prepare(workdir.read_config(trained), trained)
+    run, state = opened(trained)
     split = run.dataset.splits["validation"]
-    state = evaluation.best_state(run, train.initial_state(run))
     embeddings = evaluation.encode(run, state, "validation")
     return split.read(list(range(len(split.images)))), split.captions, embeddings
 

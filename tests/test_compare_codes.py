@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import vse_jax
-from vse_jax import evaluation, experiment, train, workdir
+from vse_jax import evaluation
 from vse_jax.evaluators import codes
 
 faiss = pytest.importorskip("faiss", reason="needs the extra [bench]")
@@ -47,21 +47,20 @@ def test_codebooks_of_faiss_find_what_faiss_finds(compare_codes):
     assert errors[1] < errors[0] < np.var(rows)
 
 
-def test_a_workdir_is_compared_with_faiss_trained_in_both_ways(compare_codes, trained_leap):
+def test_a_workdir_is_compared_with_faiss_trained_in_both_ways(compare_codes, trained_leap, opened):
     rows = compare_codes.compare(trained_leap, "validation")
     faiss_rows = ["FAISS PQ", "FAISS OPQ", "FAISS PQ on pairs", "FAISS OPQ on pairs"]
     names = ["learned", *faiss_rows]
     assert list(rows) == ["float32", *(f"{name}, 4 bytes" for name in names)]
-    found = vse_jax.load(trained_leap)
     assert all(0 < metrics["rsum"] <= 600 for metrics in rows.values())
-    learned = codes.evaluate("all_16", *embeddings_of(trained_leap, "validation"), found.codebook)
+    run, state = opened(trained_leap)
+    embeddings = evaluation.encode(run, state, "validation")
+    owners = run.dataset.splits["validation"].caption_image
+    learned = codes.evaluate(
+        "all_16", embeddings.images, embeddings.captions, owners,
+        vse_jax.load(trained_leap).codebook,
+    )  # fmt: skip
     assert rows["learned, 4 bytes"]["rsum"] == learned["codes/asymmetric/rsum"]
-
-
-def embeddings_of(folder, name):
-    run = experiment.prepare(workdir.read_config(folder), folder)
-    found = evaluation.encode(run, evaluation.best_state(run, train.initial_state(run)), name)
-    return found.images, found.captions, run.dataset.splits[name].caption_image
 
 
 @pytest.mark.parametrize("size", [6, 64])

@@ -5,7 +5,7 @@ import jax
 import numpy as np
 import pytest
 
-from vse_jax import evaluation, experiment, train, workdir
+from vse_jax import evaluation, experiment
 from vse_jax.checkpoint import CheckpointError
 from vse_jax.config import default_config
 from vse_jax.data.split import Split
@@ -28,13 +28,18 @@ def split_of(caption_image, pictures):
 
 
 @pytest.fixture(scope="module")
-def run(trained):
-    return experiment.prepare(workdir.read_config(trained), trained)
+def found(trained, opened):
+    return opened(trained)
 
 
 @pytest.fixture(scope="module")
-def best(run):
-    return evaluation.best_state(run, train.initial_state(run))
+def run(found):
+    return found[0]
+
+
+@pytest.fixture(scope="module")
+def best(found):
+    return found[1]
 
 
 @pytest.fixture(scope="module")

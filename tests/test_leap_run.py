@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import vse_jax
-from vse_jax import assembly, evaluation, experiment, train, workdir
+from vse_jax import assembly, evaluation, workdir
 
 REPORTED = ("R@1", "R@5", "R@10", "MedR", "MeanR")
 
@@ -17,10 +17,13 @@ def model(trained_leap):
 
 
 @pytest.fixture(scope="module")
-def embeddings(trained_leap):
-    run = experiment.prepare(workdir.read_config(trained_leap), trained_leap)
-    state = evaluation.best_state(run, train.initial_state(run))
-    return evaluation.encode(run, state, "test")
+def found(trained_leap, opened):
+    return opened(trained_leap)
+
+
+@pytest.fixture(scope="module")
+def embeddings(found):
+    return evaluation.encode(*found, "test")
 
 
 def test_the_report_has_what_codes_retrieve_and_how_they_are_used(trained_leap, model, embeddings):
@@ -88,24 +91,21 @@ def test_without_a_quantizer_nothing_is_quantized(trained):
         vse_jax.load(trained).quantize(np.zeros((1, 16), np.float32))
 
 
-def test_the_codebook_is_that_of_the_best_state(trained_leap, model):
-    run = experiment.prepare(workdir.read_config(trained_leap), trained_leap)
-    state = evaluation.best_state(run, train.initial_state(run))
-    expected = assembly.codebook_of(state.objective_state)
+def test_the_codebook_is_that_of_the_best_state(found, model):
+    expected = assembly.codebook_of(found[1].objective_state)
     for left, right in zip(model.codebook, expected, strict=True):
         np.testing.assert_array_equal(left, right)
         assert np.any(right)
 
 
-def test_scenes_are_judged_by_the_caption_that_is_compared(trained_leap, embeddings):
+def test_scenes_are_judged_by_the_caption_that_is_compared(found, embeddings):
     """Spearman's correlation, over the same pairs, from the definition."""
     from vse_jax.data.shapes.similarity import scene_similarity
     from vse_jax.similarity import negative_euclidean
 
-    run = experiment.prepare(workdir.read_config(trained_leap), trained_leap)
+    run, _ = found
     split = run.dataset.splits["test"]
-    # Embeddings that say what they show: pictures apart from captions by their dissimilarity.
-    found = evaluation.judged(run.config.evaluate, split, embeddings, negative_euclidean)
+    judged = evaluation.judged(run.config.evaluate, split, embeddings, negative_euclidean)
     shape = len(split.images), len(split.captions)
     pairs = np.random.default_rng(0).integers(0, shape, (evaluation.JUDGED, 2))
     truth = np.array([scene_similarity(split.meanings[c], split.scenes[i]) for i, c in pairs])
@@ -118,4 +118,4 @@ def test_scenes_are_judged_by_the_caption_that_is_compared(trained_leap, embeddi
         return np.array([np.sum(values < v) + np.sum(values == v) / 2 for v in values])
 
     expected = np.corrcoef(ranks(-apart), ranks(truth))[0, 1]
-    assert found["scenes/spearman"] == pytest.approx(expected, abs=1e-3)
+    assert judged["scenes/spearman"] == pytest.approx(expected, abs=1e-3)

@@ -49,7 +49,10 @@ POSITIVE = (
     "train.validate_every", "evaluate.batch_size",
 )  # fmt: skip
 # The terms of LEAP, each of which brings its objective.
-LEAP = ("objective.leap.weight", "objective.center.weight", "objective.quantizer.weight")
+LEAP = (
+    "objective.leap.weight", "objective.center.weight", "objective.quantizer.weight",
+    "objective.multitask.weight",
+)  # fmt: skip
 # Fields whose value is at least the first and below, or at, the second.
 RANGES: Mapping[str, tuple[float, float]] = {
     "seed": (0, 2**31 - 1),
@@ -194,8 +197,9 @@ def _check_leap(given: Mapping[str, Any]) -> None:
                 f"config field 'objective.leap.{low}' is {given[f'objective.leap.{low}']}, above "
                 f"'objective.leap.{high}' = {given[f'objective.leap.{high}']}"
             )
-    active = any(given[name] for name in LEAP)
-    if active and given["objective.leap.pair_margins"] and not given["objective.center.weight"]:
+    if not any(given[name] for name in LEAP):
+        return
+    if given["objective.leap.pair_margins"] and not given["objective.center.weight"]:
         raise ConfigError(
             "'objective.leap.pair_margins' needs centers: set 'objective.center.weight' above 0"
         )
@@ -210,8 +214,7 @@ def _check_leap(given: Mapping[str, Any]) -> None:
         _check_codebook(given)
         return
     for name in ("objective.multitask.weight", "objective.leap.quantized"):
-        # The hinge's is without effect where nothing of LEAP is trained.
-        if given[name] and (active or name == "objective.multitask.weight"):
+        if given[name]:
             raise ConfigError(
                 f"config field {name!r} is {given[name]}, which needs the quantizer: set "
                 "'objective.quantizer.weight' above 0"

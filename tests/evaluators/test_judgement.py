@@ -24,35 +24,30 @@ def test_crowdflower_shares(tmp_path):
     assert [(j.caption, j.relevance) for j in found] == [("b.jpg#2", 0.3333333333), ("c.jpg#4", 0)]
 
 
-@pytest.mark.parametrize(
-    "line",
-    [
-        "a.jpg\tb.jpg#2\t1\t1", "a.jpg\tb.jpg#2\t1\t1\t5", "a.jpg\tb.jpg\t1\t1\t1",
-        "a.jpg b.jpg#2 1 1 1", "a.jpg\tb.jpg#\t1\t1\t1", "a.jpg\t#2\t1\t1\t1",
-        "a.jpg\tb.jpg#2\t1\t1\tx", "\tb.jpg#2\t1\t1\t1",
-        "a.jpg\tb.jpg#2\t1\t1\t1\t1",
-    ],
-)  # fmt: skip
-def test_a_bad_line_is_named(tmp_path, line):
-    path = tmp_path / "expert.txt"
-    path.write_text(f"a.jpg\tb.jpg#2\t1\t1\t2\n{line}\n")
-    with pytest.raises(EvaluationError, match=r"expert\.txt:2: .*three grades from 1 to 4, with"):
-        judgement.read_expert(path)
+GRADES = (judgement.read_expert, "three grades from 1 to 4, with")
+SHARES = (judgement.read_crowdflower, "a share from 0 to 1 and the counts of yes and no, with")
 
 
 @pytest.mark.parametrize(
-    "line",
+    ("reader", "line"),
     [
-        "a.jpg\tb.jpg#2\t1\t0\t3", "a.jpg\tb.jpg#2\t1\t0\t0", "a.jpg\tb.jpg#2\t1\t1\t3",
-        "a.jpg\tb.jpg#2\t0.5\t-1\t-1", "a.jpg\tb.jpg#2\t0.5\t1",
+        (GRADES, "a.jpg\tb.jpg#2\t1\t1"), (GRADES, "a.jpg\tb.jpg#2\t1\t1\t5"),
+        (GRADES, "a.jpg\tb.jpg\t1\t1\t1"), (GRADES, "a.jpg b.jpg#2 1 1 1"),
+        (GRADES, "a.jpg\tb.jpg#\t1\t1\t1"), (GRADES, "a.jpg\t#2\t1\t1\t1"),
+        (GRADES, "a.jpg\tb.jpg#2\t1\t1\tx"), (GRADES, "\tb.jpg#2\t1\t1\t1"),
+        (GRADES, "a.jpg\tb.jpg#2\t1\t1\t1\t1"),
+        # A share that is not that of the counts, as in lines of the experts.
+        (SHARES, "a.jpg\tb.jpg#2\t1\t0\t3"), (SHARES, "a.jpg\tb.jpg#2\t1\t0\t0"),
+        (SHARES, "a.jpg\tb.jpg#2\t1\t1\t3"), (SHARES, "a.jpg\tb.jpg#2\t0.5\t-1\t-1"),
+        (SHARES, "a.jpg\tb.jpg#2\t0.5\t1"),
     ],
 )  # fmt: skip
-def test_a_share_that_is_not_that_of_the_counts_is_named(tmp_path, line):
-    """Such as lines of the experts."""
-    path = tmp_path / "crowd.txt"
-    path.write_text(f"{line}\n")
-    with pytest.raises(EvaluationError, match=r"crowd\.txt:1: .*a share from 0 to 1 and the"):
-        judgement.read_crowdflower(path)
+def test_a_bad_line_is_named(tmp_path, reader, line):
+    read, expected = reader
+    path = tmp_path / "judged.txt"
+    path.write_text(f"\n{line}\n")
+    with pytest.raises(EvaluationError, match=rf"judged\.txt:2: .*{expected}"):
+        read(path)
 
 
 def test_a_byte_order_mark_is_no_part_of_a_name(tmp_path):

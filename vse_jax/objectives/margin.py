@@ -178,10 +178,8 @@ def _pair_margins(
     options: Hinge, margin: Float[Array, ""], spread: Float[Array, ""], queries: Rows, keys: Rows
 ) -> Float[Array, "b c"]:
     """m clip(delta_ij / mean delta, low, high); m where either concept has not been seen."""
-    assert queries.meanings is not None, "pair margins are of pairs with meanings"
-    assert keys.meanings is not None, "pair margins are of pairs with meanings"
-    delta = -negative_euclidean.matrix(queries.meanings, keys.meanings)
-    seen = _seen(queries.meanings)[:, None] & _seen(keys.meanings)[None, :] & (spread > 0)
+    delta = -negative_euclidean.matrix(_meanings(queries), _meanings(keys))
+    seen = _seen(queries)[:, None] & _seen(keys)[None, :] & (spread > 0)
     factor = jnp.clip(
         delta / jnp.where(spread > 0, spread, 1.0), options.pair_low, options.pair_high
     )
@@ -190,18 +188,22 @@ def _pair_margins(
 
 def _updated_spread(options: Hinge, spread: Float[Array, ""], keys: Rows) -> Float[Array, ""]:
     """The moving average of the distance of concepts' centers, by rows next to each other."""
-    assert keys.meanings is not None, "pair margins are of pairs with meanings"
     other = jax.tree.map(lambda x: jnp.roll(x, 1, axis=0), keys)
-    apart = -negative_euclidean.rows(keys.meanings, other.meanings)
+    apart = -negative_euclidean.rows(_meanings(keys), _meanings(other))
     counts = keys.where & other.where & (keys.ids != other.ids)
-    counts &= _seen(keys.meanings) & _seen(other.meanings)
+    counts &= _seen(keys) & _seen(other)
     mean = jnp.sum(jnp.where(counts, apart, 0.0)) / jnp.maximum(jnp.sum(counts), 1)
     updated = jnp.where(spread > 0, options.rho * spread + (1.0 - options.rho) * mean, mean)
     return jnp.where(jnp.any(counts), updated, spread)
 
 
-def _seen(meanings: Float[Array, "b s"]) -> Bool[Array, " b"]:
-    return jnp.any(meanings != 0.0, axis=1)
+def _meanings(rows: Rows) -> Float[Array, "b s"]:
+    assert rows.meanings is not None, "pair margins are of pairs with meanings"
+    return rows.meanings
+
+
+def _seen(rows: Rows) -> Bool[Array, " b"]:
+    return jnp.any(_meanings(rows) != 0.0, axis=1)
 
 
 def _moved(
