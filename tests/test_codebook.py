@@ -25,7 +25,7 @@ def test_distances_and_codes_are_those_of_a_loop():
         for m in range(M):
             part = row[m * P : (m + 1) * P]
             expected = [np.sum((part - codebook[m, k]) ** 2) for k in range(K)]
-            np.testing.assert_allclose(distances[i, m], expected, rtol=1e-4, atol=1e-5)
+            np.testing.assert_allclose(distances[m, i], expected, rtol=1e-4, atol=1e-5)
             assert codes[i, m] == np.argmin(expected)
 
 
@@ -53,14 +53,25 @@ def test_a_rotation_turns_embeddings_before_they_are_cut_and_codes_back():
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
     # Distances to codes are those of the embeddings as they were.
     distances = np.asarray(codebooks.code_distances(jnp.asarray(z), turned))
-    chosen = np.take_along_axis(distances, np.asarray(codes)[:, :, None], axis=2)[:, :, 0]
-    np.testing.assert_allclose(chosen.sum(1), np.sum((z - expected) ** 2, 1), rtol=1e-4)
+    chosen = np.take_along_axis(distances, np.asarray(codes).T[:, :, None], axis=2)[:, :, 0]
+    np.testing.assert_allclose(chosen.sum(0), np.sum((z - expected) ** 2, 1), rtol=1e-4)
 
 
 def test_of_equal_codes_the_first_is_chosen():
     z = jnp.ones((1, 2))
     codebook = Codebook(jnp.asarray([[[0.0], [1.0], [1.0]], [[1.0], [1.0], [0.0]]]))
     np.testing.assert_array_equal(codebooks.encode(z, codebook), [[1, 0]])
+
+
+def test_a_part_that_is_no_number_stays_none():
+    """So that the loss is none either, and the run stops."""
+    _, centroids = data()
+    codebook = Codebook(jnp.asarray(centroids))
+    z = jnp.zeros((2, M * P)).at[1, P].set(jnp.nan)
+    codes = codebooks.encode(z, codebook)
+    assert codes[1, 1] == K
+    found = np.asarray(codebooks.decode(codes, codebook)).reshape(2, M, P)
+    assert np.argwhere(np.isnan(found)).tolist() == [[1, 1, 0], [1, 1, 1]]
 
 
 def test_the_gradient_is_that_of_the_surrogate():

@@ -21,6 +21,10 @@ def data(seed=0):
     return z, codebook, chosen
 
 
+def parts(z):
+    return z.reshape(B, M, P).swapaxes(0, 1)
+
+
 def test_commitment_draws_embeddings_alone():
     z, codebook, chosen = data()
     e = np.asarray(codebooks.decode(jnp.asarray(chosen), Codebook(jnp.asarray(codebook))))
@@ -106,9 +110,7 @@ def test_dead_codes_are_put_on_embeddings_in_the_given_order():
     z, codebook, _ = data()
     dead = np.array([[True, False, True, True], [False, False, False, True]])
     order = np.array([5, 3, 0, 4, 1, 2])  # row 5 is padding
-    found = np.asarray(
-        losses.reseeded(*map(jnp.asarray, (codebook, dead, z.reshape(B, M, P), WHERE, order)))
-    )
+    found = np.asarray(losses.reseeded(*map(jnp.asarray, (codebook, dead, parts(z), WHERE, order))))
     taken = [3, 0, 4]
     for m in range(M):
         fresh = iter(taken)
@@ -122,12 +124,10 @@ def test_more_dead_codes_than_embeddings_start_again_and_none_at_all_change_noth
     z, codebook, _ = data()
     dead, order = jnp.ones((M, K), bool), jnp.arange(B)
     two = jnp.asarray([False, True, False, True, False, False])
-    found = losses.reseeded(
-        jnp.asarray(codebook), dead, jnp.asarray(z).reshape(B, M, P), two, order
-    )
+    found = losses.reseeded(jnp.asarray(codebook), dead, jnp.asarray(parts(z)), two, order)
     np.testing.assert_array_equal(found[0], z[[1, 3, 1, 3], :P])
     nobody = losses.reseeded(
-        jnp.asarray(codebook), dead, jnp.asarray(z).reshape(B, M, P), jnp.zeros(B, bool), order
+        jnp.asarray(codebook), dead, jnp.asarray(parts(z)), jnp.zeros(B, bool), order
     )
     np.testing.assert_array_equal(nobody, codebook)
 

@@ -46,8 +46,8 @@ def symmetric(
     """Minus the distance of what two items' codes stand for; queries are codes too."""
     differences = codebook.centroids[:, :, None] - codebook.centroids[:, None]
     table = jnp.sum(differences**2, axis=3)  # [m, k, k]
-    own = jnp.take_along_axis(table[None], queries.astype(jnp.int32)[:, :, None, None], axis=2)
-    return _looked_up(own[:, :, 0], codes)
+    own = jnp.take_along_axis(table, queries.astype(jnp.int32).T[:, :, None], axis=1)
+    return _looked_up(own, codes)
 
 
 def evaluate(
@@ -97,8 +97,8 @@ def _turned(
     return asymmetric(codebook, queries, codes).T
 
 
-def _looked_up(tables: Float[Array, "q m k"], codes: Shaped[Array, "c m"]) -> Float[Array, "q c"]:
-    """Minus the root of the sum over m of tables[q, m, codes[c, m]], one part at a time."""
+def _looked_up(tables: Float[Array, "m q k"], codes: Shaped[Array, "c m"]) -> Float[Array, "q c"]:
+    """Minus the root of the sum over m of tables[m, q, codes[c, m]], one part at a time."""
 
     def step(
         total: Float[Array, "q c"], part: tuple[Float[Array, "q k"], Int[Array, " c"]]
@@ -106,7 +106,6 @@ def _looked_up(tables: Float[Array, "q m k"], codes: Shaped[Array, "c m"]) -> Fl
         table, code = part
         return total + jnp.take(table, code, axis=1), None
 
-    start = jnp.zeros((tables.shape[0], codes.shape[0]))
-    parts = jnp.swapaxes(tables, 0, 1), codes.astype(jnp.int32).T
-    squares, _ = jax.lax.scan(step, start, parts)
+    start = jnp.zeros((tables.shape[1], codes.shape[0]))
+    squares, _ = jax.lax.scan(step, start, (tables, codes.astype(jnp.int32).T))
     return -jnp.sqrt(jnp.maximum(squares, 0.0))

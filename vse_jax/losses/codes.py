@@ -43,9 +43,9 @@ def code_cross_entropy(
     """
     # The softmax does not see |z_m|^2, which is missing from the scores.
     logits = code_scores(z, jax.lax.stop_gradient(codebook)) / temperature
-    right = jnp.take_along_axis(logits, codes[:, :, None], axis=2)[:, :, 0]
+    right = jnp.take_along_axis(logits, codes.T[:, :, None], axis=2)[:, :, 0]
     surprise = jax.nn.logsumexp(logits, axis=2) - right
-    return jnp.sum(jnp.where(where, jnp.mean(surprise, axis=1), 0.0))
+    return jnp.sum(jnp.where(where, jnp.mean(surprise, axis=0), 0.0))
 
 
 def usage(
@@ -55,10 +55,10 @@ def usage(
     where: Bool[Array, " b"],
 ) -> tuple[Float[Array, "m k"], Float[Array, "m k p"]]:
     """(how many parts chose each code, their sum), over the rows kept by `where`."""
-    chosen = jax.nn.one_hot(codes, codebook.centroids.shape[1]) * where[:, None, None]
+    chosen = jax.nn.one_hot(codes.T, codebook.centroids.shape[1], axis=1) * where[None, None, :]
     parts = parts_of(jax.lax.stop_gradient(z), codebook)
-    sums = jnp.einsum("bmk,bmp->mkp", chosen, parts, precision=jax.lax.Precision.HIGHEST)
-    return jnp.sum(chosen, axis=0), sums
+    sums = jnp.matmul(chosen, parts, precision=jax.lax.Precision.HIGHEST)
+    return jnp.sum(chosen, axis=2), sums
 
 
 def perplexity(counts: Float[Array, "m k"]) -> Float[Array, ""]:
@@ -116,7 +116,7 @@ def moved_by_gradient(
 def reseeded(
     centroids: Float[Array, "m k p"],
     dead: Bool[Array, "m k"],
-    candidates: Float[Array, "n m p"],
+    candidates: Float[Array, "m n p"],
     where: Bool[Array, " n"],
     order: Int[Array, " n"],
 ) -> Float[Array, "m k p"]:
@@ -136,7 +136,7 @@ def reseeded(
     order = order[jnp.argsort(~where[order], stable=True)]
     number = jnp.cumsum(dead, axis=1) - 1
     row = jnp.take(order, number % jnp.maximum(jnp.sum(where), 1))
-    fresh = jnp.take_along_axis(jnp.swapaxes(candidates, 0, 1), row[:, :, None], axis=1)
+    fresh = jnp.take_along_axis(candidates, row[:, :, None], axis=1)
     alive = ~dead[:, :, None] | ~jnp.any(where)
     return jnp.where(alive, centroids, jax.lax.stop_gradient(fresh))
 
