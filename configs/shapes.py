@@ -2,7 +2,8 @@
 
 configs/shapes.py[:system[,objective=NAME]]: the system is "vsepp" (one vector a picture, one a
 sentence) or "leap"; the objective of "vsepp" is "infonce" (the default: it learns fastest from
-nothing), or "lmh" and "lsh", the hinge with the hardest and with all negatives.
+nothing), or "lmh" and "lsh", the hinge with the hardest and with all negatives; those of "leap"
+are as in configs/flickr8k.py.
 """
 
 from ml_collections import ConfigDict

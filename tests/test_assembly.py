@@ -7,7 +7,10 @@ import pytest
 
 from vse_jax import assembly
 from vse_jax.config import ConfigError
+from vse_jax.encoding import Encoding
+from vse_jax.objectives.base import Spec
 from vse_jax.optimizer import flatten
+from vse_jax.parallel import Devices
 
 
 @pytest.fixture
@@ -73,3 +76,44 @@ def test_a_gradient_reaches_the_backbone_unless_it_is_frozen(preset, frozen):
     gradient = flatten(jax.grad(loss)(built.variables["params"]))
     inside = [np.any(g) for name, g in gradient.items() if name.startswith("image/backbone/")]
     assert not any(inside) if frozen else all(inside[:3])
+
+
+@pytest.mark.parametrize("term", ["triplet", "infonce"])
+def test_the_objectives_score_by_the_similarity_of_the_config(config, term):
+    """By distances of vectors that are not of length 1, where products would rank otherwise."""
+    config.model.similarity = "negative_euclidean"
+    config.objective.triplet.weight = float(term == "triplet")
+    config.objective.infonce.weight = float(term == "infonce")
+    config.objective.triplet.warmup_epochs = 0.0
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(2, 6, 4)).astype(np.float32) * rng.uniform(0.2, 3.0, (2, 6, 1))
+    objective = assembly.build_objective(config)
+    state = objective.init(
+        jax.random.key(0), Spec(dimension=4, images=6, steps_per_epoch=1, steps=2)
+    )
+    devices = Devices("shard_map", tuple(jax.devices()[:1]))
+
+    def function(batch):
+        outputs = {
+            name: Encoding(batch[name][:, None], jnp.ones((6, 1), bool), batch[name])
+            for name in ("image", "text")
+        }
+        return objective.apply(state, outputs, batch)[0]
+
+    batch = {"image": x, "text": y, "image_id": np.arange(6), "weight": np.ones(6)}
+    loss = devices.map(function, ("split",), "replicated")(
+        devices.split({name: value.astype(np.float32) for name, value in batch.items()})
+    )
+    scores = -np.linalg.norm(x[:, None].astype(np.float64) - y[None], axis=2)
+    expected = 0.0
+    for rows in (scores, scores.T):
+        for i, row in enumerate(rows):
+            if term == "triplet":
+                hardest = np.max(np.delete(row, i))
+                expected += max(0.0, config.objective.triplet.margin + hardest - row[i])
+            else:
+                logits = row / config.objective.infonce.temperature
+                top = np.max(logits)
+                surprise = np.log(np.sum(np.exp(logits - top))) + top - logits[i]
+                expected += surprise / (2 * 6)
+    np.testing.assert_allclose(loss, expected, rtol=1e-5)

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from vse_jax import codebook as codebooks
 from vse_jax.codebook import Codebook
@@ -55,6 +56,18 @@ def test_a_rotation_turns_embeddings_before_they_are_cut_and_codes_back():
     distances = np.asarray(codebooks.code_distances(jnp.asarray(z), turned))
     chosen = np.take_along_axis(distances, np.asarray(codes).T[:, :, None], axis=2)[:, :, 0]
     np.testing.assert_allclose(chosen.sum(0), np.sum((z - expected) ** 2, 1), rtol=1e-4)
+
+
+@pytest.mark.parametrize("count", [0, 1, 8])
+def test_codes_are_bytes(count, monkeypatch):
+    monkeypatch.setattr(codebooks, "CHUNK", 3)
+    z, centroids = data(rows=8)
+    found = codebooks.quantize(z[:count], Codebook(centroids))
+    assert found.dtype == np.uint8
+    assert found.shape == (count, M)
+    parts = z[:count].reshape(count, M, 1, P)
+    expected = np.argmin(np.sum((parts - centroids[None]) ** 2, axis=3), axis=2)
+    np.testing.assert_array_equal(found, expected)
 
 
 def test_of_equal_codes_the_first_is_chosen():

@@ -10,6 +10,7 @@ import pytest
 
 import vse_jax
 from vse_jax import evaluation
+from vse_jax.codebook import quantize
 from vse_jax.evaluators import codes
 
 faiss = pytest.importorskip("faiss", reason="needs the extra [bench]")
@@ -33,7 +34,7 @@ def test_codebooks_of_faiss_find_what_faiss_finds(compare_codes):
     errors = []
     for name, codebook in (plain, rotated):
         turned = rows if codebook.rotation is None else rows @ codebook.rotation
-        coded = codes.encode(rows, codebook)
+        coded = quantize(rows, codebook)
         scores = codes.asymmetric(*jax.tree.map(jnp.asarray, (codebook, rows[:5], coded)))
         quantizer = faiss.ProductQuantizer(16, 4, 4)
         faiss.copy_array_to_vector(codebook.centroids.ravel(), quantizer.centroids)

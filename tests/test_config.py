@@ -156,7 +156,10 @@ def test_what_is_out_of_range(field, wrong):
         ({"data__shapes_sizes": (10, 10, 1.5)}, "'data.shapes_sizes'"),
         ({"train__decay_epochs": (1.0, "two")}, "'train.decay_epochs'"),
         ({"data__max_tokens": 2}, "'data.max_tokens' must be at least 3"),
-        ({"objective__triplet__weight": 0.0}, "every objective has weight 0"),
+        (
+            {"objective__triplet__weight": 0.0},
+            "no hinge and no cross-entropy over the batch has a weight",
+        ),
         ({"train__freeze": (("a",),)}, "'train.freeze' holds"),
         ({"train__freeze": ((3, None),)}, "'train.freeze' holds"),
         ({"train__freeze": (("a", "b"),)}, "'train.freeze' holds"),

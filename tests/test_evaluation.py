@@ -182,7 +182,7 @@ def test_a_workdir_without_a_checkpoint_says_so(run, best, tmp_path):
         evaluation.best_state(dataclasses.replace(run, workdir=tmp_path), best)
 
 
-def test_judgements_of_pairs_in_the_split_are_correlated_with_distances(tmp_path):
+def test_judgements_of_pairs_in_the_split_are_correlated_with_distances(tmp_path, caplog):
     """The pairs of other splits are left out; the caption's number is that in its picture."""
     images = np.eye(4, dtype=np.float32)
     captions = images[[0, 0, 1, 2, 3]] * np.asarray([1, 0.9, 1, 0.5, 1], np.float32)[:, None]
@@ -207,11 +207,28 @@ def test_judgements_of_pairs_in_the_split_are_correlated_with_distances(tmp_path
     assert found["expert/spearman"] > 0.8
     assert found["expert/kendall"] > 0.7
     assert not any(key.startswith("scenes/") for key in found)
-    # Without any of the split's there is no correlation, and no error after hours of training.
+    # Without a correlation there is none, and no error after hours of training: with none of the
+    # split's pairs, with grades all alike, and with a model that has collapsed.
+    everything = path.read_text()
     path.write_text("\t".join(map(str, lines[5])) + "\n")
     assert not evaluation.judged(
         config, split, evaluation.Embeddings(images, captions), negative_euclidean
     )
+    path.write_text("".join("\t".join(map(str, line)) + "\n" for line in lines[:2]))
+    assert not evaluation.judged(
+        config, split, evaluation.Embeddings(images, captions), negative_euclidean
+    )
+    path.write_text(everything)
+    assert not evaluation.judged(
+        config, split, evaluation.Embeddings(images[[0] * 4], captions[[0] * 5]), negative_euclidean
+    )
+    assert [
+        line.partition(";")[0] for line in caplog.messages if line.endswith("it is left out")
+    ] == [
+        "expert: 0 judged pairs, a correlation needs two at least",
+        "expert: relevance of all judged pairs are the same",
+        "expert: distances of all judged pairs are the same",
+    ]
 
 
 def test_a_file_of_judgements_is_looked_at_before_the_training(tiny_shapes, tmp_path):

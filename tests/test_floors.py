@@ -12,6 +12,7 @@ ALLOWED = {
     "losses": {"codebook", "similarity"},
     "models": {"encoding"},
     "evaluators": {"codebook", "similarity"},
+    "index": {"codebook"},
     "objectives": {"encoding", "losses", "parallel", "codebook", "similarity"},
     "parallel": set(),
     "similarity": set(),

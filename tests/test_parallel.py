@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from vse_jax import parallel
-from vse_jax.parallel import Devices
+from vse_jax.parallel import Devices, SplitRows
 
 MODES = ["shard_map", "pmap"]
 ROWS = np.arange(24, dtype=np.float32).reshape(8, 3)
@@ -52,20 +52,20 @@ def test_replicated_values_come_back_as_they_went(devices):
         "none": None,
         "flags": (np.asarray([True, False]),),
     }
-    back = devices.fetch(devices.replicate(tree))
+    back = devices.fetch(devices.place(tree))
     assert jax.tree.structure(back) == jax.tree.structure(tree)
     for one, other in zip(jax.tree.leaves(back), jax.tree.leaves(tree), strict=True):
         assert isinstance(one, np.ndarray)
         assert one.dtype == other.dtype
         np.testing.assert_array_equal(one, other)
     again = devices.fetch(devices.map(lambda x: x, ("replicated",), "replicated")(
-        devices.replicate(tree)
+        devices.place(tree)
     ))  # fmt: skip
     assert jax.tree.all(jax.tree.map(np.array_equal, again, tree))
 
 
 def test_every_device_holds_a_replicated_value_and_its_own_rows(devices):
-    replicated = devices.replicate(ROWS)
+    replicated = devices.place(ROWS)
     shards = [np.asarray(s.data) for s in replicated.addressable_shards]
     assert len(shards) == devices.count
     for shard in shards:
@@ -76,8 +76,38 @@ def test_every_device_holds_a_replicated_value_and_its_own_rows(devices):
         np.testing.assert_array_equal(own[device], rows)
 
 
+def test_rows_that_are_split_are_found_and_replaced_wherever_they_are(devices):
+    """Ten rows, which four devices do not divide."""
+    table = np.random.default_rng(0).normal(size=(10, 3)).astype(np.float32)
+    tree = {"table": SplitRows(table, 10), "scale": np.float32(2.0)}
+    numbers = np.array([9, 0, 4, 4, 2, 7, 3, 9], np.int32)
+    written = np.array([8, -1, 0, 3, -1, 9, 5, -1], np.int32)
+
+    def function(tree, batch):
+        found = parallel.take_rows(tree["table"], batch["numbers"])
+        values = parallel.all_gather(batch["x"]) * tree["scale"]
+        new = parallel.put_rows(tree["table"], parallel.all_gather(batch["written"]), values)
+        return tree | {"table": new}, parallel.all_gather(found)
+
+    placed, on_devices = parallel.placements(tree), devices.place(tree)
+    shards = [
+        np.asarray(s.data).reshape(-1, 3) for s in on_devices["table"].rows.addressable_shards
+    ]
+    assert [len(shard) for shard in shards] == [-(-10 // devices.count)] * devices.count
+    batch = devices.split({"numbers": numbers, "written": written, "x": ROWS})
+    mapped = devices.map(function, (placed, "split"), (placed, "replicated"), donate=(0,))
+    new, found = mapped(on_devices, batch)
+    np.testing.assert_array_equal(devices.fetch(found), table[numbers])
+    expected = table.copy()
+    expected[written[written >= 0]] = 2 * ROWS[written >= 0]
+    back = devices.fetch(new)
+    assert back["table"].count == 10
+    np.testing.assert_array_equal(back["table"].rows, expected)
+    assert back["scale"] == 2.0
+
+
 def test_what_is_fetched_survives_the_donation_of_its_source(devices):
-    state = devices.replicate({"x": ROWS})
+    state = devices.place({"x": ROWS})
     host = devices.fetch(state)
     step = devices.map(
         lambda s: jax.tree.map(lambda x: x + 1, s), ("replicated",), "replicated", donate=(0,)
@@ -89,7 +119,7 @@ def test_what_is_fetched_survives_the_donation_of_its_source(devices):
 
 
 def test_nothing_else_is_donated(devices):
-    state, batch = devices.replicate(ROWS[0]), devices.split({"x": ROWS})
+    state, batch = devices.place(ROWS[0]), devices.split({"x": ROWS})
     step = devices.map(
         lambda s, b: (s + parallel.mean(jnp.sum(b["x"])), jnp.zeros(())),
         ("replicated", "split"),
@@ -118,7 +148,7 @@ def test_the_mean_of_the_gradients_is_the_gradient_of_the_whole(devices):
 
     rows = ROWS / 24
     mapped = devices.map(function, ("replicated", "split"), "replicated")
-    loss, gradient = devices.fetch(mapped(devices.replicate(weights), devices.split({"x": rows})))
+    loss, gradient = devices.fetch(mapped(devices.place(weights), devices.split({"x": rows})))
     expected, slope = jax.value_and_grad(loss_of)(weights, rows, rows)
     np.testing.assert_allclose(loss, expected, rtol=1e-5)
     np.testing.assert_allclose(gradient, slope, rtol=1e-5, atol=1e-7)

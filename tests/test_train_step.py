@@ -84,7 +84,7 @@ def one_step(path, mode, count):
     share = 8 // rows["processes"]
     own = slice(rows["process"] * share, (rows["process"] + 1) * share)
     own_batch = {name: value[own] for name, value in batch(path).items()}
-    state, metrics = mapped(devices.replicate(start), devices.split(own_batch))
+    state, metrics = mapped(devices.place(start), devices.split(own_batch))
     return start, devices.fetch(state), devices.fetch(metrics)
 
 
@@ -212,7 +212,7 @@ def test_dropout_depends_on_seed_step_and_device():
         start = jax.tree.map(np.asarray, start.replace(step=jnp.asarray(step, jnp.int32)))
         function = train_step.make_step(Dropped(), objective, optax.sgd(0.0), (), seed, 0.0)
         mapped = devices.map(function, ("replicated", "split"), ("replicated", "replicated"))
-        _, metrics = mapped(devices.replicate(start), rows)
+        _, metrics = mapped(devices.place(start), rows)
         metrics = devices.fetch(metrics)
         return [float(metrics[f"{device}/code"]) for device in range(4)]
 

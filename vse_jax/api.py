@@ -13,10 +13,10 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 
 from vse_jax import assembly, checkpoint, parallel, train_step, workdir
+from vse_jax import codebook as codebooks
 from vse_jax.data import tokenizer
 from vse_jax.data.split import DataError
 from vse_jax.encode import Encoder, HostBatch
-from vse_jax.evaluators import codes
 
 T = TypeVar("T")
 Picture = str | os.PathLike[str] | bytes | np.ndarray
@@ -156,7 +156,7 @@ class Model:
         bad = np.flatnonzero(~np.isfinite(embeddings).all(axis=1))
         if len(bad):
             raise ValueError(f"embedding {bad[0]} is not finite")
-        return codes.encode(embeddings, self.codebook)
+        return codebooks.quantize(embeddings, self.codebook)
 
     def _check(self, name: str, rows: np.ndarray) -> None:
         """Raises ValueError unless they are as embeddings of this model are."""

@@ -1,9 +1,10 @@
 """The product quantizer: an embedding as M codes, and the straight-through gradient.
 
 Each of the M parts of an embedding has K codes; with K <= 256 the codes of an embedding are M
-bytes. Source: Jegou et al., Product Quantization for Nearest Neighbor Search, TPAMI 2011; Ge et
-al., Optimized Product Quantization, TPAMI 2014, for the rotation; van den Oord et al., Neural
-Discrete Representation Learning, NeurIPS 2017, section 3, for learning in training.
+bytes. This is what the quantizer computes; its codebook is state that an objective moves. Source:
+Jegou et al., Product Quantization for Nearest Neighbor Search, TPAMI 2011; Ge et al., Optimized
+Product Quantization, TPAMI 2014, for the rotation; van den Oord et al., Neural Discrete
+Representation Learning, NeurIPS 2017, section 3, for learning in training.
 """
 
 from typing import NamedTuple
@@ -11,7 +12,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, UInt8
+
+# Embeddings quantized at a time on the host: each needs M x K scores.
+CHUNK = 1024
 
 
 class Codebook(NamedTuple):
@@ -74,6 +78,21 @@ def decode(codes: Int[Array, "b m"], codebook: Codebook) -> Float[Array, "b d"]:
     if codebook.rotation is None:
         return found
     return jnp.matmul(found, codebook.rotation.T, precision=jax.lax.Precision.HIGHEST)
+
+
+def quantize(embeddings: Float[np.ndarray, "n d"], codebook: Codebook) -> UInt8[np.ndarray, "n m"]:
+    """Codes of host embeddings: the nearest of the K <= 256 codes of each part."""
+    book = jax.tree.map(jnp.asarray, codebook)
+    function = jax.jit(encode)
+    n = len(embeddings)
+    codes = np.zeros((n, len(book.centroids)), np.uint8)
+    size = max(1, min(CHUNK, n))
+    for start in range(0, n, size):
+        rows = np.asarray(embeddings[start : start + size], np.float32)
+        # The last block is padded, so that one program serves all.
+        padded = np.pad(rows, ((0, size - len(rows)), (0, 0)))
+        codes[start : start + size] = np.asarray(function(padded, book))[: len(rows)]
+    return codes
 
 
 def straight_through(z: Float[Array, "b d"], e: Float[Array, "b d"]) -> Float[Array, "b d"]:

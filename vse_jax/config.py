@@ -162,7 +162,9 @@ def _check_together(given: Mapping[str, Any], devices: int) -> None:
     terms = ("objective.triplet.weight", "objective.infonce.weight", "objective.leap.weight")
     if not any(given[name] for name in terms):
         raise ConfigError(
-            "every objective has weight 0: nothing would be learned; set 'objective.triplet.weight'"
+            "no hinge and no cross-entropy over the batch has a weight, and nothing else tells "
+            "pictures apart: set 'objective.triplet.weight', 'objective.infonce.weight' or "
+            "'objective.leap.weight' above 0"
         )
     _check_leap(given)
     for rule in given["train.freeze"]:

@@ -208,7 +208,7 @@ def _quantizer() -> ConfigDict:
     quantizer.beta = 0.25
     # Parts of an embedding (M): the bytes that it is stored in.
     quantizer.parts = 32
-    # Codes of each part (K), at most 256.
+    # Codes of each part (K), at most 256; FAISS takes powers of two.
     quantizer.codes = 256
     # How the codebook moves: by moving "average" or by "gradient".
     quantizer.update = "average"

@@ -43,7 +43,7 @@ class Encoder:
 
     def variables(self, params: Any, batch_stats: Any) -> Any:
         """Host variables put on the devices, for the methods below."""
-        return self._devices.replicate({"params": params, "batch_stats": batch_stats})
+        return self._devices.place({"params": params, "batch_stats": batch_stats})
 
     def images(self, variables: Any, batches: Iterable[HostBatch]) -> Float[np.ndarray, "n d"]:
         """Embeddings of every picture of the batches that is not padding, in order."""

@@ -83,7 +83,7 @@ def judged(
 
     `expert/...` and `crowdflower/...` are over the pairs of their files (`evaluate.expert`,
     `evaluate.crowdflower`) that are in the split, `scenes/...` over pairs drawn at random; see
-    `judgement.agreement`.
+    `judgement.agreement`. What has no correlation is left out with a warning.
 
     Raises:
       EvaluationError: a file that is none.
@@ -102,7 +102,11 @@ def judged(
             jnp.asarray(embeddings.images[pairs[:, 0]]),
             jnp.asarray(embeddings.captions[pairs[:, 1]]),
         )
-        values = judgement.agreement(-np.asarray(closeness), relevance)
+        try:
+            values = judgement.agreement(-np.asarray(closeness), relevance)
+        except judgement.NoCorrelationError as error:
+            log.warning("%s: %s; it is left out", name, error)
+            return
         log.info(
             "%s: Spearman %.3f [%.3f, %.3f], Kendall %.3f, %d pairs", name, values["spearman"],
             values["spearman_low"], values["spearman_high"], values["kendall"], len(pairs),
@@ -115,10 +119,7 @@ def judged(
         everything = read(config[name])
         known = [j for j in everything if j.image in rows and j.caption in captions]
         log.info("%s: %d of %d judged pairs are in the split", name, len(known), len(everything))
-        if len(known) < 2:
-            log.warning("%s: too few for a correlation, which is left out", name)
-            continue
-        pairs = np.array([(rows[j.image], captions[j.caption]) for j in known])
+        pairs = np.array([(rows[j.image], captions[j.caption]) for j in known], int).reshape(-1, 2)
         correlated(name, pairs, np.array([j.relevance for j in known]))
     if split.scenes is not None and split.meanings is not None:
         from vse_jax.data.shapes.similarity import scene_similarity

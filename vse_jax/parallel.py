@@ -9,16 +9,33 @@ import dataclasses
 from collections.abc import Callable, Iterator
 from typing import Any, Literal, TypeVar
 
+import flax.struct
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Array, Int
+from jaxtyping import Array, Bool, Float, Int
 
 AXIS = "data"
-Placement = Literal["replicated", "split"]
+# Of a tree of arrays: one of the two for all, or a tree of them, see `placements`.
+Placement = Any
+REPLICATED, SPLIT = "replicated", "split"
 T = TypeVar("T")
+
+
+class SplitRows(flax.struct.PyTreeNode):
+    """A table too large for every device to hold: an equal part of its rows is on each.
+
+    Attributes:
+      rows: [n, ...]; all of them on the host, in a mapped function those of this device, with
+        zeros behind the last row where the devices do not divide n.
+      count: n.
+    """
+
+    rows: Any
+    count: int = flax.struct.field(pytree_node=False)
 
 
 # Collectives, for use inside a mapped function.
@@ -37,6 +54,41 @@ def mean(tree: Any) -> Any:
 def total(tree: Any) -> Any:
     """The sum of each array over the devices."""
     return jax.lax.psum(tree, AXIS)
+
+
+def take_rows(table: SplitRows, numbers: Int[Array, " b"]) -> Float[Array, "b ..."]:
+    """The rows of these numbers, each device's own, from wherever they are."""
+    place, here = _places(table, all_gather(numbers))
+    found = jnp.take(table.rows, jnp.where(here, place, 0), axis=0)
+    found = jnp.where(here.reshape(-1, *[1] * (found.ndim - 1)), found, 0)
+    # One device has a row, the others zeros: the sum is that row to the bit.
+    return jax.lax.psum_scatter(found, AXIS, tiled=True)
+
+
+def put_rows(
+    table: SplitRows, numbers: Int[Array, " b"], values: Float[Array, "b ..."]
+) -> SplitRows:
+    """The table with the rows of these numbers replaced.
+
+    Args:
+      table: of which each device changes the rows that it holds.
+      numbers: of the rows, the same on every device; none twice but -1, which is no row.
+      values: of them, the same on every device.
+    """
+    place, here = _places(table, numbers)
+    nowhere = len(table.rows) + jnp.arange(len(numbers))
+    rows = table.rows.at[jnp.where(here, place, nowhere)].set(
+        values, mode="drop", unique_indices=True
+    )
+    return table.replace(rows=rows)
+
+
+def _places(
+    table: SplitRows, numbers: Int[Array, " b"]
+) -> tuple[Int[Array, " b"], Bool[Array, " b"]]:
+    """(where rows are among those of this device, whether they are)."""
+    place = numbers - device_index() * len(table.rows)
+    return place, (place >= 0) & (place < len(table.rows))
 
 
 def device_index() -> Int[Array, ""]:
@@ -112,11 +164,24 @@ def agreed_interruption(step: int, interrupted: bool) -> bool:
 # Mapping.
 
 
+def _is_split(tree: Any) -> bool:
+    return isinstance(tree, SplitRows)
+
+
+def placements(tree: Any) -> Placement:
+    """Where each array of a tree is: split in `SplitRows`, else the same on every device."""
+    return jax.tree.map(
+        lambda x: jax.tree.map(lambda _: SPLIT if _is_split(x) else REPLICATED, x),
+        tree,
+        is_leaf=_is_split,
+    )
+
+
 @dataclasses.dataclass(frozen=True)
 class Devices:
     """Runs functions of one device on all of them.
 
-    "Replicated" values are the same on every device; "split" ones hold each device's rows.
+    "replicated" values are the same on every device; "split" ones hold each device's rows.
 
     Attributes:
       mode: "shard_map" or "pmap".
@@ -149,7 +214,7 @@ class Devices:
         self,
         function: Callable[..., Any],
         inputs: tuple[Placement, ...],
-        outputs: Placement | tuple[Placement, ...],
+        outputs: Placement,
         donate: tuple[int, ...] = (),
     ) -> Callable[..., Any]:
         """`function` of one device as a compiled function of all of them.
@@ -159,7 +224,7 @@ class Devices:
 
         Args:
           function: takes and returns trees of arrays, one device's rows of the split ones.
-          inputs: the placement of each argument.
+          inputs: the placement of each argument; a tree of them where it has `SplitRows`.
           outputs: the placement of each result.
           donate: arguments whose memory the results may take over.
         """
@@ -168,43 +233,42 @@ class Devices:
             donated = donate if jax.process_count() == 1 else ()
             return jax.pmap(function, AXIS, donate_argnums=donated, devices=self.devices)
 
-        def spec(placement: Placement) -> P:
-            return P() if placement == "replicated" else P(AXIS)
+        def specs(placement: Placement) -> Any:
+            return jax.tree.map(lambda name: P() if name == REPLICATED else P(AXIS), placement)
 
-        out_specs = spec(outputs) if isinstance(outputs, str) else tuple(map(spec, outputs))
         mapped = jax.shard_map(
             function,
             mesh=self.mesh,
-            in_specs=tuple(map(spec, inputs)),
-            out_specs=out_specs,
+            in_specs=specs(inputs),
+            out_specs=specs(outputs),
             check_vma=False,
         )
         return jax.jit(mapped, donate_argnums=donate)
 
-    def replicate(self, tree: Any) -> Any:
-        """Host arrays, the same in every process, put on every device."""
-        if self.mode == "pmap":
-            local = self._local_count()
-            tree = jax.tree.map(lambda x: np.broadcast_to(x, (local, *np.shape(x))), tree)
-            return self._assemble(tree, one_row_each=True)
-        sharding = NamedSharding(self.mesh, P())
-        return jax.tree.map(
-            lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x), np.shape(x)),
-            tree,
-        )
+    def place(self, tree: Any) -> Any:
+        """Host arrays, the same in every process, on the devices as `placements` says."""
+
+        def one(x: Any) -> Any:
+            if isinstance(x, SplitRows):
+                return x.replace(rows=self._shared_out(np.asarray(x.rows)))
+            return self._replicated(np.asarray(x))
+
+        return jax.tree.map(one, tree, is_leaf=_is_split)
 
     def split(self, batch: dict[str, np.ndarray]) -> dict[str, Array]:
         """This process's rows of the global batch, put on its devices, rows in order."""
         return self._assemble(batch, one_row_each=False)
 
     def fetch(self, tree: Any) -> Any:
-        """Host copies of replicated arrays."""
+        """Host copies of what is placed as `placements` says; with `SplitRows` in all processes."""
 
-        def one(x: Array) -> np.ndarray:
+        def one(x: Any) -> Any:
+            if isinstance(x, SplitRows):
+                return x.replace(rows=self._collected(x.rows)[: x.count])
             data = np.array(x.addressable_data(0))
             return np.asarray(data[0]) if self.mode == "pmap" else data
 
-        return jax.tree.map(one, tree)
+        return jax.tree.map(one, tree, is_leaf=_is_split)
 
     def prefetch(
         self, batches: Iterator[dict[str, np.ndarray]], size: int = 2
@@ -219,6 +283,28 @@ class Devices:
 
     def _local_count(self) -> int:
         return sum(d.process_index == jax.process_index() for d in self.devices)
+
+    def _replicated(self, x: np.ndarray) -> Array:
+        if self.mode == "pmap":
+            copies = np.broadcast_to(x, (self._local_count(), *x.shape))
+            return self._assemble(copies, one_row_each=True)
+        sharding = NamedSharding(self.mesh, P())
+        return jax.make_array_from_process_local_data(sharding, x, x.shape)
+
+    def _shared_out(self, rows: np.ndarray) -> Array:
+        """The rows, each device's part on it."""
+        padding = self.shared(len(rows)) - len(rows)
+        rows = np.pad(rows, ((0, padding), *((0, 0) for _ in rows.shape[1:])))
+        if self.mode == "pmap":
+            rows = rows.reshape(self.count, -1, *rows.shape[1:])
+        sharding = NamedSharding(self.mesh, P(AXIS))
+        return jax.make_array_from_callback(rows.shape, sharding, lambda index: rows[index])
+
+    def _collected(self, rows: Array) -> np.ndarray:
+        """Every device's part of the rows, one after the other."""
+        several = jax.process_count() > 1
+        found = multihost_utils.process_allgather(rows, tiled=True) if several else np.array(rows)
+        return found.reshape(-1, *found.shape[2:]) if self.mode == "pmap" else found
 
     def _assemble(self, tree: Any, one_row_each: bool) -> Any:
         sharding = NamedSharding(self.mesh, P(AXIS))

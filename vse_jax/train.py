@@ -170,10 +170,11 @@ class Loop:
             config.seed,
             config.train.ema,
         )
+        placed = parallel.placements(state)
         self.step = run.devices.map(
-            step, ("replicated", "split"), ("replicated", "replicated"), donate=(0,)
+            step, (placed, parallel.SPLIT), (placed, parallel.REPLICATED), donate=(0,)
         )
-        self.state = run.devices.replicate(state)
+        self.state = run.devices.place(state)
         writes = parallel.is_first_process()
         self.metrics = workdir.MetricsLog(run.workdir, self.start, writes)
         self.board = TensorBoard(run.workdir) if writes else None

@@ -144,9 +144,10 @@ class OurStep:
         )
         self.params = built.variables["params"]
         self._devices = parallel.Devices.all(conf.parallel)
-        self._state = self._devices.replicate(jax.tree.map(np.asarray, state))
+        self._state = self._devices.place(jax.tree.map(np.asarray, state))
+        placed = parallel.placements(state)
         self._step = self._devices.map(
-            step, ("replicated", "split"), ("replicated", "replicated"), donate=(0,)
+            step, (placed, parallel.SPLIT), (placed, parallel.REPLICATED), donate=(0,)
         )
 
     def __call__(self, batch: Batch) -> dict[str, Any]:

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vse_jax.codebook import Codebook
+from vse_jax.codebook import Codebook, quantize
 from vse_jax.evaluators import codes, retrieval
 from vse_jax.similarity import negative_euclidean
 
@@ -37,21 +37,10 @@ def distances(a, b):
     return np.linalg.norm(a[:, None].astype(np.float64) - b[None], axis=2)
 
 
-@pytest.mark.parametrize("count", [0, 1, 8])
-def test_codes_are_bytes(count, monkeypatch):
-    monkeypatch.setattr(codes, "CHUNK", 3)
-    images, _, codebook = data()
-    found = codes.encode(images[:count], codebook)
-    assert found.dtype == np.uint8
-    assert found.shape == (count, M)
-    if count:
-        np.testing.assert_array_equal(found, nearest(images[:count], codebook))
-
-
 def test_table_look_ups_are_distances():
     images, captions, codebook = data()
-    found = codes.encode(captions, codebook)
-    own = codes.encode(images, codebook)
+    found = quantize(captions, codebook)
+    own = quantize(images, codebook)
     book = jax.tree.map(jnp.asarray, codebook)
     scores = codes.asymmetric(book, jnp.asarray(images), jnp.asarray(found))
     expected = distances(images, decoded(found, codebook))

@@ -10,6 +10,7 @@ import pytest
 
 from vse_jax import parallel
 from vse_jax.encoding import Encoding
+from vse_jax.objectives import quantizer
 from vse_jax.objectives.base import Spec
 from vse_jax.objectives.centers import Center
 from vse_jax.objectives.leap import leap
@@ -79,10 +80,11 @@ def run(objective, sides, steps=1, mode="shard_map", count=1, weight=WEIGHT):
         gradient = jax.tree.map(lambda x: x / parallel.device_count(), gradient)
         return new, (parallel.mean(loss), metrics, parallel.all_gather(gradient))
 
-    mapped = devices.map(function, ("replicated", "split"), ("replicated", "replicated"))
     state = jax.tree.map(np.asarray, objective.init(jax.random.key(0), SPEC))
+    placed = parallel.placements(state)
+    mapped = devices.map(function, (placed, "split"), (placed, "replicated"))
     states, found = [state], []
-    on_devices = devices.replicate(state)
+    on_devices = devices.place(state)
     for images, texts in sides[:steps]:
         batch = {"images": images, "texts": texts, "image_id": IDS, "weight": weight}
         on_devices, results = mapped(on_devices, devices.split(batch))
@@ -222,7 +224,7 @@ def test_the_table_of_centers_moves_and_draws():
         expected = np.where(seen[:, None], images - table[IDS], 0.0) / len(ROWS)
         np.testing.assert_allclose(gradient[0], expected, atol=1e-6)
         table = moved_table(table, images, texts)
-        np.testing.assert_allclose(state.centers, table, atol=1e-6)
+        np.testing.assert_allclose(state.centers.rows, table, atol=1e-6)
     assert float(found[1][0]) > 0.1
 
 
@@ -256,13 +258,13 @@ def test_pairs_that_mean_the_same_are_pushed_apart_less(quantized):
 
     def meanings(state):
         if not quantized:
-            return state.centers
+            return state.centers.rows
         book = state.quantizer.codebook.centroids
-        return decoded(codes_by_hand(state.centers, book), book)
+        return decoded(codes_by_hand(state.centers.rows, book), book)
 
     table, spread = meanings(states[2]), float(states[2].margin.spread)
     if quantized:
-        assert np.max(np.abs(table[:6] - states[2].centers[:6])) > 0.1
+        assert np.max(np.abs(table[:6] - states[2].centers.rows[:6])) > 0.1
     near = [distance(table[IDS[i]], table[IDS[i - 1]]) for i in range(1, 7) if IDS[i] != IDS[i - 1]]
     before = meanings(states[1])
     first = [distance(before[IDS[i]], before[IDS[i - 1]]) for i in range(1, 7)]
@@ -500,8 +502,10 @@ def test_four_devices_do_what_one_does(mode, objective):
             np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
 
 
-def test_the_state_is_the_same_on_every_device_to_the_bit():
-    devices = Devices("shard_map", tuple(jax.devices()[:4]))
+@pytest.mark.parametrize("objective", [WHOLE, OTHERWISE])
+@pytest.mark.parametrize("mode", ["shard_map", "pmap"])
+def test_the_state_is_the_same_on_every_device_to_the_bit(mode, objective):
+    devices = Devices(mode, tuple(jax.devices()[:4]))
 
     def function(state, batch):
         mask = jnp.ones((batch["images"].shape[0], 1), bool)
@@ -509,19 +513,50 @@ def test_the_state_is_the_same_on_every_device_to_the_bit():
             name: Encoding(batch[key][:, None], mask, batch[key])
             for name, key in (("image", "images"), ("text", "texts"))
         }
-        _, new, _ = WHOLE.apply(state, outputs, batch)
-        return jax.tree.map(lambda x: x[None], new)
+        _, new, _ = objective.apply(state, outputs, batch)
+        return new, jax.tree.map(lambda x: x[None], new.replace(centers=None))
 
-    mapped = devices.map(function, ("replicated", "split"), "split")
-    state = jax.tree.map(np.asarray, WHOLE.init(jax.random.key(0), SPEC))
+    state = jax.tree.map(np.asarray, objective.init(jax.random.key(0), SPEC))
+    placed = parallel.placements(state)
+    mapped = devices.map(function, (placed, "split"), (placed, "split"))
+    state = devices.place(state)
     for seed in range(3):
         images, texts = embeddings(seed)
         batch = {"images": images, "texts": texts, "image_id": IDS, "weight": WEIGHT}
-        new = jax.tree.map(np.asarray, mapped(devices.replicate(state), devices.split(batch)))
-        for leaf in jax.tree.leaves(new):
+        state, everywhere = mapped(state, devices.split(batch))
+        for leaf in map(np.asarray, jax.tree.leaves(everywhere)):
             assert len(leaf) == 4
             np.testing.assert_array_equal(leaf, np.broadcast_to(leaf[:1], leaf.shape))
-        state = jax.tree.map(lambda x: x[0], new)
+    if state.centers is not None:
+        # But the table, of whose 10 rows each device holds 3 at most.
+        held = [shard.data.size for shard in state.centers.rows.addressable_shards]
+        assert held == [3 * D] * 4
+
+
+@pytest.mark.parametrize("steps", [1875, 1876, 4, 3])
+def test_a_codebook_begins_anew_after_the_validation_of_its_share(steps):
+    """Which comes after as many steps as the share has, rounded up."""
+    options = dataclasses.replace(QUANTIZER, rotate_at=(0.25, 0.5, 0.75))
+    found = quantizer.empty(options, SPEC.replace(steps=steps)).rotation.steps
+    expected = [min(-(-steps * quarter // 4), steps - 1) for quarter in (1, 2, 3)]
+    assert list(found) == expected
+
+
+def test_running_distances_follow_those_of_the_batches():
+    sides = [embeddings(seed) for seed in range(3)]
+    found, states = run(leap(HINGE), sides, steps=3)
+    positive = negative = None
+    for (images, texts), (_, metrics, _), state in zip(sides, found, states[1:], strict=True):
+        near = np.mean([distance(images[i], texts[i]) for i in ROWS])
+        far = np.mean(
+            [distance(images[i], texts[j]) for i in ROWS for j in ROWS if IDS[i] != IDS[j]]
+        )
+        positive = near if positive is None else 0.9 * positive + 0.1 * near
+        negative = far if negative is None else 0.9 * negative + 0.1 * far
+        np.testing.assert_allclose([state.margin.positive, state.margin.negative],
+                                   [positive, negative], rtol=1e-5)  # fmt: skip
+        assert metrics["distance/positive"] == state.margin.positive
+        assert metrics["distance/negative"] == state.margin.negative
 
 
 def test_gradients_are_finite_where_everything_coincides():
@@ -536,4 +571,4 @@ def test_a_batch_of_padding_alone_changes_no_center_and_costs_nothing():
     assert found[0][0] == 0.0
     for leaf in jax.tree.leaves((found, states)):
         assert np.isfinite(leaf).all()
-    assert not np.any(states[1].centers)
+    assert not np.any(states[1].centers.rows)

@@ -44,7 +44,7 @@ def run(objective, state, images, texts, weight=WEIGHT, ids=IDS, mode="shard_map
 
     batch = {"images": images, "texts": texts, "image_id": ids, "weight": weight}
     mapped = devices.map(function, ("replicated", "split"), "replicated")
-    found = mapped(devices.replicate(jax.tree.map(np.asarray, state)), devices.split(batch))
+    found = mapped(devices.place(jax.tree.map(np.asarray, state)), devices.split(batch))
     return devices.fetch(found)
 
 

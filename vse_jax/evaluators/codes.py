@@ -4,29 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
-from jaxtyping import Array, Float, Int, Shaped, UInt8
+from jaxtyping import Array, Float, Int, Shaped
 
 from vse_jax import codebook as codebooks
 from vse_jax.codebook import Codebook
 from vse_jax.evaluators import retrieval
-
-# Embeddings quantized at a time: each needs M x K distances.
-CHUNK = 1024
-
-
-def encode(embeddings: Float[np.ndarray, "n d"], codebook: Codebook) -> UInt8[np.ndarray, "n m"]:
-    """Codes of embeddings: the nearest of the K <= 256 codes of each part."""
-    book = jax.tree.map(jnp.asarray, codebook)
-    function = jax.jit(codebooks.encode)
-    n = len(embeddings)
-    codes = np.zeros((n, len(book.centroids)), np.uint8)
-    size = max(1, min(CHUNK, n))
-    for start in range(0, n, size):
-        rows = np.asarray(embeddings[start : start + size], np.float32)
-        # The last block is padded, so that one program serves all.
-        padded = np.pad(rows, ((0, size - len(rows)), (0, 0)))
-        codes[start : start + size] = np.asarray(function(padded, book))[: len(rows)]
-    return codes
 
 
 def asymmetric(
@@ -63,12 +45,12 @@ def evaluate(
     ...`: both are codes. See `retrieval.evaluate` for the rest.
     """
     book = jax.tree.map(jnp.asarray, codebook)
-    image_codes, caption_codes = encode(images, codebook), encode(captions, codebook)
+    image_codes, caption_codes = (codebooks.quantize(rows, codebook) for rows in (images, captions))
     among_captions = retrieval.evaluate(
         name, images, caption_codes, caption_image, score=Partial(asymmetric, book)
     )
     among_images = retrieval.evaluate(
-        name, image_codes, captions, caption_image, score=Partial(_turned, book)
+        name, image_codes, captions, caption_image, score=Partial(_codes_first, book)
     )
     both = {k: v for k, v in among_captions.items() if k.startswith("i2t/")} | {
         k: v for k, v in among_images.items() if k.startswith("t2i/")
@@ -85,12 +67,14 @@ def evaluate(
 def usage(embeddings: Float[np.ndarray, "n d"], codebook: Codebook) -> Float[np.ndarray, " k"]:
     """How often the codes are chosen, most often first, the mean over the parts; 1 is even."""
     parts, size, _ = codebook.centroids.shape
-    counts = [np.bincount(part, minlength=size) for part in encode(embeddings, codebook).T]
+    counts = [
+        np.bincount(part, minlength=size) for part in codebooks.quantize(embeddings, codebook).T
+    ]
     ranked = np.sort(np.stack(counts), axis=1)[:, ::-1]
     return ranked.sum(axis=0) * size / (parts * len(embeddings))
 
 
-def _turned(
+def _codes_first(
     codebook: Codebook, codes: Shaped[Array, "c m"], queries: Float[Array, "q d"]
 ) -> Float[Array, "c q"]:
     """`asymmetric` with the codes first."""

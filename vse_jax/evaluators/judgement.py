@@ -17,6 +17,10 @@ from vse_jax.evaluators.blocks import EvaluationError
 CAPTION = re.compile(r"\s*\S.*#\d+\s*")
 
 
+class NoCorrelationError(EvaluationError):
+    """Fewer than two pairs, or values that are all alike."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Judgement:
     """How relevant people found a caption to a picture.
@@ -86,7 +90,8 @@ def agreement(
     Args:
       distances: of n pictures and captions.
       relevance: of the same.
-      samples: of the bootstrap over the n pairs.
+      samples: of the bootstrap over the n pairs, as if each were drawn by itself; that pairs
+        share pictures and captions makes the interval narrower than it should be.
       seed: of it.
 
     Returns:
@@ -94,15 +99,16 @@ def agreement(
       (tau-b, the same with `_low`, `_high`); `pairs`, n.
 
     Raises:
-      EvaluationError: fewer than two pairs, values that are not finite, or all alike.
+      EvaluationError: values that are not finite.
+      NoCorrelationError: see there.
     """
     if len(distances) < 2:
-        raise EvaluationError(f"{len(distances)} judged pairs; a correlation needs two at least")
+        raise NoCorrelationError(f"{len(distances)} judged pairs, a correlation needs two at least")
     for name, values in (("distances", distances), ("relevance", relevance)):
         if not np.isfinite(values).all():
             raise EvaluationError(f"{name} of judged pairs are not finite")
         if np.ptp(values) == 0:
-            raise EvaluationError(f"{name} of all judged pairs are the same: no correlation")
+            raise NoCorrelationError(f"{name} of all judged pairs are the same")
     found: dict[str, float] = {}
     rng = np.random.default_rng(seed)
     rows = [rng.integers(0, len(distances), len(distances)) for _ in range(samples)]

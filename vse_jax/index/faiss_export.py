@@ -1,25 +1,27 @@
-"""A learned codebook and its codes as an index of FAISS."""
+"""Items as a learned codebook stores them, in an index of FAISS."""
 
 from typing import Any, cast
 
 import numpy as np
 from jaxtyping import Float
 
-from vse_jax.codebook import Codebook
+from vse_jax.codebook import Codebook, quantize
 
 
-def index_pq(codebook: Codebook, codes: np.ndarray) -> Any:
-    """A `faiss.IndexPQ` over the codes, which finds by asymmetric distance (needs faiss).
+def index_pq(codebook: Codebook, embeddings: Float[np.ndarray, "n d"]) -> Any:
+    """A `faiss.IndexPQ` of items, which finds by asymmetric distance (needs faiss).
 
     Where the codebook has a rotation, a `faiss.IndexPreTransform`, which turns queries before they
     reach the `IndexPQ` in it. Queries are embeddings as they are, either way.
 
     Args:
       codebook: K must be a power of two, as FAISS packs codes into bits.
-      codes: uint8 [n, M] of the items, in order; their rows are their numbers in the index.
+      embeddings: of the items, in order; their rows are their numbers in the index. They are
+        quantized here, so that an index never has codes of another codebook, which would mean
+        something else.
 
     Raises:
-      ValueError: K is not a power of two, or the codes are none of this codebook.
+      ValueError: K is not a power of two, or the embeddings are not as wide as the codebook.
     """
     import faiss
 
@@ -36,31 +38,29 @@ def index_pq(codebook: Codebook, codes: np.ndarray) -> Any:
         turn.is_trained = True
         turn.set_is_orthonormal()
         index = faiss.IndexPreTransform(turn, index)
-    extend(index, codebook, codes)
+    extend(index, codebook, embeddings)
     return index
 
 
-def extend(index: Any, codebook: Codebook, codes: np.ndarray) -> None:
+def extend(index: Any, codebook: Codebook, embeddings: Float[np.ndarray, "n d"]) -> None:
     """Adds items to an index of `index_pq`, behind those that it has.
 
     Args:
       index: of the same codebook.
-      codebook: of the model that quantized the items.
-      codes: uint8 [n, M] of the items.
+      codebook: of the model that the embeddings are of.
+      embeddings: of the items.
 
     Raises:
-      ValueError: the index is of another codebook, in which these codes mean something else, or
-        none of `index_pq`; or the codes are none of this codebook.
+      ValueError: the index is of another codebook, or none of `index_pq`; or the embeddings are
+        not as wide as the codebook.
     """
     import faiss
 
-    parts, k, _ = codebook.centroids.shape
-    if np.ndim(codes) != 2 or np.shape(codes)[1] != parts or codes.dtype != np.uint8:
+    parts, _, width = codebook.centroids.shape
+    if np.shape(embeddings)[1:] != (parts * width,):
         raise ValueError(
-            f"the codes are {codes.dtype}{list(np.shape(codes))}; expected uint8 [n, {parts}]"
+            f"the embeddings are {list(np.shape(embeddings))}; expected [n, {parts * width}]"
         )
-    if codes.size and codes.max() >= k:
-        raise ValueError(f"a code is {codes.max()}, but the codebook has {k} codes a part")
     inner, turn = index, np.zeros(0)
     if isinstance(index, faiss.IndexPreTransform):
         inner, chain = faiss.downcast_index(index.index), cast(Any, index.chain)
@@ -72,14 +72,14 @@ def extend(index: Any, codebook: Codebook, codes: np.ndarray) -> None:
         raise ValueError(
             "the index holds codes of another codebook: quantize all items with one model"
         )
-    bits, packed = inner.pq.nbits, np.ascontiguousarray(codes)
+    packed, bits = quantize(embeddings, codebook), inner.pq.nbits
     if bits != 8:
         # FAISS keeps `bits` bits a code, the lowest first.
-        ones = np.unpackbits(codes[:, :, None], axis=2, bitorder="little")[:, :, :bits]
-        packed = np.packbits(ones.reshape(len(codes), -1), axis=1, bitorder="little")
+        ones = np.unpackbits(packed[:, :, None], axis=2, bitorder="little")[:, :, :bits]
+        packed = np.packbits(ones.reshape(len(packed), -1), axis=1, bitorder="little")
     everything = np.concatenate([faiss.vector_to_array(inner.codes), packed.ravel()])
     faiss.copy_array_to_vector(everything, inner.codes)
-    inner.ntotal += len(codes)
+    inner.ntotal += len(embeddings)
     index.ntotal = inner.ntotal
 
 

@@ -38,8 +38,8 @@ class Objective(NamedTuple):
       init: (rng, spec) -> state.
       apply: (state, outputs, batch) -> (loss, new state, metrics), run on each device with
         its rows of the batch. Sums are over the global batch: the mean over the devices of
-        the returned losses is the loss of the whole batch. The new state and the metrics
-        are the same on every device.
+        the returned losses is the loss of the whole batch. The new state, but for its
+        `parallel.SplitRows`, and the metrics are the same on every device.
     """
 
     init: Callable[[PRNGKeyArray, Spec], State]

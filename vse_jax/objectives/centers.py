@@ -12,6 +12,7 @@ from vse_jax.losses import center as losses
 from vse_jax.losses.blocks import Rows
 from vse_jax.objectives.base import Metrics, Spec
 from vse_jax.objectives.pairs import Pairs
+from vse_jax.parallel import SplitRows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,19 +34,21 @@ class Center:
     chunk: int
 
 
-def empty(options: Center, spec: Spec) -> Float[Array, "n d"] | None:
+def empty(options: Center, spec: Spec) -> SplitRows | None:
     """The table: zeros, which say that a concept has not been seen; None without a table."""
-    return jnp.zeros((spec.images, spec.dimension)) if options.kind == "table" else None
+    if options.kind != "table":
+        return None
+    return SplitRows(jnp.zeros((spec.images, spec.dimension)), spec.images)
 
 
 def terms(
-    options: Center, table: Float[Array, "n d"] | None, pairs: Pairs
-) -> tuple[Float[Array, ""], Float[Array, "b d"], Float[Array, "n d"] | None, Metrics]:
+    options: Center, table: SplitRows | None, pairs: Pairs
+) -> tuple[Float[Array, ""], Float[Array, "b d"], SplitRows | None, Metrics]:
     """(loss, each pair's center before this step, the table after it, metrics).
 
     Args:
       options: of the term.
-      table: centers by image id; None for those of the batch.
+      table: [n, d], centers by image id; None for those of the batch.
       pairs: of the batch.
     """
     (queries, texts), (_, images) = pairs.directions
@@ -59,10 +62,10 @@ def terms(
     if table is None:
         centers = sums / jnp.maximum(counts, 1.0)[:, None]
     else:
-        centers = jnp.take(table, queries.ids, axis=0)
+        centers = parallel.take_rows(table, queries.ids)
         moved = losses.moved_centers(centers, sums, counts, options.alpha)
-        table = table.at[_first_rows(texts, len(table))].set(
-            parallel.all_gather(moved), mode="drop", unique_indices=True
+        table = parallel.put_rows(
+            table, _first_rows(texts, table.count), parallel.all_gather(moved)
         )
     # A concept that has not been seen has no center to be drawn to.
     seen = pairs.where & jnp.any(centers != 0.0, axis=1)
@@ -73,11 +76,11 @@ def terms(
 
 
 def _first_rows(rows: Rows, concepts: int) -> Int[Array, " b"]:
-    """The concepts of the global batch; numbers beyond them for padding and for repetitions.
+    """The concepts of the global batch; -1 for padding and for repetitions.
 
     Rows of one concept have one center, but perhaps not to the last bit.
     """
     numbers = jnp.arange(len(rows.ids), dtype=jnp.int32)
     ids = jnp.where(rows.where, rows.ids, concepts)
     first = jnp.full(concepts + 1, len(ids), jnp.int32).at[ids].min(numbers)
-    return jnp.where(rows.where & (first[ids] == numbers), ids, concepts + 1 + numbers)
+    return jnp.where(rows.where & (first[ids] == numbers), ids, -1)

@@ -24,7 +24,8 @@ class LeapState(flax.struct.PyTreeNode):
 
     Attributes:
       margin: of the hinge.
-      centers: float32 [concepts, D], zeros until a concept is seen; None without a table.
+      centers: `SplitRows` of float32 [concepts, D], zeros until a concept is seen; None without a
+        table.
       quantizer: None without one.
     """
 

@@ -33,7 +33,7 @@ class Hinge:
       rule: "fixed"; "gap": m <- rho m + (1 - rho) clip(kappa (mean d_neg - mean d_pos), least,
         most), over all pairs and all negatives of the global batch; "active": m <- clip(m +
         (1 - rho) (active_share - a), least, most), a the share of hardest negatives that cost.
-      rho: how slowly m moves, and the mean delta.
+      rho: how slowly m moves, and the running distances.
       kappa: of "gap".
       active_share: of "active".
       least: bound of m.
@@ -76,12 +76,16 @@ class MarginState(flax.struct.PyTreeNode):
       step: int32, steps taken.
       warmup_steps: int32, steps of the softer loss.
       margin: float32, m.
-      spread: float32, mean delta; 0: none seen.
+      positive: float32, moving average of mean d_pos; 0: none seen.
+      negative: float32, of mean d_neg.
+      spread: float32, of mean delta.
     """
 
     step: Any
     warmup_steps: Any
     margin: Any
+    positive: Any
+    negative: Any
     spread: Any
 
 
@@ -93,7 +97,7 @@ def start(options: Hinge, spec: Spec) -> MarginState:
         jnp.zeros((), jnp.int32),
         jnp.asarray(warmup, jnp.int32),
         jnp.asarray(options.margin, jnp.float32),
-        jnp.zeros(()),
+        *jnp.zeros(3),
     )
 
 
@@ -137,11 +141,16 @@ def terms(
     watched = (options.negatives == "hardest") & ~warming
     # Similarities are minus the distances.
     gap = found["positive"] - negative
+    some = jnp.any(pairs.directions[0][1].where)
+    running = {
+        name: _averaged(options, getattr(state, name), -score, some)
+        for name, score in (("positive", found["positive"]), ("negative", negative))
+    }
     metrics = {
         "loss_per_pair": found["loss_per_pair"],
         "collapse": jnp.where(watched, found["collapse"], 0.0),
-        "distance/positive": -found["positive"],
-        "distance/negative": -negative,
+        "distance/positive": running["positive"],
+        "distance/negative": running["negative"],
         "distance/hardest_negative": -found["hardest_negative"],
         "violating": found["violating"],
         "margin": state.margin,
@@ -155,7 +164,7 @@ def terms(
         if meanings is not None:
             stored = stored.with_meanings(meanings)
         total += weight * hinge(stored)[0]
-    new = state.replace(step=state.step + 1, margin=moved, spread=spread)
+    new = state.replace(step=state.step + 1, margin=moved, spread=spread, **running)
     return total * parallel.device_count(), new, metrics
 
 
@@ -193,8 +202,15 @@ def _updated_spread(options: Hinge, spread: Float[Array, ""], keys: Rows) -> Flo
     counts = keys.where & other.where & (keys.ids != other.ids)
     counts &= _seen(keys) & _seen(other)
     mean = jnp.sum(jnp.where(counts, apart, 0.0)) / jnp.maximum(jnp.sum(counts), 1)
-    updated = jnp.where(spread > 0, options.rho * spread + (1.0 - options.rho) * mean, mean)
-    return jnp.where(jnp.any(counts), updated, spread)
+    return _averaged(options, spread, mean, jnp.any(counts))
+
+
+def _averaged(
+    options: Hinge, average: Float[Array, ""], value: Float[Array, ""], seen: Bool[Array, ""]
+) -> Float[Array, ""]:
+    """The moving average after `value`, which begins it; as it was where nothing was seen."""
+    moved = jnp.where(average > 0, options.rho * average + (1.0 - options.rho) * value, value)
+    return jnp.where(seen, moved, average)
 
 
 def _meanings(rows: Rows) -> Float[Array, "b s"]:

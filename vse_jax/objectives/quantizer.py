@@ -1,6 +1,7 @@
 """The quantizer's terms and its codebook, state that every device moves alike."""
 
 import dataclasses
+import math
 from typing import Any, Literal, NamedTuple
 
 import flax.struct
@@ -115,9 +116,11 @@ def empty(options: Quantizer, spec: Spec) -> QuantizerState:
     shape = (options.parts, options.codes, width // options.parts)
     rotation = None
     if options.rotate_at:
-        # Not the first: nothing has been seen before it.
+        # Upwards, as steps of a validation: it sees the codes before they begin anew. Not the first
+        # step: nothing has been seen before it.
         steps = [
-            max(1, min(round(share * spec.steps), spec.steps - 1)) for share in options.rotate_at
+            max(1, min(math.ceil(share * spec.steps), spec.steps - 1))
+            for share in options.rotate_at
         ]
         rotation = RotationState(
             jnp.asarray(steps, jnp.int32), jnp.zeros(()), jnp.zeros(width), jnp.zeros((width,) * 2)
