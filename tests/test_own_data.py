@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from vse_jax import experiment, train
-from vse_jax.config import default_config
+from vse_jax.config import ConfigError, default_config
 
 COUNT, BAD = 40, (3, 17)
 
@@ -80,6 +80,17 @@ def test_every_picture_and_caption_has_its_place(run):
         number = int(train_split.images[row].removesuffix(".png"))
         assert label == number % 4
         assert np.count_nonzero(np.any(boxes != 0, axis=1)) == number % 3
+
+
+def test_more_codes_than_pictures_are_refused_before_the_training(run, tmp_path):
+    config = run[0].copy_and_resolve_references()
+    config.model.similarity = "negative_euclidean"
+    config.objective.quantizer.weight, config.objective.quantizer.parts = 1.0, 4
+    config.objective.quantizer.codes = 24
+    with pytest.raises(
+        ConfigError, match=r"quantizer\.codes' is 24, more than the 23 training pict"
+    ):
+        experiment.prepare(config, tmp_path / "w")
 
 
 class _Start:
