@@ -41,11 +41,14 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--split", default="test", help="validation for choices, test for reports")
     parser.add_argument("--output", type=Path, help="the table as JSON")
     flags = parser.parse_args(arguments)
-    found = {str(folder): compare(folder, flags.split) for folder in flags.workdir}
-    if flags.output is not None:
-        workdir.write_text(flags.output, json.dumps(found, indent=2))
-    for folder, rows in found.items():
+    found: dict[str, dict[str, dict[str, float]]] = {}
+    for folder in flags.workdir:
+        # OPQ takes minutes: what is measured is shown and kept at once.
+        rows = found[str(folder)] = compare(folder, flags.split)
         sys.stdout.write(f"{folder}, {flags.split}\n\n{table([rows])}\n")
+        sys.stdout.flush()
+        if flags.output is not None:
+            workdir.write_text(flags.output, json.dumps(found, indent=2))
     runs = list(found.values())
     if len(runs) > 1 and all(run.keys() == runs[0].keys() for run in runs):
         sys.stdout.write(f"all {len(runs)} workdirs, {flags.split}\n\n{table(runs)}\n")
