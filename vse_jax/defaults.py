@@ -161,7 +161,7 @@ def _leap() -> ConfigDict:
     # How it moves: "fixed", "gap" (towards kappa x (mean d_neg - mean d_pos)) or "active" (up
     # while fewer than active_share of the hardest negatives cost something, else down).
     leap.rule = "gap"
-    # How slowly: the share of the margin, and of the mean in pairs' margins, that stays at a step.
+    # How slowly: the share of the margin, and of the running distances, that stays at a step.
     leap.rho = 0.99
     # Factor of "gap".
     leap.kappa = 0.5
