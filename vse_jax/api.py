@@ -153,9 +153,6 @@ class Model:
         if self.codebook is None:
             raise ValueError("the model has no codebook: train with objective.quantizer.weight > 0")
         self._check("embeddings", embeddings)
-        bad = np.flatnonzero(~np.isfinite(embeddings).all(axis=1))
-        if len(bad):
-            raise ValueError(f"embedding {bad[0]} is not finite")
         return codebooks.quantize(embeddings, self.codebook)
 
     def _check(self, name: str, rows: np.ndarray) -> None:

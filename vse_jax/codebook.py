@@ -81,7 +81,14 @@ def decode(codes: Int[Array, "b m"], codebook: Codebook) -> Float[Array, "b d"]:
 
 
 def quantize(embeddings: Float[np.ndarray, "n d"], codebook: Codebook) -> UInt8[np.ndarray, "n m"]:
-    """Codes of host embeddings: the nearest of the K <= 256 codes of each part."""
+    """Codes of host embeddings: the nearest of the K <= 256 codes of each part.
+
+    Raises:
+      ValueError: an embedding is not finite.
+    """
+    bad = np.flatnonzero(~np.isfinite(embeddings).all(axis=1))
+    if len(bad):
+        raise ValueError(f"embedding {bad[0]} is not finite")
     book = jax.tree.map(jnp.asarray, codebook)
     function = jax.jit(encode)
     n = len(embeddings)

@@ -48,6 +48,14 @@ def test_embeddings_of_another_width():
         faiss_export.index_pq(codebook, np.zeros((3, 4), np.float32))
 
 
+def test_an_embedding_that_is_not_finite_is_named():
+    codebook = Codebook(np.random.default_rng(0).normal(size=(4, 16, 2)).astype(np.float32))
+    embeddings = np.zeros((3, 8), np.float32)
+    embeddings[2, 5] = np.nan
+    with pytest.raises(ValueError, match="embedding 2 is not finite"):
+        faiss_export.index_pq(codebook, embeddings)
+
+
 def test_an_index_of_something_else_is_refused():
     codebook = Codebook(np.zeros((4, 16, 2), np.float32))
     with pytest.raises(ValueError, match="the index is a IndexFlatL2; expected one of `index_pq`"):

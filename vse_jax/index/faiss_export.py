@@ -21,7 +21,8 @@ def index_pq(codebook: Codebook, embeddings: Float[np.ndarray, "n d"]) -> Any:
         something else.
 
     Raises:
-      ValueError: K is not a power of two, or the embeddings are not as wide as the codebook.
+      ValueError: K is not a power of two, or the embeddings are not as wide as the codebook or not
+        finite.
     """
     import faiss
 
@@ -52,7 +53,7 @@ def extend(index: Any, codebook: Codebook, embeddings: Float[np.ndarray, "n d"])
 
     Raises:
       ValueError: the index is of another codebook, or none of `index_pq`; or the embeddings are
-        not as wide as the codebook.
+        not as wide as the codebook or not finite.
     """
     import faiss
 
