@@ -1,12 +1,15 @@
 """A run of LEAP from the training to the codes of new embeddings."""
 
+import dataclasses
 import json
 
+import jax
 import numpy as np
 import pytest
 
 import vse_jax
-from vse_jax import assembly, evaluation, workdir
+from vse_jax import assembly, evaluation, train, workdir
+from vse_jax.checkpoint import Checkpoints
 
 REPORTED = ("R@1", "R@5", "R@10", "MedR", "MeanR")
 
@@ -96,6 +99,60 @@ def test_the_codebook_is_that_of_the_best_state(found, model):
     for left, right in zip(model.codebook, expected, strict=True):
         np.testing.assert_array_equal(left, right)
         assert np.any(right)
+
+
+def test_the_best_codebook_is_fitted_to_training_pairs_as_they_are_searched(found, trained_leap):
+    """K-means by a loop from the codebook of the last step, which was the best."""
+    run, best = found
+    last = Checkpoints(trained_leap / "checkpoints" / "last", keep=2)
+    as_trained = last.restore(best)
+    last.close()
+    assert as_trained.step == best.step
+    book = assembly.codebook_of(as_trained.objective_state)
+    every = evaluation.encode(run, as_trained, "train")
+    pairing = run.dataset.splits["train"].caption_image
+    z = np.concatenate([every.images[pairing], every.captions]).astype(np.float64) @ book.rotation
+    expected = book.centroids.astype(np.float64)
+    for _ in range(run.config.train.refit_codes):
+        for m in range(4):
+            part = z[:, 4 * m : 4 * m + 4]
+            nearest = np.argmin([np.sum((part - e) ** 2, axis=1) for e in expected[m]], axis=0)
+            for k in set(nearest.tolist()):
+                expected[m, k] = np.mean(part[nearest == k], axis=0)
+    refitted = assembly.codebook_of(best.objective_state)
+    np.testing.assert_allclose(refitted.centroids, expected, rtol=1e-3, atol=1e-4)
+    assert np.max(np.abs(refitted.centroids - book.centroids)) > 0.01
+    # Nothing else is touched.
+    kept = best.replace(objective_state=assembly.with_codebook(best.objective_state, book))
+    for one, other in zip(jax.tree.leaves(kept), jax.tree.leaves(as_trained), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_codes_are_fitted_only_where_there_are_any_and_they_should_be(found, trained, opened):
+    run, best = found
+    config = run.config.copy_and_resolve_references()
+    config.train.refit_codes = 0
+    assert train.with_refitted_codes(dataclasses.replace(run, config=config), best) is best
+    plain = opened(trained)
+    assert train.with_refitted_codes(*plain) is plain[1]
+
+
+def test_training_pairs_are_drawn_by_the_seed(found):
+    run, best = found
+    every = evaluation.encode(run, best, "train")
+    pairing = run.dataset.splits["train"].caption_image
+    pairs = evaluation.encode_pairs(run, best, 10)
+    rows = [
+        int(np.argmin(np.sum((every.captions - caption) ** 2, axis=1)))
+        for caption in pairs.captions
+    ]
+    np.testing.assert_allclose(pairs.captions, every.captions[rows], atol=1e-5)
+    np.testing.assert_allclose(pairs.images, every.images[pairing[rows]], atol=1e-5)
+    assert len(pairs.captions) == 10
+    assert len(set(rows)) > 5  # some captions are alike
+    everyone = evaluation.encode_pairs(run, best, 1000)
+    np.testing.assert_allclose(everyone.captions, every.captions, atol=1e-5)
+    np.testing.assert_allclose(everyone.images, every.images[pairing], atol=1e-5)
 
 
 def test_scenes_are_judged_by_the_caption_that_is_compared(found, embeddings):

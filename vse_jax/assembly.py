@@ -102,6 +102,15 @@ def codebook_of(objective_state: Mapping[str, Any]) -> Codebook | None:
     return jax.tree.map(np.asarray, found)
 
 
+def with_codebook(objective_state: Any, codebook: Codebook) -> Any:
+    """A trained objective's state, one with a codebook, with another in its place."""
+    own = objective_state["leap"]
+    return {
+        **objective_state,
+        "leap": own.replace(quantizer=own.quantizer.replace(codebook=codebook)),
+    }
+
+
 def build_objective(config: ConfigDict) -> Objective:
     """The weighted sum of the terms whose weight is not 0."""
     terms: dict[str, tuple[float, Objective]] = {}

@@ -7,15 +7,16 @@ Product Quantization, TPAMI 2014, for the rotation; van den Oord et al., Neural 
 Representation Learning, NeurIPS 2017, section 3, for learning in training.
 """
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, UInt8
+from jaxtyping import Array, Bool, Float, Int, UInt8
 
 # Embeddings quantized at a time on the host: each needs M x K scores.
-CHUNK = 1024
+CHUNK = 256
 
 
 class Codebook(NamedTuple):
@@ -91,15 +92,25 @@ def quantize(embeddings: Float[np.ndarray, "n d"], codebook: Codebook) -> UInt8[
         raise ValueError(f"embedding {bad[0]} is not finite")
     book = jax.tree.map(jnp.asarray, codebook)
     function = jax.jit(encode)
+    codes = np.zeros((len(embeddings), len(book.centroids)), np.uint8)
+    for start, rows, where in blocks_of(embeddings):
+        own = codes[start : start + len(rows)]
+        own[:] = np.asarray(function(rows, book))[where]
+    return codes
+
+
+def blocks_of(
+    embeddings: Float[np.ndarray, "n d"],
+) -> Iterator[tuple[int, Float[np.ndarray, "b d"], Bool[np.ndarray, " b"]]]:
+    """(number of the first, embeddings, False for padding) of blocks of one size, in order.
+
+    One program serves all: the last one is padded with zeros.
+    """
     n = len(embeddings)
-    codes = np.zeros((n, len(book.centroids)), np.uint8)
     size = max(1, min(CHUNK, n))
     for start in range(0, n, size):
         rows = np.asarray(embeddings[start : start + size], np.float32)
-        # The last block is padded, so that one program serves all.
-        padded = np.pad(rows, ((0, size - len(rows)), (0, 0)))
-        codes[start : start + size] = np.asarray(function(padded, book))[: len(rows)]
-    return codes
+        yield start, np.pad(rows, ((0, size - len(rows)), (0, 0))), np.arange(size) < len(rows)
 
 
 def straight_through(z: Float[Array, "b d"], e: Float[Array, "b d"]) -> Float[Array, "b d"]:

@@ -82,6 +82,7 @@ RANGES: Mapping[str, tuple[float, float]] = {
     "train.warmup_epochs": (0.0, float("inf")),
     "train.weight_decay": (0.0, float("inf")),
     "train.ema": (0.0, 0.999999),
+    "train.refit_codes": (0, 1000),
     "evaluate.queries": (0, 1000),
 }
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Int
 from ml_collections import ConfigDict
 
 from vse_jax import parallel, train_step
@@ -29,21 +30,51 @@ class Embeddings:
     captions: np.ndarray
 
 
-def encode(experiment: Experiment, state: TrainState, split: str) -> Embeddings:
-    """Embeddings of a split under the state's evaluation parameters (host arrays)."""
+def encode(
+    experiment: Experiment,
+    state: TrainState,
+    split: str,
+    pictures: Int[np.ndarray, " n"] | None = None,
+    captions: Int[np.ndarray, " m"] | None = None,
+) -> Embeddings:
+    """Embeddings of a split under the state's evaluation parameters (host arrays).
+
+    Args:
+      experiment: of the run.
+      state: of the model, host arrays.
+      split: by name.
+      pictures: numbers of those to encode; None: all.
+      captions: likewise.
+    """
     from vse_jax.data import pipeline  # here: it imports TensorFlow
 
     variables = experiment.encoder.variables(train_step.evaluation_params(state), state.batch_stats)
     examples = experiment.examples[split]
     size = experiment.devices.shared(experiment.config.evaluate.batch_size)
-    images = pipeline.image_batches(examples, batch_size=size, **parallel.process_share())
-    captions = pipeline.caption_batches(
-        examples.tokens, examples.token_mask, batch_size=size, **parallel.process_share()
-    )
+    share = parallel.process_share()
+    chosen = slice(None) if captions is None else captions
+    tokens, mask = examples.tokens[chosen], examples.token_mask[chosen]
     return Embeddings(
-        experiment.encoder.images(variables, images),
-        experiment.encoder.texts(variables, captions),
+        experiment.encoder.images(
+            variables, pipeline.image_batches(examples, pictures, batch_size=size, **share)
+        ),
+        experiment.encoder.texts(
+            variables, pipeline.caption_batches(tokens, mask, batch_size=size, **share)
+        ),
     )
+
+
+def encode_pairs(experiment: Experiment, state: TrainState, most: int) -> Embeddings:
+    """Both embeddings [n, d] of each of `most` training pairs drawn by the seed, or of all.
+
+    A picture is in as many of all pairs as it has captions.
+    """
+    pairing = experiment.dataset.splits["train"].caption_image
+    drawn = np.random.default_rng(experiment.config.seed).permutation(len(pairing))[:most]
+    captions = np.sort(drawn)
+    pictures, rows = np.unique(pairing[captions], return_inverse=True)
+    found = encode(experiment, state, "train", pictures, captions)
+    return Embeddings(found.images[rows], found.captions)
 
 
 def measure(

@@ -17,6 +17,7 @@ from vse_jax import assembly, evaluation, experiment, optimizer, parallel, train
 from vse_jax.checkpoint import Checkpoints
 from vse_jax.console import Progress, TensorBoard
 from vse_jax.experiment import Experiment
+from vse_jax.losses.codes import refitted
 from vse_jax.objectives.base import Spec
 from vse_jax.report import content
 from vse_jax.train_state import TrainState
@@ -24,6 +25,8 @@ from vse_jax.train_state import TrainState
 log = logging.getLogger(__name__)
 # The collapse: this many log lines in a row within this distance of 2 x margin per pair.
 COLLAPSE_LINES, COLLAPSE_DISTANCE = 10, 0.03
+# 64 embeddings for each of 256 codes: more take longer and fit little better.
+REFIT_PAIRS = 8_192
 COLLAPSE_ADVICE = (
     "the embeddings have collapsed: the loss has stayed at 2 x margin per pair. Start softer: "
     "raise warmup_epochs of the objective, lower train.learning_rate or raise train.warmup_epochs"
@@ -123,6 +126,21 @@ def total_steps(run: Experiment) -> int:
     if run.config.train.steps is not None:
         return run.config.train.steps
     return math.ceil(run.config.train.epochs * steps_per_epoch(run))
+
+
+def with_refitted_codes(run: Experiment, state: TrainState) -> TrainState:
+    """The state (host arrays) with its codebook, if any, fitted to training pairs as searched.
+
+    In training the codebook follows embeddings with dropout and by parameters that are not
+    averaged, and has just begun anew where `rotate_at` says so. What batch statistics are for
+    averaged parameters (Izmailov et al., Averaging Weights, UAI 2018, section 3.1), codes are here.
+    """
+    rounds, codebook = run.config.train.refit_codes, assembly.codebook_of(state.objective_state)
+    if codebook is None or not rounds:
+        return state
+    pairs = evaluation.encode_pairs(run, state, REFIT_PAIRS)
+    codebook = refitted(codebook, np.concatenate([pairs.images, pairs.captions]), rounds)
+    return state.replace(objective_state=assembly.with_codebook(state.objective_state, codebook))
 
 
 def warnings_of(rows: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -303,7 +321,7 @@ class Loop:
         log.info("epoch %.1f  validation %s", number / self.epoch_steps, evaluation.summary(found))
         self.metrics.sync()
         if better:
-            self.best.save(number, state)
+            self.best.save(number, with_refitted_codes(self.experiment, state))
             # Before the last one: a run killed between the two goes on from there, and would
             # take the best for saved.
             self.best.wait()

@@ -73,6 +73,19 @@ def test_labels_and_boxes_come_with_their_pictures():
     assert not {"label", "boxes"} & batches(examples())[0].keys()
 
 
+@pytest.mark.parametrize("features", [False, True])
+def test_some_pictures_in_the_order_wanted(features):
+    given = examples(features=features)
+    wanted = np.array([5, 1, 4, 2, 0])
+    found = list(pipeline.image_batches(given, wanted, batch_size=4))
+    real = column(found, "weight") > 0
+    assert real.tolist() == [True] * 5 + [False] * 3
+    assert column(found, "image_id")[real].tolist() == wanted.tolist()
+    name = "features" if features else "image"
+    every = column(list(pipeline.image_batches(given, batch_size=4)), name)
+    np.testing.assert_array_equal(column(found, name)[real], every[wanted])
+
+
 def column(found, name):
     return np.concatenate([batch[name] for batch in found])
 

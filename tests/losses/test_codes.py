@@ -132,6 +132,34 @@ def test_more_dead_codes_than_embeddings_start_again_and_none_at_all_change_noth
     np.testing.assert_array_equal(nobody, codebook)
 
 
+@pytest.mark.parametrize("chunk", [7, 256])
+@pytest.mark.parametrize("turned", [False, True])
+def test_refitted_codes_are_those_of_k_means(chunk, turned, monkeypatch):
+    """Against a loop in float64; in blocks, the last one padded, as in one."""
+    monkeypatch.setattr(codebooks, "CHUNK", chunk)
+    rng = np.random.default_rng(0)
+    z = rng.normal(size=(60, M * P)).astype(np.float32)
+    start = rng.normal(size=(M, K, P)).astype(np.float32)
+    start[1, 2] = 50.0  # nothing is near
+    turn = np.linalg.qr(rng.normal(size=(M * P, M * P)))[0].astype(np.float32) if turned else None
+    found = losses.refitted(Codebook(start, turn), z, 3)
+    expected = start.astype(np.float64)
+    rows = z.astype(np.float64) if turn is None else z.astype(np.float64) @ turn
+    for _ in range(3):
+        for m in range(M):
+            part = rows[:, m * P : (m + 1) * P]
+            apart = [[np.sum((row - e) ** 2) for e in expected[m]] for row in part]
+            nearest = np.argmin(apart, axis=1)
+            for k in set(nearest.tolist()):
+                expected[m, k] = np.mean(part[nearest == k], axis=0)
+    np.testing.assert_allclose(found.centroids, expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_array_equal(found.centroids[1, 2], start[1, 2])
+    assert found.centroids.dtype == np.float32
+    assert found.rotation is turn
+    unchanged = losses.refitted(Codebook(start, turn), z, 0)
+    np.testing.assert_array_equal(unchanged.centroids, start)
+
+
 def test_the_principal_axes_are_dealt_so_that_parts_have_about_as_much_to_store():
     """Against the principal axes by the singular value decomposition of the rows."""
     rng = np.random.default_rng(0)

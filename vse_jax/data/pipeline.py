@@ -142,29 +142,43 @@ def _chooser(
 
 
 def image_batches(
-    examples: Examples, *, batch_size: int, process: int = 0, processes: int = 1
+    examples: Examples,
+    pictures: np.ndarray | None = None,
+    /,
+    *,
+    batch_size: int,
+    process: int = 0,
+    processes: int = 1,
 ) -> Iterator[Batch]:
     """Every picture once, in order, undistorted; the last batch padded with weight 0.
 
     Each process gets its equal part of every batch of `batch_size` rows.
+
+    Args:
+      examples: a split.
+      pictures: int [n], the numbers of those wanted, in their order; None: all.
+      batch_size: rows over all processes.
+      process: number of this process.
+      processes: how many there are.
     """
     plain = dataclasses.replace(examples, pictures=Pictures(examples.pictures.size))
     share = batch_size // processes
+    wanted = np.arange(len(examples.split.images)) if pictures is None else pictures
 
     def rows(batch: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         first = batch * batch_size + process * share
         number = tf.range(first, first + share)
-        clipped = tf.minimum(number, len(examples.split.images) - 1)
-        return number, clipped, clipped
+        picture = tf.gather(tf.constant(wanted, tf.int64), tf.minimum(number, len(wanted) - 1))
+        return number, picture, picture
 
-    batches = -(-len(examples.split.images) // batch_size)
+    batches = -(-len(wanted) // batch_size)
     dataset = _map(tf.data.Dataset.range(batches), rows)
     dataset = _with_pictures(dataset, plain, share, seed=0)
 
     known = _annotations(examples.split)
 
     def assemble(number: tf.Tensor, picture: tf.Tensor, _: tf.Tensor, seen: dict) -> dict:
-        real = number < len(examples.split.images)
+        real = number < len(wanted)
         return (
             seen
             | known(picture)

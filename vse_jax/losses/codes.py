@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from vse_jax.codebook import Codebook, code_scores, parts_of
+from vse_jax.codebook import Codebook, blocks_of, code_scores, encode, parts_of
 
 
 def commitment(
@@ -111,6 +111,32 @@ def moved_by_gradient(
     """
     rows = jnp.maximum(jnp.sum(counts, axis=1), 1.0)[:, None, None]
     return centroids - rate * 2.0 * (counts[:, :, None] * centroids - batch_sums) / rows
+
+
+def refitted(codebook: Codebook, embeddings: Float[np.ndarray, "n d"], rounds: int) -> Codebook:
+    """The codebook after k-means over host embeddings, begun from where it stands.
+
+    A code that no embedding chooses stays where it is; the rotation stays. Source: Lloyd, Least
+    Squares Quantization in PCM, 1982.
+
+    Args:
+      codebook: to begin from.
+      embeddings: finite.
+      rounds: of choosing codes and moving them.
+    """
+    seen = jax.jit(lambda z, book, where: usage(z, encode(z, book), book, where))
+    # Sums over tens of thousands of embeddings: in double precision, on the host.
+    centroids = np.asarray(codebook.centroids, np.float64)
+    for _ in range(rounds):
+        book = jax.tree.map(jnp.asarray, codebook._replace(centroids=centroids.astype(np.float32)))
+        counts, sums = np.zeros(centroids.shape[:2]), np.zeros(centroids.shape)
+        for _, rows, where in blocks_of(embeddings):
+            own_counts, own_sums = jax.device_get(seen(rows, book, where))
+            counts += own_counts
+            sums += own_sums
+        some = counts[:, :, None] > 0
+        centroids = np.where(some, sums / np.where(some, counts[:, :, None], 1.0), centroids)
+    return codebook._replace(centroids=centroids.astype(np.float32))
 
 
 def reseeded(
