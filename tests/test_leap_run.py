@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 
 import vse_jax
 from vse_jax import assembly, evaluation, train, workdir
-from vse_jax.checkpoint import Checkpoints
+from vse_jax.checkpoint import Checkpoints, read_newest
 
 REPORTED = ("R@1", "R@5", "R@10", "MedR", "MeanR")
 
@@ -126,6 +127,27 @@ def test_the_best_codebook_is_fitted_to_training_pairs_as_they_are_searched(foun
     kept = best.replace(objective_state=assembly.with_codebook(best.objective_state, book))
     for one, other in zip(jax.tree.leaves(kept), jax.tree.leaves(as_trained), strict=True):
         np.testing.assert_array_equal(one, other)
+
+
+def test_codes_are_fitted_once(trained_leap, tmp_path, monkeypatch):
+    """The best checkpoint stays; one with its codes refitted is made anew only where it is gone."""
+    folder = tmp_path / "run"
+    shutil.copytree(trained_leap, folder)
+    best, config = folder / "checkpoints" / "best", workdir.read_config(folder)
+    assert {path.name for path in best.iterdir()} == {"4", "5"}
+    expected = read_newest(best)
+    with monkeypatch.context() as patched:
+        patched.setattr(train, "refitted", lambda *_: pytest.fail("fitted again"))
+        assert train.train(config, folder)
+    shutil.rmtree(best / "5")
+    as_trained = read_newest(best)
+    assert train.train(config, folder)
+    found = read_newest(best)
+    for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_array_equal(one, other)
+    codebooks = [assembly.codebook_of(tree["objective_state"]) for tree in (found, as_trained)]
+    assert np.any(codebooks[0].centroids != codebooks[1].centroids)
+    assert found["step"] == as_trained["step"] == 4
 
 
 def test_codes_are_fitted_only_where_there_are_any_and_they_should_be(found, trained, opened):

@@ -86,6 +86,10 @@ class Checkpoints:
             )
         return None
 
+    def newest(self) -> int | None:
+        """The number of the newest checkpoint; None without any."""
+        return max(self._manager.all_steps(), default=None)
+
     def wait(self) -> None:
         """Returns when every save is on disk; raises CheckpointError if one cannot be."""
         with self._written():

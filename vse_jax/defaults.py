@@ -262,9 +262,9 @@ def _train() -> ConfigDict:
     # Decay of a moving average of the parameters, used for evaluation; 0: none. At step t it
     # is at most (1 + t) / (10 + t).
     train.ema = 0.0
-    # Rounds of k-means that fit the codebook of each new best checkpoint, where there is one, to
+    # Rounds of k-means that in the end fit the codebook of the best checkpoint, if it has one, to
     # training pairs as they are searched: without dropout, by the averaged parameters; 0: none.
-    train.refit_codes = 5
+    train.refit_codes = 10
     # (pattern, factor) pairs: the first pattern that matches the whole name of a parameter
     # multiplies its learning rate; None freezes it, e.g. (("image/backbone/.*", None),).
     train.freeze = ()

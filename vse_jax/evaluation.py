@@ -174,10 +174,17 @@ def best_state(experiment: Experiment, template: TrainState) -> TrainState:
       CheckpointError: there is none.
     """
     checkpoints = Checkpoints(experiment.workdir / "checkpoints" / "best", keep=2)
+    try:
+        return restored(checkpoints, template)
+    finally:
+        checkpoints.close()
+
+
+def restored(checkpoints: Checkpoints, template: TrainState) -> TrainState:
+    """The newest of these checkpoints, as host arrays; raises CheckpointError without any."""
     state = checkpoints.restore(template)
-    checkpoints.close()
     if state is None:
-        raise CheckpointError(f"{experiment.workdir} has no checkpoint yet: train it first")
+        raise CheckpointError(f"{checkpoints.folder} has no checkpoint yet: train it first")
     return state
 
 

@@ -25,8 +25,8 @@ from vse_jax.train_state import TrainState
 log = logging.getLogger(__name__)
 # The collapse: this many log lines in a row within this distance of 2 x margin per pair.
 COLLAPSE_LINES, COLLAPSE_DISTANCE = 10, 0.03
-# 64 embeddings for each of 256 codes: more take longer and fit little better.
-REFIT_PAIRS = 8_192
+# 256 embeddings for each of 256 codes.
+REFIT_PAIRS = 32_768
 COLLAPSE_ADVICE = (
     "the embeddings have collapsed: the loss has stayed at 2 x margin per pair. Start softer: "
     "raise warmup_epochs of the objective, lower train.learning_rate or raise train.warmup_epochs"
@@ -78,8 +78,28 @@ def _train(
         loop.close()
     if finished:
         warnings = warnings_of(loop.metrics.rows)
-        content.write_reports(run, evaluation.best_state(run, template), warnings, command)
+        content.write_reports(run, _final_state(run, template), warnings, command)
     return finished
+
+
+def _final_state(run: Experiment, template: TrainState) -> TrainState:
+    """The best checkpoint of a finished training, its codes refitted once and for all.
+
+    That state is saved beside it, under the number after the last step.
+    """
+    best = Checkpoints(run.workdir / "checkpoints" / "best", keep=2)
+    try:
+        state = evaluation.restored(best, template)
+        number = total_steps(run) + 1
+        if best.newest() == number:
+            return state
+        refitted = with_refitted_codes(run, state)
+        if refitted is not state:
+            best.save(number, refitted)
+            best.wait()
+        return refitted
+    finally:
+        best.close()
 
 
 def evaluate_again(folder: Path) -> dict[str, float]:
@@ -138,8 +158,13 @@ def with_refitted_codes(run: Experiment, state: TrainState) -> TrainState:
     rounds, codebook = run.config.train.refit_codes, assembly.codebook_of(state.objective_state)
     if codebook is None or not rounds:
         return state
+    begun = time.perf_counter()
     pairs = evaluation.encode_pairs(run, state, REFIT_PAIRS)
     codebook = refitted(codebook, np.concatenate([pairs.images, pairs.captions]), rounds)
+    log.info(
+        "codes fitted to %d training pairs in %.0f s",
+        len(pairs.captions), time.perf_counter() - begun,
+    )  # fmt: skip
     return state.replace(objective_state=assembly.with_codebook(state.objective_state, codebook))
 
 
@@ -321,7 +346,7 @@ class Loop:
         log.info("epoch %.1f  validation %s", number / self.epoch_steps, evaluation.summary(found))
         self.metrics.sync()
         if better:
-            self.best.save(number, with_refitted_codes(self.experiment, state))
+            self.best.save(number, state)
             # Before the last one: a run killed between the two goes on from there, and would
             # take the best for saved.
             self.best.wait()
