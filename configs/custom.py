@@ -6,10 +6,12 @@ configs/flickr8k.py. Needs --config.model.image.weights, a folder or a hub name;
 read where they are.
 """
 
+import os
+
 from ml_collections import ConfigDict
 
 from vse_jax import presets
-from vse_jax.config import default_config
+from vse_jax.config import ConfigError, default_config
 
 
 def get_config(choice: str | None = None) -> ConfigDict:
@@ -20,6 +22,8 @@ def get_config(choice: str | None = None) -> ConfigDict:
         if letter == "," and presets.is_choice(path[place + 1 :]):
             path, system = path[:place], path[place + 1 :]
             break
+    if presets.is_choice(path) and not os.path.exists(path):
+        raise ConfigError(f"configs/custom.py takes the file first: configs/custom.py:PATH,{path}")
     config = default_config()
     config.data.dataset = "custom"
     config.data.path = path or None

@@ -17,8 +17,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import faiss
 import numpy as np
+
+try:
+    import faiss
+except ImportError:
+    sys.exit("compare_codes: needs FAISS: pip install faiss-cpu, or the extra [bench]")
 
 from vse_jax import assembly, evaluation, experiment, train, workdir
 from vse_jax.codebook import Codebook

@@ -74,24 +74,38 @@ def read(path: Path) -> list[Row]:
         content = tomllib.loads(path.read_text())
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise SweepError(f"{path}: {error}") from error
+    if unknown := content.keys() - {"flags", "row"}:
+        raise SweepError(f"{path}: {min(unknown)!r} is unknown; it takes flags and [[row]] tables")
     common, tables, rows = content.get("flags", []), content.get("row"), []
     if not _are_flags(common) or not isinstance(tables, list):
         raise SweepError(f"{path}: expected flags, a list of texts, and [[row]] tables")
     for number, row in enumerate(tables, 1):
         if not isinstance(row, dict):
             raise SweepError(f"{path}: row {number} is {row!r}; expected a table, [[row]]")
+        if unknown := row.keys() - {"name", "flags"}:
+            raise SweepError(f"{path}: row {number} has {min(unknown)!r}; it takes name and flags")
         name, flags = row.get("name"), row.get("flags")
-        if not isinstance(name, str) or not name or not _are_flags(flags):
-            raise SweepError(f"{path}: row {number} needs a name and flags, a list of texts")
+        if not isinstance(name, str) or not name:
+            raise SweepError(f"{path}: row {number} needs a name")
+        if not _are_flags(flags):
+            raise SweepError(f"{path}: row {name!r} needs flags, a list of texts")
         if "," in name:
             raise SweepError(f"{path}: row {name!r} has a comma, which parts the rows of --only")
         # vse_jax.main reads the file of a config before the fields that change it.
+        _check_flags((*common, *flags), f"{path}: row {name!r}")
         ordered = sorted((*common, *flags), key=lambda flag: not flag.startswith("--config="))
         rows.append(Row(name, tuple(ordered)))
     for row in rows:
         if not row.folder or [other.folder for other in rows].count(row.folder) > 1:
             raise SweepError(f"{path}: row {row.name!r} needs a name of its own")
     return rows
+
+
+def _check_flags(flags: Sequence[str], where: str) -> None:
+    """Raises SweepError for what the sweep sets itself."""
+    for flag in flags:
+        if flag.lstrip("-").split("=")[0] in ("workdir", "config.seed", "mode"):
+            raise SweepError(f"{where} has {flag}; each run of a sweep gets its own from it")
 
 
 def _are_flags(value: Any) -> bool:
@@ -190,6 +204,7 @@ def main(arguments: Sequence[str]) -> None:
     """Runs what is still to do, seed by seed, and writes the table."""
     flags, common = _parse(arguments)
     rows = read(flags.sweep)
+    _check_flags(common, "after --, it")
     chosen = [row for row in rows if not flags.only or row.name in flags.only]
     if missing := set(flags.only) - {row.name for row in rows}:
         raise SweepError(f"{flags.sweep} has no row {', '.join(sorted(missing))}")
@@ -244,7 +259,10 @@ def _parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
 
 
 def _numbers(text: str) -> list[int]:
-    numbers = [int(part) for part in text.split(",")]
+    try:
+        numbers = [int(part) for part in text.split(",")]
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text} is no list of numbers, such as 0,1,2") from error
     if len(set(numbers)) < len(numbers):
         raise argparse.ArgumentTypeError(f"{text} has a seed twice")
     return numbers

@@ -377,3 +377,10 @@ def test_margins_upside_down_are_refused_whatever_is_trained():
 
 def test_a_fixed_margin_needs_no_bounds():
     validate(leap(objective__leap__margin=0.7, objective__leap__rule="fixed"))
+
+
+def test_every_field_can_be_set_by_a_flag():
+    """A field named like a method of ConfigDict would be the method to the parser of flags."""
+    for name, _ in configs.fields(default_config()):
+        for part in name.split("."):
+            assert not hasattr(ConfigDict, part), name

@@ -75,11 +75,52 @@ def test_embeddings_are_quantized_to_the_nearest_codes(model, embeddings):
         (np.zeros((2, 5)), r"embeddings is \[2, 5\]; expected embeddings \[n, 16\]"),
         (np.zeros(16), r"embeddings is \[16\]; expected embeddings \[n, 16\]"),
         (np.where(np.eye(3, 16) > 0, np.nan, 0.0)[::-1], r"embedding 0 is not finite"),
+        (np.where(np.eye(3, 16) > 0, 1e300, 0.0)[1:], r"embedding 0 is not finite"),
+        (np.zeros((2, 16), object), "embeddings is of object; expected floats"),
+        (np.zeros((2, 16), complex), "embeddings is of complex128; expected floats"),
     ],
 )
 def test_what_is_no_embedding_is_not_quantized(model, rows, message):
     with pytest.raises(ValueError, match=message):
         model.quantize(rows)
+
+
+def test_what_is_no_number_is_close_to_nothing(model, embeddings):
+    bad = embeddings.captions[:3].copy()
+    bad[1, 2] = np.inf
+    with pytest.raises(ValueError, match="text 1 is not finite"):
+        model.similarity(embeddings.images, bad)
+    with pytest.raises(ValueError, match="image 1 is not finite"):
+        model.similarity(bad, embeddings.captions)
+
+
+def test_the_queries_of_the_report_have_distances(trained_leap):
+    queries = json.loads((trained_leap / "queries.json").read_text())
+    for way, found in (("i2t", "captions"), ("t2i", "images")):
+        for query in queries[way]:
+            distances = [item["score"] for item in query[found]]
+            assert distances == sorted(distances)
+            assert distances[0] >= 0.0
+
+
+def test_a_warm_up_as_long_as_the_training_is_told(trained_leap):
+    """Four steps of an epoch of twenty, of which a quarter are for the cross-entropy."""
+    (told,) = (
+        warning
+        for warning in json.loads((trained_leap / "report.json").read_text())["warnings"]
+        if "never mined" in warning
+    )
+    assert "training of 0.2 epochs ends before 'objective.leap.warmup_epochs' = 0.25" in told
+
+
+def test_the_log_says_how_the_codes_do(trained_leap, shared_folder):
+    metrics = json.loads((trained_leap / "report.json").read_text())["metrics"]
+    log = (shared_folder / "trained_leap.log").read_text()
+    assert (
+        f"from codes of 4 bytes: rsum {metrics['codes/asymmetric/rsum']:.1f}, of queries quantized "
+        f"too {metrics['codes/symmetric/rsum']:.1f}"
+    ) in log
+    assert "codes fitted to 320 training pairs" in log
 
 
 def test_closeness_is_minus_the_distance(model, embeddings):

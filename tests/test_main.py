@@ -58,6 +58,16 @@ CASES = {
     "bad choice": (
         [SHAPES, "--config.train.schedule=cosin"], 1, "'train.schedule' is 'cosin'; did you mean",
     ),
+    "a tuple twice": (
+        [SHAPES, "--config.train.decay_epochs=(1.0,)", "--config.train.decay_epochs=(2.0,)"],
+        2, "--config.train.decay_epochs is given twice",
+    ),
+    "custom without its file": (
+        ["--config=configs/custom.py:leap"], 2, "takes the file first: configs/custom.py:PATH,leap",
+    ),
+    "a system misspelt": (
+        ["--config=configs/custom.py:/nowhere.csv,leep"], 1, "comes behind a comma: PATH,leap",
+    ),
     "impossible size": ([SHAPES, "--config.train.batch_size=6"], 1, "4 devices cannot share"),
     "no data folder": (
         [FLICKR8K, "--config.data.manual_dir=/nowhere"],

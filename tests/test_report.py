@@ -217,6 +217,13 @@ def test_other_measures_are_shown_without_retrieval(tmp_path):
     assert page.count("table") == 0
 
 
+def test_correlations_have_three_decimals_and_counts_none(tmp_path):
+    judged = {"expert/spearman": 0.2134, "expert/kendall_low": -0.01, "expert/pairs": 5822.0}
+    page = page_of(report.write(workdir(tmp_path, metrics=judged)))
+    for shown in ("expert/spearman0.213", "expert/kendall_low-0.010", "expert/pairs5,822"):
+        assert shown in page.text
+
+
 def test_values_that_are_not_finite_are_dashes_and_gaps(tmp_path):
     bad = {"i2t/R@1": float("nan"), "i2t/R@5": None, "i2t/R@10": float("inf"), "rsum": float("nan")}
     lines = [*log(2), {"step": 300, "loss": float("nan"), "note": "text", "flag": True}]

@@ -35,6 +35,16 @@ def test_the_distance_of_equal_vectors_has_a_finite_gradient(vectors, form):
     assert np.isfinite(gradient).all()
 
 
+@pytest.mark.parametrize("form", ["matrix", "rows"])
+def test_what_is_no_number_is_no_distance(vectors, form):
+    """Least of all 0, which would be the nearest."""
+    a, b = vectors.copy()
+    a[2, 3] = np.nan
+    found = getattr(negative_euclidean, form)(jnp.asarray(a), jnp.asarray(b))
+    assert np.isnan(found[2]).all()
+    assert np.isfinite(np.delete(found, 2, axis=0)).all()
+
+
 def test_a_distance_below_rounding_pulls_nowhere(vectors):
     a = jnp.asarray(vectors[0])
     near = jnp.nextafter(a, a + 1.0)

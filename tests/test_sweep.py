@@ -154,8 +154,16 @@ def test_sigterm_reaches_the_training_and_the_same_command_goes_on(file, tmp_pat
         ("row = 3", r"sweep\.toml: expected flags, a list of texts, and \[\[row\]\] tables"),
         ("flags = 3\n[[row]]", r"sweep\.toml: expected flags, a list of texts, and \[\[row\]\] "),
         ("row = [1]", r"sweep\.toml: row 1 is 1; expected a table"),
-        ('[[row]]\nname = "a"', r"row 1 needs a name and flags, a list of texts"),
-        ('[[row]]\nname = "a"\nflags = "x"', r"row 1 needs a name and flags"),
+        ("seeds = [1]", r"sweep\.toml: 'seeds' is unknown; it takes flags and \[\[row\]\] tables"),
+        ('[[row]]\nname = "a"\nflag = []', r"row 1 has 'flag'; it takes name and flags"),
+        ("[[row]]\nflags = []", r"row 1 needs a name"),
+        ('[[row]]\nname = "a"', r"row 'a' needs flags, a list of texts"),
+        ('[[row]]\nname = "a"\nflags = "x"', r"row 'a' needs flags, a list of texts"),
+        ('[[row]]\nname = "a"\nflags = ["--workdir=w"]', r"row 'a' has --workdir=w; each run"),
+        (
+            'flags = ["--config.seed=1"]\n[[row]]\nname = "a"\nflags = []',
+            r"has --config\.seed=1; e",
+        ),
         ('[[row]]\nname = "a, b"\nflags = []', r"row 'a, b' has a comma"),
         ('[[row]]\nname = "A"\nflags = []\n[[row]]\nname = "a!"\nflags = []', r"a name of its own"),
     ],
@@ -164,6 +172,15 @@ def test_a_file_that_is_no_sweep(sweep, file, tmp_path, text, message):
     file.write_text(text)
     with pytest.raises(sweep.SweepError, match=message):
         sweep.main([str(file), f"--workdir={tmp_path / 'w'}"])
+
+
+def test_flags_that_a_sweep_sets_itself(sweep, file, tmp_path, capsys):
+    with pytest.raises(sweep.SweepError, match="after --, it has --workdir=other; each run"):
+        sweep.main([str(file), f"--workdir={tmp_path / 'w'}", "--", "--workdir=other"])
+    with pytest.raises(SystemExit):
+        sweep.main([str(file), f"--workdir={tmp_path / 'w'}", "--seeds=0,a"])
+    assert "0,a is no list of numbers, such as 0,1,2" in capsys.readouterr().err
+    assert not (tmp_path / "w").exists()
 
 
 def test_a_row_that_is_not_there(sweep, file, tmp_path):

@@ -82,7 +82,10 @@ def test_a_second_run_is_kept_out_until_the_first_ends(tmp_path):
     folder = tmp_path / "run"
     with workdir.locked(folder):
         with (
-            pytest.raises(WorkdirError, match=r"another run is at work in .*run"),
+            pytest.raises(
+                WorkdirError,
+                match=rf"another run is at work in .*run \(process {os.getpid()} on .+\): wait for",
+            ),
             workdir.locked(folder),
         ):
             pass

@@ -134,7 +134,7 @@ class Model:
         They are cosines, or minus Euclidean distances where the model was trained for these.
 
         Raises:
-          ValueError: an array is not of embeddings of this model.
+          ValueError: an array is not of embeddings of this model, or not finite.
         """
         self._check("images", images)
         self._check("texts", texts)
@@ -162,6 +162,9 @@ class Model:
                 f"{name} is {list(np.shape(rows))}; expected embeddings "
                 f"[n, {self.config.model.dimension}]"
             )
+        if np.asarray(rows).dtype.kind not in "fiu":
+            raise ValueError(f"{name} is of {np.asarray(rows).dtype}; expected floats")
+        codebooks.check_finite(rows, name.removesuffix("s"))
 
     def _slices(self, total: int, batch_size: int) -> Iterator[tuple[int, int, int]]:
         """(first, how many, padded to) of each batch; few padded sizes, so few compilations."""

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, UInt8
+from jaxtyping import Array, Bool, Float, Int, Shaped, UInt8
 
 # Embeddings quantized at a time on the host: each needs M x K scores.
 CHUNK = 256
@@ -87,9 +87,7 @@ def quantize(embeddings: Float[np.ndarray, "n d"], codebook: Codebook) -> UInt8[
     Raises:
       ValueError: an embedding is not finite.
     """
-    bad = np.flatnonzero(~np.isfinite(embeddings).all(axis=1))
-    if len(bad):
-        raise ValueError(f"embedding {bad[0]} is not finite")
+    check_finite(embeddings)
     book = jax.tree.map(jnp.asarray, codebook)
     function = jax.jit(encode)
     codes = np.zeros((len(embeddings), len(book.centroids)), np.uint8)
@@ -97,6 +95,14 @@ def quantize(embeddings: Float[np.ndarray, "n d"], codebook: Codebook) -> UInt8[
         own = codes[start : start + len(rows)]
         own[:] = np.asarray(function(rows, book))[where]
     return codes
+
+
+def check_finite(embeddings: Shaped[np.ndarray, "n d"], what: str = "embedding") -> None:
+    """Raises ValueError where an embedding is not finite in float32."""
+    with np.errstate(over="ignore"):
+        bad = np.flatnonzero(~np.isfinite(np.asarray(embeddings, np.float32)).all(axis=1))
+    if len(bad):
+        raise ValueError(f"{what} {bad[0]} is not finite")
 
 
 def blocks_of(

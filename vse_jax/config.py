@@ -35,7 +35,7 @@ CHOICES: Mapping[str, tuple[str, ...]] = {
     "objective.leap.rule": ("fixed", "gap", "active"),
     "objective.leap.quantized_distance": ("asymmetric", "symmetric"),
     "objective.center.kind": ("table", "batch"),
-    "objective.quantizer.update": ("average", "gradient"),
+    "objective.quantizer.rule": ("average", "gradient"),
     "train.schedule": ("cosine", "constant", "step"),
 }
 POSITIVE = (

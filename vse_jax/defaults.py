@@ -211,7 +211,7 @@ def _quantizer() -> ConfigDict:
     # Codes of each part (K), at most 256; FAISS takes powers of two.
     quantizer.codes = 256
     # How the codebook moves: by moving "average" or by "gradient".
-    quantizer.update = "average"
+    quantizer.rule = "average"
     # Decay of the moving average.
     quantizer.decay = 0.99
     # Rate of the gradient descent.

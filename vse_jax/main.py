@@ -84,11 +84,16 @@ def _stop_on_signal() -> threading.Event:
 def _parse(argv: Sequence[str]) -> list[str]:
     """Parses the flags; a mistake in one ends in one line, not a stack trace."""
     try:
-        given = False
+        given, seen = False, set[str]()
         for argument in argv[1:]:
             field = argument.lstrip("-")
             if argument.startswith("-") and field.startswith("config."):
-                config.check_name(field.removeprefix("config.").split("=")[0])
+                name = field.removeprefix("config.").split("=")[0]
+                config.check_name(name)
+                if name in seen and config.config_type(config.default_config(), name) is tuple:
+                    # ml_collections would put the values of both together.
+                    raise flags.ValidationError(f"--config.{name} is given twice")
+                seen.add(name)
                 given = given or any(other.lstrip("-").startswith("config=") for other in argv[1:])
                 if not given:
                     raise flags.ValidationError("--config is missing: a file of configs/")

@@ -46,13 +46,13 @@ def _distance_rows(a: Float[Array, "a d"], b: Float[Array, "a d"]) -> Float[Arra
     # An embedding and what it is stored as may be one vector that a rotation and its inverse have
     # moved by a few units of its last place; 8 are more than was met.
     rounding = (8 * jnp.finfo(squares.dtype).eps) ** 2 * jnp.sum(a**2 + b**2, axis=-1)
-    return -_root(jnp.where(squares > rounding, squares, 0.0))
+    return -_root(jnp.where(squares <= rounding, 0.0, squares))
 
 
 def _root(squares: Float[Array, "..."]) -> Float[Array, "..."]:
-    """The square root; of 0, and of what rounding made negative, 0 with gradient 0."""
-    positive = squares > 0.0
-    return jnp.where(positive, jnp.sqrt(jnp.where(positive, squares, 1.0)), 0.0)
+    """The square root; of 0, and of what rounding made negative, 0 with gradient 0; NaN of NaN."""
+    nothing = squares <= 0.0
+    return jnp.where(nothing, 0.0, jnp.sqrt(jnp.where(nothing, 1.0, squares)))
 
 
 # Minus the Euclidean distance.

@@ -71,13 +71,15 @@ def _train(
         state = template
     else:
         log.info("resumed at step %d", int(state.step))
+    for warning in _never_mined(run):
+        log.warning(warning)
     loop = Loop(run, state, last, best, listen())
     try:
         finished = loop.run()
     finally:
         loop.close()
     if finished:
-        warnings = warnings_of(loop.metrics.rows)
+        warnings = [*_never_mined(run), *warnings_of(loop.metrics.rows)]
         content.write_reports(run, _final_state(run, template), warnings, command)
     return finished
 
@@ -110,7 +112,7 @@ def evaluate_again(folder: Path) -> dict[str, float]:
     """
     run = experiment.prepare(workdir.read_config(folder), folder)
     state = evaluation.best_state(run, initial_state(run))
-    warnings = warnings_of(workdir.read_metrics(folder))
+    warnings = [*_never_mined(run), *warnings_of(workdir.read_metrics(folder))]
     return content.write_reports(run, state, warnings, content.reported_command(folder))
 
 
@@ -182,6 +184,19 @@ def warnings_of(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     return []
 
 
+def _never_mined(run: Experiment) -> list[str]:
+    """What is wrong with a training that ends before its hardest negatives are mined."""
+    epochs = total_steps(run) / steps_per_epoch(run)
+    return [
+        f"the training of {epochs:.3g} epochs ends before 'objective.{name}.warmup_epochs' = "
+        f"{section.warmup_epochs:g}: the hardest negatives are never mined"
+        for name, section in (
+            ("triplet", run.config.objective.triplet), ("leap", run.config.objective.leap)
+        )
+        if section.weight and section.negatives == "hardest" and epochs <= section.warmup_epochs
+    ]  # fmt: skip
+
+
 def _optimizer(run: Experiment, trainable: Mapping[str, Any]) -> Any:
     rate = optimizer.schedule(run.config.train, total_steps(run), steps_per_epoch(run))
     return optimizer.make_optimizer(run.config.train, trainable, rate)
@@ -229,6 +244,7 @@ class Loop:
         """Steps to the end; False if stopped before."""
         if self.start >= self.end:
             return True
+        log.info("compiling the step: up to a minute or two where it was not compiled before")
         batches = self.experiment.devices.prefetch(self._timed(self._batches()))
         with Progress(self.start, self.end) as progress:
             mark, mark_step = time.perf_counter(), self.start
@@ -241,6 +257,9 @@ class Loop:
                     self._log(number, found, time.perf_counter() - mark, number - mark_step)
                     mark, mark_step = time.perf_counter(), number
                     self.waited = 0.0
+                elif number == self.start + 1:
+                    # The rate is without the time of compiling.
+                    mark, mark_step, self.waited = time.perf_counter(), number, 0.0
                 progress.advance(number)
                 if self._ends_interval(number):
                     self._validate(number)

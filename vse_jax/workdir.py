@@ -5,6 +5,7 @@ import fcntl
 import json
 import logging
 import os
+import socket
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -58,15 +59,22 @@ def locked(workdir: Path, first: bool = True) -> Iterator[None]:
         if first:
             try:
                 workdir.mkdir(parents=True, exist_ok=True)
-                file = stack.enter_context(open(workdir / LOCK, "w"))
+                file = stack.enter_context(open(workdir / LOCK, "a+"))
             except OSError as error:
                 raise WorkdirError(f"{workdir} cannot be written: {error.strerror}") from error
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
-                raise WorkdirError(f"another run is at work in {workdir}") from error
+                file.seek(0)
+                raise WorkdirError(
+                    f"another run is at work in {workdir} ({file.read()}): wait for its end, or "
+                    "stop it"
+                ) from error
             except OSError:
                 log.warning("%s cannot be locked: keep other runs out of it yourself", workdir)
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {socket.gethostname()}")
+            file.flush()
         yield
 
 

@@ -1,5 +1,7 @@
 """FAISS finds with our codebook and codes what our own look-up finds."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -40,6 +42,15 @@ def test_codes_that_no_bits_fit_are_refused():
     codebook = Codebook(np.zeros((2, 5, 2), np.float32))
     with pytest.raises(ValueError, match="5 codes a part; FAISS takes powers of two"):
         faiss_export.index_pq(codebook, np.zeros((3, 4), np.float32))
+
+
+def test_a_model_without_a_codebook():
+    rows = np.zeros((3, 8), np.float32)
+    for use in (faiss_export.index_pq, partial(faiss_export.extend, object())):
+        with pytest.raises(
+            ValueError, match=r"no codebook: train with objective\.quantizer\.weight"
+        ):
+            use(None, rows)
 
 
 def test_embeddings_of_another_width():

@@ -33,7 +33,7 @@ HINGE = Hinge(
 OFF = dataclasses.replace(HINGE, weight=0.0)
 CENTER = Center(weight=1.0, kind="table", alpha=0.5, chunk=3)
 QUANTIZER = Quantizer(
-    weight=1.0, beta=0.25, parts=2, codes=9, update="average", decay=0.8, rate=0.1, dead_share=0.01,
+    weight=1.0, beta=0.25, parts=2, codes=9, rule="average", decay=0.8, rate=0.1, dead_share=0.01,
     rotate_at=(),
 )  # fmt: skip
 MULTITASK = Multitask(weight=1.0, temperature=0.2)
@@ -48,7 +48,7 @@ WHOLE = leap(
 OTHERWISE = leap(
     dataclasses.replace(HINGE, rule="active", warmup="infonce", warmup_epochs=0.5),
     dataclasses.replace(CENTER, kind="batch"),
-    dataclasses.replace(QUANTIZER, codes=3, update="gradient"),
+    dataclasses.replace(QUANTIZER, codes=3, rule="gradient"),
     MULTITASK,
 )
 
@@ -250,7 +250,7 @@ def test_pairs_that_mean_the_same_are_pushed_apart_less(quantized):
     sides = [embeddings(0), embeddings(1), embeddings(2)]
     tiny = dataclasses.replace(CENTER, weight=1e-9)
     still = dataclasses.replace(
-        QUANTIZER, codes=3, beta=0.0, update="gradient", rate=0.0, dead_share=0.0
+        QUANTIZER, codes=3, beta=0.0, rule="gradient", rate=0.0, dead_share=0.0
     )
     found, states = run(leap(hinge, tiny, still if quantized else None), sides, steps=3)
     # Before any concept has a center every margin is m.
@@ -358,7 +358,7 @@ def test_a_code_that_dies_is_put_on_an_embedding_and_lives():
     """By states alone: a code below the share before a step lies on a row of the batch after it."""
     first, later = np.asarray(embeddings()), 0.1 * np.asarray(embeddings(1)) + 1.0
     still = dataclasses.replace(
-        QUANTIZER, codes=4, decay=0.5, dead_share=0.25, update="gradient", rate=0.0
+        QUANTIZER, codes=4, decay=0.5, dead_share=0.25, rule="gradient", rate=0.0
     )
     _, states = run(leap(OFF, None, still), [first, *[later] * 6], steps=7)
     rows = later[:, ROWS].reshape(-1, 2, 2)
@@ -378,7 +378,7 @@ def test_a_code_that_dies_is_put_on_an_embedding_and_lives():
 
 def test_the_codebook_can_move_by_gradient():
     sides = [embeddings(0), embeddings(1)]
-    moving = dataclasses.replace(QUANTIZER, codes=3, update="gradient", rate=0.3, dead_share=0.0)
+    moving = dataclasses.replace(QUANTIZER, codes=3, rule="gradient", rate=0.3, dead_share=0.0)
     _, states = run(leap(OFF, None, moving), sides, steps=2)
     old, new = (state.quantizer.codebook.centroids for state in states[1:])
     z = np.concatenate([side[ROWS] for side in sides[1]])

@@ -109,7 +109,7 @@ def read_records(path: pathlib.Path) -> list[Record]:
         raise DataError(
             f"{path} {what}; configs/custom.py:PATH takes a caption file: JSONL "
             '({"image": path, "captions": [...]} a line), CSV (image,caption), COCO captions JSON '
-            "or Karpathy JSON"
+            "or Karpathy JSON. A system comes behind a comma: PATH,leap"
         )
     suffix = path.suffix.lower()
     if suffix not in SUFFIXES:

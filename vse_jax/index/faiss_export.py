@@ -8,24 +8,25 @@ from jaxtyping import Float
 from vse_jax.codebook import Codebook, quantize
 
 
-def index_pq(codebook: Codebook, embeddings: Float[np.ndarray, "n d"]) -> Any:
+def index_pq(codebook: Codebook | None, embeddings: Float[np.ndarray, "n d"]) -> Any:
     """A `faiss.IndexPQ` of items, which finds by asymmetric distance (needs faiss).
 
     Where the codebook has a rotation, a `faiss.IndexPreTransform`, which turns queries before they
     reach the `IndexPQ` in it. Queries are embeddings as they are, either way.
 
     Args:
-      codebook: K must be a power of two, as FAISS packs codes into bits.
+      codebook: of the model; K must be a power of two, as FAISS packs codes into bits.
       embeddings: of the items, in order; their rows are their numbers in the index. They are
         quantized here, so that an index never has codes of another codebook, which would mean
         something else.
 
     Raises:
-      ValueError: K is not a power of two, or the embeddings are not as wide as the codebook or not
-        finite.
+      ValueError: there is no codebook, K is not a power of two, or the embeddings are not as wide
+        as the codebook or not finite.
     """
     import faiss
 
+    codebook = _given(codebook)
     parts, k, width = codebook.centroids.shape
     bits = k.bit_length() - 1
     if k != 1 << bits:
@@ -43,7 +44,7 @@ def index_pq(codebook: Codebook, embeddings: Float[np.ndarray, "n d"]) -> Any:
     return index
 
 
-def extend(index: Any, codebook: Codebook, embeddings: Float[np.ndarray, "n d"]) -> None:
+def extend(index: Any, codebook: Codebook | None, embeddings: Float[np.ndarray, "n d"]) -> None:
     """Adds items to an index of `index_pq`, behind those that it has.
 
     Args:
@@ -57,6 +58,7 @@ def extend(index: Any, codebook: Codebook, embeddings: Float[np.ndarray, "n d"])
     """
     import faiss
 
+    codebook = _given(codebook)
     parts, _, width = codebook.centroids.shape
     if np.shape(embeddings)[1:] != (parts * width,):
         raise ValueError(
@@ -82,6 +84,13 @@ def extend(index: Any, codebook: Codebook, embeddings: Float[np.ndarray, "n d"])
     faiss.copy_array_to_vector(everything, inner.codes)
     inner.ntotal += len(embeddings)
     index.ntotal = inner.ntotal
+
+
+def _given(codebook: Codebook | None) -> Codebook:
+    """The codebook; raises ValueError for that of a model that has none."""
+    if codebook is None:
+        raise ValueError("the model has no codebook: train with objective.quantizer.weight > 0")
+    return codebook
 
 
 def _flat(values: Any) -> Float[np.ndarray, " n"]:

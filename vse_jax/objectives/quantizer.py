@@ -27,7 +27,7 @@ class Quantizer:
       beta: of the commitment.
       parts: M, the bytes of an embedding.
       codes: K, at most 256.
-      update: how the codebook moves: by moving "average" or by "gradient".
+      rule: how the codebook moves: by moving "average" or by "gradient".
       decay: of the moving averages, of how often a code is chosen too.
       rate: of the gradient descent.
       dead_share: a code chosen less often than this share of an even choice is put where one
@@ -41,7 +41,7 @@ class Quantizer:
     beta: float
     parts: int
     codes: int
-    update: Literal["average", "gradient"]
+    rule: Literal["average", "gradient"]
     decay: float
     rate: float
     dead_share: float
@@ -260,7 +260,7 @@ def _moved(
         state.totals, state.sums, counts, batch_sums, options.decay
     )
     chosen = options.decay * state.chosen + (1.0 - options.decay) * counts
-    if options.update == "average":
+    if options.rule == "average":
         # A code that nothing chose for long stays where it is.
         some = totals[:, :, None] > 1e-12
         centroids = jnp.where(

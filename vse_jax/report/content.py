@@ -58,6 +58,12 @@ def write_reports(
         few = f"the {name} split has only {len(split.images)} pictures: its figures say little"
         log.warning(few)
         warnings = [*warnings, few]
+    if codebook is not None:
+        log.info(
+            "from codes of %d bytes: rsum %.1f, of queries quantized too %.1f",
+            len(codebook.centroids), metrics["codes/asymmetric/rsum"],
+            metrics["codes/symmetric/rsum"],
+        )  # fmt: skip
     if truth is not None:
         share = 100 * metrics["rsum"] / truth["rsum"]
         log.info("oracle %s; share of its rsum %.1f%%", evaluation.summary(truth), share)
@@ -148,7 +154,8 @@ def _queries(experiment: Experiment, split: Split, embeddings: Embeddings) -> di
     count = experiment.config.evaluate.queries
     if count == 0:
         return {"i2t": [], "t2i": []}
-    score = assembly.similarity_of(experiment.config).matrix
+    similarity = assembly.similarity_of(experiment.config)
+    score, sign = similarity.matrix, -1.0 if similarity.is_distance else 1.0
     ranks = retrieval.ranks(
         embeddings.images,
         embeddings.captions,
@@ -170,7 +177,7 @@ def _queries(experiment: Experiment, split: Split, embeddings: Embeddings) -> di
             "captions": [
                 {
                     "text": split.captions[caption],
-                    "score": float(score),
+                    "score": sign * float(score),
                     "right": bool(split.caption_image[caption] == picture),
                 }
                 for caption, score in zip(row, row_scores, strict=True)
@@ -191,7 +198,7 @@ def _queries(experiment: Experiment, split: Split, embeddings: Embeddings) -> di
                 {
                     "image": _thumbnail(split, int(picture)),
                     "name": split.images[picture],
-                    "score": float(score),
+                    "score": sign * float(score),
                     "right": bool(split.caption_image[caption] == picture),
                 }
                 for picture, score in zip(row, row_scores, strict=True)

@@ -39,7 +39,7 @@ def results(metrics: Mapping[str, Any], oracle: Mapping[str, Any], chance: Any) 
         )
     tabulated = (*WAYS, *(f"{kind}/{way}" for kind in CODES for way in WAYS))
     other = {
-        key: number(value)
+        key: _other(key, value)
         for key, value in metrics.items()
         if key != "rsum" and not key.removeprefix("codes/").startswith(tabulated)
     }
@@ -81,6 +81,13 @@ def pairs(values: Mapping[str, Any]) -> str:
         for name, value in shown.items()
     )
     return f"<dl>{''.join(items)}</dl>"
+
+
+def _other(key: str, value: Any) -> str:
+    """A measure beside the table: a correlation with three decimals, a count whole."""
+    if "/spearman" in key or "/kendall" in key:
+        return f"{value:.3f}" if finite(value) else number(value)
+    return whole(value) if key.endswith("/pairs") else number(value)
 
 
 def _measure(metrics: Mapping[str, Any], key: str) -> str:
