@@ -1,8 +1,8 @@
 """Flickr8k with a frozen MobileNetV2, on cached features.
 
 configs/flickr8k.py[:system[,objective=NAME]], where system is "vsepp" with the objective "lmh" (the
-default), "lsh" or "infonce", or "leap" with "full" (the default) or one of its parts, each with
-those before: "fixed" (margin), "adaptive", "centers", "quantizer", "multitask". Needs
+default), "lseh", "lsh" or "infonce", or "leap" with "full" (the default) or one of its parts, each
+with those before: "fixed" (margin), "adaptive", "centers", "quantizer", "multitask". Needs
 --config.data.manual_dir (the photos and captions) and --config.model.image.weights.
 """
 

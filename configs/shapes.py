@@ -2,8 +2,8 @@
 
 configs/shapes.py[:system[,objective=NAME]]: the system is "vsepp" (one vector a picture, one a
 sentence) or "leap"; the objective of "vsepp" is "infonce" (the default: it learns fastest from
-nothing), or "lmh" and "lsh", the hinge with the hardest and with all negatives; those of "leap"
-are as in configs/flickr8k.py.
+nothing), or "lmh", "lseh" and "lsh", the hinge with the hardest negatives, with the hardest by what
+captions mean too, and with all; those of "leap" are as in configs/flickr8k.py.
 """
 
 from ml_collections import ConfigDict

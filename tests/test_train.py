@@ -9,7 +9,8 @@ import pytest
 from vse_jax import experiment, train, workdir
 from vse_jax.checkpoint import Checkpoints
 from vse_jax.config import default_config
-from vse_jax.data import tokenizer
+from vse_jax.data import semantics, tokenizer
+from vse_jax.data.split import DataError
 
 
 def logged(values, start=1):
@@ -174,11 +175,38 @@ def test_words_start_from_glove_and_come_from_training_captions_alone(
     assert more.words.get_vocab() != expected.words.get_vocab()
 
 
+def first_batch(run):
+    return next(train.Loop._batches(types.SimpleNamespace(experiment=run, start=0, end=1)))
+
+
+def test_margins_from_semantics_bring_them_into_the_batches(tiny_shapes, tmp_path):
+    config = tiny_shapes.copy_and_resolve_references()
+    assert "semantics" not in first_batch(experiment.prepare(config, tmp_path / "without"))
+    config.objective.triplet.weight, config.objective.triplet.semantic = 1.0, 0.025
+    run = experiment.prepare(config, tmp_path / "latent")
+    captions = run.dataset.splits["train"].captions
+    expected = semantics.latent(captions)
+    found = first_batch(run)
+    np.testing.assert_array_equal(found["semantics"], expected[found["caption_id"]])
+    # One's own, by file.
+    own = np.arange(2.0 * len(captions), dtype=np.float32).reshape(-1, 2)
+    config.data.semantics = str(tmp_path / "own.npy")
+    np.save(config.data.semantics, own)
+    with pytest.raises(workdir.WorkdirError, match="begun with other semantics"):
+        experiment.prepare(config, tmp_path / "latent")
+    found = first_batch(experiment.prepare(config, tmp_path / "own"))
+    np.testing.assert_array_equal(found["semantics"], own[found["caption_id"]])
+    np.save(config.data.semantics, own[:-1])
+    with pytest.raises(DataError, match=rf"own.npy: float32\[{len(captions) - 1}, 2\]; expected"):
+        experiment.prepare(config, tmp_path / "fewer")
+    assert not (tmp_path / "fewer").exists()
+
+
 def test_shuffled_captions_are_those_of_other_pictures(tiny_shapes, tmp_path):
     config = tiny_shapes.copy_and_resolve_references()
     config.data.shuffle_captions = True
     run = experiment.prepare(config, tmp_path)
     assert run.config.data.shuffle_captions
-    found = next(train.Loop._batches(types.SimpleNamespace(experiment=run, start=0, end=1)))
+    found = first_batch(run)
     own = run.dataset.splits["train"].caption_image[found["caption_id"]]
     assert np.mean(own == found["image_id"]) < 0.5

@@ -16,7 +16,7 @@ def seeded(seed):
     return config
 
 
-ORIGIN = {"data": "d1", "weights": "w1", "backbone": {"depth_multiplier": 0.5}}
+ORIGIN = {"data": "d1", "weights": "w1", "semantics": "s1", "backbone": {"depth_multiplier": 0.5}}
 
 
 def claim(folder, config, **changed):
@@ -54,9 +54,9 @@ def test_another_config_is_refused_with_the_fields_that_differ(tmp_path):
     assert workdir.read_config(tmp_path).seed == 3
 
 
-def test_data_and_weights_of_another_digest_are_refused(tmp_path):
+def test_data_weights_and_semantics_of_another_digest_are_refused(tmp_path):
     claim(tmp_path, seeded(3))
-    for name, value in (("data", "d2"), ("weights", "w2")):
+    for name, value in (("data", "d2"), ("weights", "w2"), ("semantics", None)):
         with pytest.raises(WorkdirError, match=f"begun with other {name} .digest {name[0]}1 there"):
             claim(tmp_path, seeded(3), **{name: value})
     assert workdir.read_origin(tmp_path) == ORIGIN

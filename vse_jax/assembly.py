@@ -127,6 +127,7 @@ def build_objective(config: ConfigDict) -> Objective:
                 warmup=section.warmup,
                 temperature=section.temperature,
                 similarity=similarity,
+                semantic=section.semantic,
             ),
         )
     section = config.objective.infonce

@@ -77,6 +77,7 @@ RANGES: Mapping[str, tuple[float, float]] = {
     "objective.quantizer.dead_share": (0.0, 0.99),
     "objective.multitask.weight": (0.0, float("inf")),
     "objective.triplet.margin": (0.0, float("inf")),
+    "objective.triplet.semantic": (0.0, float("inf")),
     "objective.triplet.warmup_epochs": (0.0, float("inf")),
     "train.decay_factor": (0.0, 1.0),
     "train.warmup_epochs": (0.0, float("inf")),
@@ -290,8 +291,8 @@ def from_json(text: str) -> ConfigDict:
 
 # Fields that say where things are or how many are looked at; none changes what is trained.
 PATHS = (
-    "data.manual_dir", "data.path", "data.images", "data.data_dir", "model.image.weights",
-    "model.text.glove", "evaluate.expert", "evaluate.crowdflower",
+    "data.manual_dir", "data.path", "data.images", "data.semantics", "data.data_dir",
+    "model.image.weights", "model.text.glove", "evaluate.expert", "evaluate.crowdflower",
 )  # fmt: skip
 FREE = (*PATHS, "evaluate.batch_size", "evaluate.queries")
 

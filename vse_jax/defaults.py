@@ -57,6 +57,9 @@ def _data() -> ConfigDict:
     data.bad_share = 0.01
     # Grey, CMYK, palette and transparent pictures: "skip" (counted, named) or "convert".
     data.non_rgb = "skip"
+    # What training captions mean, for margins that depend on it: a .npy file [captions, width], a
+    # row for each in their order; unset: latent semantic analysis, computed once.
+    data.semantics = placeholder(str)
     # Breaks the pairing of training captions and pictures: a control that must end at chance.
     data.shuffle_captions = False
     return data
@@ -119,6 +122,8 @@ def _triplet() -> ConfigDict:
     triplet.negatives = "hardest"
     # How much more similar a caption must be to its picture than to another.
     triplet.margin = 0.2
+    # How much wider the margin is to a caption that means the same (LSEH); 0: one for all.
+    triplet.semantic = 0.0
     # Epochs of a softer loss before the hardest ones are mined; 0 courts the collapse.
     triplet.warmup_epochs = 1.0
     # The softer loss: the hinge over "all" negatives, or the cross-entropy over them ("infonce").

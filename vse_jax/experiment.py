@@ -1,6 +1,7 @@
 """A run made ready: data, tokenizer, model and devices, from a config and a workdir."""
 
 import dataclasses
+import hashlib
 import logging
 import time
 from collections.abc import Iterator, Sequence
@@ -12,7 +13,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from vse_jax import assembly, config, parallel, workdir
-from vse_jax.data import features, tokenizer
+from vse_jax.data import features, semantics, tokenizer
 from vse_jax.data.split import DataError, Dataset
 from vse_jax.encode import Encoder
 from vse_jax.evaluators import judgement
@@ -94,10 +95,13 @@ def prepare(conf: ConfigDict, folder: Path, *, training: bool = False) -> Experi
         log.info("word vectors: %d of %d words found", found.sum(), len(found))
     encoder = Encoder(built.model, devices)
     examples = _examples(conf, dataset, words)
+    meant = _semantics(conf, dataset)
+    examples["train"] = dataclasses.replace(examples["train"], semantics=meant)
     source = conf.model.image.weights
     origin = {
         "data": dataset.fingerprint,
         "weights": None if source is None else digest(source),
+        "semantics": None if meant is None else hashlib.sha256(meant.tobytes()).hexdigest(),
         "backbone": built.backbone,
     }
     if assembly.features_are_cached(conf, frozen):
@@ -140,6 +144,18 @@ def _examples(
         pictures = pipeline.Pictures(conf.data.image_size, conf.data.crop_area, conf.data.flip)
         examples[name] = pipeline.Examples(split, tokens, mask, pictures)
     return examples
+
+
+def _semantics(conf: ConfigDict, dataset: Dataset) -> np.ndarray | None:
+    """Of the training captions, where a margin depends on them."""
+    if not (conf.objective.triplet.weight and conf.objective.triplet.semantic):
+        return None
+    captions = dataset.splits["train"].captions
+    if conf.data.semantics is not None:
+        return semantics.from_file(conf.data.semantics, len(captions))
+    return parallel.first_process_first(
+        "semantics", lambda: semantics.of_captions(captions, conf.data.data_dir)
+    )
 
 
 def _features_key(conf: ConfigDict, data: str, weights: str | None) -> str:

@@ -37,6 +37,13 @@ def lmh(config: ConfigDict) -> None:
     config.objective.triplet.warmup = "infonce"
 
 
+def lseh(config: ConfigDict) -> None:
+    """The hinge with semantically enhanced hard negatives. Source: Gong & Cosma, 2023."""
+    lmh(config)
+    config.objective.triplet.margin = 0.185
+    config.objective.triplet.semantic = 0.025
+
+
 def lsh(config: ConfigDict) -> None:
     """The hinge with all negatives. Source: Kiros et al., 2014."""
     config.objective.triplet.negatives = "all"
@@ -103,7 +110,7 @@ def leap(config: ConfigDict) -> None:
 
 # Of each system the objectives it can be trained with.
 SYSTEMS: dict[str, dict[str, Setting]] = {
-    "vsepp": {"lmh": lmh, "lsh": lsh, "infonce": infonce},
+    "vsepp": {"lmh": lmh, "lseh": lseh, "lsh": lsh, "infonce": infonce},
     "leap": {
         "full": leap,
         "fixed": leap_fixed,

@@ -103,15 +103,15 @@ def claim(workdir: Path, config: ConfigDict, tokenizer: str, origin: Mapping[str
       workdir: made if need be.
       config: of the run.
       tokenizer: JSON of its tokenizer.
-      origin: JSON-like: digests of the `data` and the `weights`, and the configuration of the
-        pretrained `backbone`, for who loads the workdir without the weights.
+      origin: JSON-like: digests of the `data`, the `weights` and the caption `semantics`, and the
+        configuration of the pretrained `backbone`, for who loads the workdir without the weights.
 
     Raises:
       WorkdirError: it belongs to another config or other data, or cannot be written.
     """
     if check(workdir, config):
         old = read_origin(workdir)
-        for name in ("data", "weights"):
+        for name in ("data", "weights", "semantics"):
             if old.get(name) != origin[name]:
                 raise WorkdirError(
                     f"{workdir} was begun with other {name} (digest {old.get(name)} there, "

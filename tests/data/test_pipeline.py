@@ -73,6 +73,17 @@ def test_labels_and_boxes_come_with_their_pictures():
     assert not {"label", "boxes"} & batches(examples())[0].keys()
 
 
+@pytest.mark.parametrize("shuffled", [False, True])
+def test_semantics_come_with_their_captions(shuffled):
+    given = examples()
+    table = np.random.default_rng(0).normal(size=(len(given.tokens), 6)).astype(np.float32)
+    found = batches(dataclasses.replace(given, semantics=table), shuffle_captions=shuffled)
+    captions = column(found, "caption_id")
+    assert len(set(captions.tolist())) > 10
+    np.testing.assert_array_equal(column(found, "semantics"), table[captions])
+    assert "semantics" not in batches(given)[0]
+
+
 @pytest.mark.parametrize("features", [False, True])
 def test_some_pictures_in_the_order_wanted(features):
     given = examples(features=features)

@@ -26,7 +26,9 @@ def encoding(pooled):
     return Encoding(pooled[:, None], jnp.ones((pooled.shape[0], 1), bool), pooled)
 
 
-def run(objective, state, images, texts, weight=WEIGHT, ids=IDS, mode="shard_map", count=1):
+def run(
+    objective, state, images, texts, weight=WEIGHT, ids=IDS, mode="shard_map", count=1, **columns
+):
     """(global loss, new state, metrics, gradients of both sides) over `count` devices."""
     devices = Devices(mode, tuple(jax.devices()[:count]))
 
@@ -42,7 +44,7 @@ def run(objective, state, images, texts, weight=WEIGHT, ids=IDS, mode="shard_map
         gradient = jax.tree.map(lambda x: x / parallel.device_count(), gradient)
         return parallel.mean(loss), *rest, parallel.all_gather(gradient)
 
-    batch = {"images": images, "texts": texts, "image_id": ids, "weight": weight}
+    batch = {"images": images, "texts": texts, "image_id": ids, "weight": weight} | columns
     mapped = devices.map(function, ("replicated", "split"), "replicated")
     found = mapped(devices.place(jax.tree.map(np.asarray, state)), devices.split(batch))
     return devices.fetch(found)
@@ -206,3 +208,71 @@ def test_the_warm_up_may_be_the_cross_entropy(count):
     after = state.replace(step=np.asarray(2, np.int32))
     loss, _, _, _ = run(objective, after, images, texts, count=count)
     np.testing.assert_allclose(loss, by_hand("hardest", images, texts)[0], rtol=1e-5)
+
+
+def lseh_by_hand(kind, images, texts, semantics, margin, share):
+    """LSEH from its formula: m_ij = margin + share <u_i, u_j> / max_k <u_i, u_k>, i a picture."""
+    rows = np.flatnonzero(WEIGHT)
+    u, scores = semantics.astype(np.float64), images.astype(np.float64) @ texts.T
+    loss, chosen = 0.0, []
+    for direction in ("captions", "pictures"):
+        for query in rows:
+            costs = [0.0]
+            for other in rows:
+                if IDS[other] == IDS[query]:
+                    continue
+                i, j = (query, other) if direction == "captions" else (other, query)
+                most = max(u[i] @ u[k] for k in rows)
+                related = u[i] @ u[j] / (most or 1.0)
+                costs.append(
+                    max(0.0, margin + share * related + scores[i, j] - scores[query, query])
+                )
+            loss += max(costs) if kind == "hardest" else sum(costs)
+            chosen.append(int(np.argmax(costs)))
+    return loss, chosen
+
+
+@pytest.mark.parametrize(("mode", "count"), EVERYWHERE)
+@pytest.mark.parametrize("kind", ["hardest", "all"])
+def test_margins_from_semantics_are_those_of_the_formula(kind, mode, count):
+    """With a picture that comes twice, padding, and a caption that says nothing."""
+    images, texts = embeddings()
+    semantics = np.random.default_rng(5).normal(size=(8, 6)).astype(np.float32)
+    semantics[2] = 0.0
+    semantics[7] = 100.0  # padding
+    share = 0.9
+    objective = triplet(MARGIN, kind, 0.0, chunk=3, semantic=share)
+    state = objective.init(jax.random.key(0), SPEC)
+    loss, _, _, gradient = run(
+        objective, state, images, texts, mode=mode, count=count, semantics=semantics
+    )
+    expected, chosen = lseh_by_hand(kind, images, texts, semantics, MARGIN, share)
+    np.testing.assert_allclose(loss, expected, rtol=1e-5)
+    # The margins choose other negatives than the scores alone.
+    assert chosen != lseh_by_hand(kind, images, texts, semantics, MARGIN, 0.0)[1]
+    step = 1e-3
+    for side, (row, column) in ((0, (1, 0)), (1, (4, 2))):
+        values = []
+        for sign in (1, -1):
+            moved = [images.astype(np.float64), texts.astype(np.float64)]
+            moved[side][row, column] += sign * step
+            values.append(lseh_by_hand(kind, *moved, semantics, MARGIN, share)[0])
+        slope = (values[0] - values[1]) / (2 * step)
+        np.testing.assert_allclose(gradient[side][row, column], slope, rtol=1e-3, atol=1e-4)
+
+
+def test_lseh_chooses_by_margin_and_score():
+    """Of two wrong captions the less similar one costs more where it means nearly the same."""
+    images = np.eye(3, dtype=np.float32)
+    texts = np.array([[0.5, 0, 0], [0.42, 0.9, 0], [0.40, 0, 0.9]], np.float32)
+    semantics = np.array([[1, 0], [0, 1], [1, 0]], np.float32)
+    objective = triplet(0.1, "hardest", 0.0, chunk=2, semantic=0.05)
+    state = objective.init(jax.random.key(0), SPEC)
+    loss, _, _, gradient = run(
+        objective, state, images, texts, np.ones(3, np.float32), np.arange(3, dtype=np.int32),
+        semantics=semantics,
+    )  # fmt: skip
+    # Picture 0 against captions 1 (0.1 + 0.42) and 2 (0.15 + 0.40), of 0.5 itself.
+    np.testing.assert_allclose(loss, 0.15 + 0.40 - 0.5, rtol=1e-5)
+    assert gradient[1][2, 0] > 0
+    assert gradient[1][1, 0] == 0

@@ -45,6 +45,7 @@ class Examples:
       token_mask: bool [m, l].
       pictures: how to decode; used where there are no features.
       features: [n, r, f] of every picture, memory-mapped; None for pixels.
+      semantics: float32 [m, s] of every caption; None where nothing asks for them.
     """
 
     split: Split
@@ -52,6 +53,7 @@ class Examples:
     token_mask: np.ndarray
     pictures: Pictures
     features: np.ndarray | None = None
+    semantics: np.ndarray | None = None
 
 
 def train_batches(
@@ -91,13 +93,14 @@ def train_batches(
     dataset = _map(dataset, lambda position: (position, *choose(position)))
     dataset = _with_pictures(dataset, examples, share, seed)
 
-    known = _annotations(examples.split)
+    known, meant = _annotations(examples.split), _semantics(examples)
 
     def assemble(position: tf.Tensor, picture: tf.Tensor, caption: tf.Tensor, seen: dict) -> dict:
         del position
         return (
             seen
             | known(picture)
+            | meant(caption)
             | {
                 "tokens": tf.gather(tf.constant(examples.tokens), caption),
                 "token_mask": tf.gather(tf.constant(examples.token_mask), caption),
@@ -234,6 +237,23 @@ def _annotations(split: Split) -> Callable[[tf.Tensor], dict]:
     return lambda picture: {
         name: tf.gather(tf.constant(column), picture) for name, column in columns.items()
     }
+
+
+def _semantics(examples: Examples) -> Callable[[tf.Tensor], dict]:
+    """Caption numbers -> their `semantics` [b, s], where there are any."""
+    table = examples.semantics
+    if table is None:
+        return lambda _: {}
+
+    def look_up(caption: np.ndarray) -> np.ndarray:
+        return table[caption]
+
+    def meant(caption: tf.Tensor) -> dict:
+        # Not a constant of the graph: 400 numbers a caption are a gigabyte for COCO.
+        found = tf.numpy_function(look_up, [caption], tf.float32, stateful=False)
+        return {"semantics": tf.ensure_shape(found, (None, table.shape[1]))}
+
+    return meant
 
 
 def _shuffled(position: tf.Tensor, size: int, seed: int) -> tf.Tensor:

@@ -120,7 +120,7 @@ def terms(
     margin: losses.Margin = state.margin
     spread = state.spread
     if meanings is not None:
-        pairs = pairs.with_meanings(meanings)
+        pairs = pairs.with_meanings(meanings, meanings)
         spread = _updated_spread(options, spread, pairs.directions[0][1])
         margin = partial(_pair_margins, options, state.margin, spread)
     warming = state.step < state.warmup_steps
@@ -162,7 +162,7 @@ def terms(
     if quantized is not None:
         weight, stored = quantized
         if meanings is not None:
-            stored = stored.with_meanings(meanings)
+            stored = stored.with_meanings(meanings, meanings)
         total += weight * hinge(stored)[0]
     new = state.replace(step=state.step + 1, margin=moved, spread=spread, **running)
     return total * parallel.device_count(), new, metrics

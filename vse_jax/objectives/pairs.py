@@ -77,14 +77,21 @@ class Pairs(NamedTuple):
             )
         )
 
-    def with_meanings(self, meanings: Float[Array, "b s"]) -> "Pairs":
-        """The same pairs, each with what its margins depend on, gathered from every device."""
-        gathered = parallel.all_gather(meanings)
-        one, other = (
-            (queries._replace(meanings=meanings), keys._replace(meanings=gathered))
-            for queries, keys in self.directions
+    def with_meanings(self, images: Float[Array, "b s"], texts: Float[Array, "b s"]) -> "Pairs":
+        """The same pairs with what their margins depend on, gathered from every device.
+
+        Args:
+          images: of this device's pictures.
+          texts: of their captions, row by row.
+        """
+        all_images, all_texts = parallel.all_gather((images, texts))
+        (pictures, captions), (sentences, photos) = self.directions
+        return self._replace(
+            directions=(
+                (pictures._replace(meanings=images), captions._replace(meanings=all_texts)),
+                (sentences._replace(meanings=texts), photos._replace(meanings=all_images)),
+            )
         )
-        return self._replace(directions=(one, other))
 
 
 def gather(outputs: Outputs, batch: Batch) -> Pairs:

@@ -1,4 +1,4 @@
-"""The triplet hinge over the global batch: LMH, LSH, and LSH for a start."""
+"""The triplet hinge over the global batch: LMH, LSH, LSEH, and a softer loss for a start."""
 
 from functools import partial
 from typing import Any, Literal
@@ -11,8 +11,9 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from vse_jax import parallel
 from vse_jax.losses import triplet as losses
 from vse_jax.losses.contrastive import cross_entropy
+from vse_jax.losses.semantics import largest_product, related_margin
 from vse_jax.objectives.base import Batch, Metrics, Objective, Outputs, Spec
-from vse_jax.objectives.pairs import Cost, gather, hinge_metrics
+from vse_jax.objectives.pairs import Cost, Pairs, gather, hinge_metrics
 from vse_jax.similarity import Similarity, dot
 
 
@@ -39,6 +40,7 @@ def triplet(
     warmup: Literal["all", "infonce"] = "all",
     temperature: float = 0.05,
     similarity: Similarity = dot,
+    semantic: float = 0.0,
 ) -> Objective:
     """The hinge of every pair of the global batch against its negatives, both directions.
 
@@ -56,10 +58,14 @@ def triplet(
       warmup: the softer loss: "all" negatives, or the cross-entropy over them ("infonce").
       temperature: of that cross-entropy.
       similarity: of two embeddings.
+      semantic: how much wider the margin is between pairs whose captions mean the same, by
+        `semantics` [b, s] of the batch; with the hardest negatives this is LSEH (Gong & Cosma,
+        Pattern Recognition 2023).
     """
 
-    every: Cost = partial(losses.all_hinge, margin=margin, chunk=chunk)
-    mined: Cost = partial(losses.hardest_hinge, margin=margin, chunk=chunk)
+    wanted: losses.Margin = partial(related_margin, margin, semantic) if semantic else margin
+    every: Cost = partial(losses.all_hinge, margin=wanted, chunk=chunk)
+    mined: Cost = partial(losses.hardest_hinge, margin=wanted, chunk=chunk)
     entropy = partial(cross_entropy, temperature=temperature, chunk=chunk)
 
     def softmax(*data: Any) -> tuple[Float[Array, ""], losses.Negatives]:
@@ -76,6 +82,8 @@ def triplet(
         state: TripletState, outputs: Outputs, batch: Batch
     ) -> tuple[Float[Array, ""], TripletState, Metrics]:
         pairs = gather(outputs, batch)
+        if semantic:
+            pairs = _with_semantics(pairs, batch, chunk)
         both = partial(pairs.both, similarity)
         warming = state.step < state.warmup_steps
         if negatives == "all":
@@ -89,3 +97,12 @@ def triplet(
         return loss * parallel.device_count(), state.replace(step=state.step + 1), metrics
 
     return Objective(init, apply)
+
+
+def _with_semantics(pairs: Pairs, batch: Batch, chunk: int) -> Pairs:
+    """The pairs with S_ij = <u_i, u_j> / max_k <u_i, u_k> as the product of their meanings."""
+    own = batch["semantics"].astype(jnp.float32)
+    every, where = parallel.all_gather((own, pairs.where))
+    # By the picture's caption in both directions, as in the published code.
+    most = largest_product(own, every, where, chunk)
+    return pairs.with_meanings(own / most[:, None], own)

@@ -1,0 +1,153 @@
+"""What captions mean, as vectors: latent semantic analysis of the training captions."""
+
+import functools
+import hashlib
+import importlib.resources
+import logging
+import os
+import re
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from jaxtyping import Float
+
+from vse_jax.data.split import DataError
+
+if TYPE_CHECKING:
+    from nltk.stem import PorterStemmer
+
+log = logging.getLogger(__name__)
+WIDTH, ITERATIONS, SEED = 400, 100, 0
+# Changes whenever the same captions would get other vectors.
+VERSION = 1
+NOT_LETTERS = re.compile("[^a-zA-Z#]")
+
+
+def of_captions(
+    captions: Sequence[str], data_dir: str | os.PathLike[str]
+) -> Float[np.ndarray, "m s"]:
+    """float32 [m, s] of the training captions, s = 400; computed once, cached in `data_dir`.
+
+    Fewer where the captions have fewer different words.
+
+    Raises:
+      DataError: no caption has a word that counts, or the cache cannot be written.
+    """
+    digest = hashlib.sha256(str((VERSION, WIDTH, ITERATIONS, SEED)).encode())
+    for caption in captions:
+        digest.update(caption.encode() + b"\n")
+    path = Path(data_dir).expanduser() / "semantics" / f"{digest.hexdigest()[:16]}.npy"
+    if path.is_file():
+        try:
+            return _checked(np.load(path), len(captions), path)
+        except (ValueError, EOFError, OSError):
+            log.warning("%s is damaged; it is computed anew", path)
+    begun = time.perf_counter()
+    found = latent(captions)
+    log.info(
+        "semantics of %d captions, width %d, in %.0f s", *found.shape, time.perf_counter() - begun
+    )
+    _write(path, found)
+    return found
+
+
+def from_file(path: str | os.PathLike[str], captions: int) -> Float[np.ndarray, "m s"]:
+    """float32 [m, s] of a .npy file with a row for each training caption, in their order.
+
+    Raises:
+      DataError: no such file, another number of rows, or rows that are not finite numbers.
+    """
+    try:
+        found = np.load(os.path.expanduser(path), allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise DataError(f"{path}: no array of caption semantics: {error}") from error
+    try:
+        return _checked(found, captions, path)
+    except ValueError as error:
+        raise DataError(str(error)) from error
+
+
+def latent(captions: Sequence[str]) -> Float[np.ndarray, "m s"]:
+    """Rows of U Sigma of the captions' TF-IDF: <u_i, u_j> is how alike i and j are.
+
+    Words are lower-cased, without stop words, stemmed by Porter; TF-IDF with smoothed idf and rows
+    of length 1; truncated SVD, randomized with a fixed seed. Source: Gong & Cosma, 2023, section 3.
+
+    Raises:
+      DataError: no caption has a word that counts.
+    """
+    # Here: scikit-learn takes seconds to import.
+    from sklearn.decomposition import TruncatedSVD
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+    try:
+        counts = TfidfVectorizer(smooth_idf=True).fit_transform(map(stems, captions))
+    except ValueError as error:  # an empty vocabulary
+        raise DataError("no training caption has an English word for its semantics") from error
+    width = min(WIDTH, *(side - 1 for side in counts.shape))
+    if width < 1:
+        raise DataError(
+            f"{counts.shape[0]} training captions with {counts.shape[1]} different words are too "
+            "few for semantics"
+        )
+    svd = TruncatedSVD(width, algorithm="randomized", n_iter=ITERATIONS, random_state=SEED)
+    return svd.fit_transform(counts).astype(np.float32)
+
+
+def stems(caption: str) -> str:
+    """The stems of a caption's words that are no stop words, parted by spaces."""
+    words = NOT_LETTERS.sub(" ", caption).lower().split()
+    return " ".join(_stem(word) for word in words if word not in _stop_words())
+
+
+@functools.cache
+def _stop_words() -> frozenset[str]:
+    text = importlib.resources.files("vse_jax.data") / "stop_words" / "english.txt"
+    return frozenset(text.read_text(encoding="utf-8").split())
+
+
+@functools.cache
+def _stem(word: str) -> str:
+    return _stemmer().stem(word)
+
+
+@functools.cache
+def _stemmer() -> "PorterStemmer":
+    from nltk.stem import PorterStemmer
+
+    return PorterStemmer()
+
+
+def _checked(
+    found: np.ndarray, captions: int, path: str | os.PathLike[str]
+) -> Float[np.ndarray, "m s"]:
+    """The array as float32; raises ValueError where it is not [captions, s] or not finite."""
+    if found.ndim != 2 or len(found) != captions or not np.issubdtype(found.dtype, np.floating):
+        raise ValueError(
+            f"{path}: {found.dtype}{list(found.shape)}; expected floats [{captions}, width], a row "
+            "for each training caption"
+        )
+    bad = np.flatnonzero(~np.isfinite(found).all(axis=1))
+    if len(bad):
+        raise ValueError(f"{path}: row {bad[0]} is not finite")
+    return found.astype(np.float32)
+
+
+def _write(path: Path, found: np.ndarray) -> None:
+    """Writes the file whole or not at all."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(temporary, "wb") as file:
+            np.save(file, found)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        raise DataError(
+            f"{path}: caption semantics cannot be written: {error.strerror or error}; free some "
+            "space or set config field 'data.data_dir' to another place"
+        ) from error
