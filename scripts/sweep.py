@@ -91,8 +91,8 @@ def read(path: Path) -> list[Row]:
             raise SweepError(f"{path}: row {name!r} needs flags, a list of texts")
         if "," in name:
             raise SweepError(f"{path}: row {name!r} has a comma, which parts the rows of --only")
-        # vse_jax.main reads the file of a config before the fields that change it.
         _check_flags((*common, *flags), f"{path}: row {name!r}")
+        # vse_jax.main reads the file of a config before the fields that change it.
         ordered = sorted((*common, *flags), key=lambda flag: not flag.startswith("--config="))
         rows.append(Row(name, tuple(ordered)))
     for row in rows:
@@ -204,7 +204,7 @@ def main(arguments: Sequence[str]) -> None:
     """Runs what is still to do, seed by seed, and writes the table."""
     flags, common = _parse(arguments)
     rows = read(flags.sweep)
-    _check_flags(common, "after --, it")
+    _check_flags(common, "what follows --")
     chosen = [row for row in rows if not flags.only or row.name in flags.only]
     if missing := set(flags.only) - {row.name for row in rows}:
         raise SweepError(f"{flags.sweep} has no row {', '.join(sorted(missing))}")

@@ -175,7 +175,7 @@ def test_a_file_that_is_no_sweep(sweep, file, tmp_path, text, message):
 
 
 def test_flags_that_a_sweep_sets_itself(sweep, file, tmp_path, capsys):
-    with pytest.raises(sweep.SweepError, match="after --, it has --workdir=other; each run"):
+    with pytest.raises(sweep.SweepError, match="what follows -- has --workdir=other; each run"):
         sweep.main([str(file), f"--workdir={tmp_path / 'w'}", "--", "--workdir=other"])
     with pytest.raises(SystemExit):
         sweep.main([str(file), f"--workdir={tmp_path / 'w'}", "--seeds=0,a"])

@@ -136,8 +136,9 @@ class Model:
         Raises:
           ValueError: an array is not of embeddings of this model, or not finite.
         """
-        self._check("images", images)
-        self._check("texts", texts)
+        for name, rows in (("image", images), ("text", texts)):
+            self._check(f"{name}s", rows)
+            codebooks.check_finite(rows, name)
         matrix = assembly.similarity_of(self.config).matrix
         return np.asarray(matrix(jnp.asarray(images), jnp.asarray(texts)))
 
@@ -150,10 +151,9 @@ class Model:
         Raises:
           ValueError: the model was trained without a quantizer, or these are not embeddings of it.
         """
-        if self.codebook is None:
-            raise ValueError("the model has no codebook: train with objective.quantizer.weight > 0")
+        codebook = codebooks.required(self.codebook)
         self._check("embeddings", embeddings)
-        return codebooks.quantize(embeddings, self.codebook)
+        return codebooks.quantize(embeddings, codebook)
 
     def _check(self, name: str, rows: np.ndarray) -> None:
         """Raises ValueError unless they are as embeddings of this model are."""
@@ -164,7 +164,6 @@ class Model:
             )
         if np.asarray(rows).dtype.kind not in "fiu":
             raise ValueError(f"{name} is of {np.asarray(rows).dtype}; expected floats")
-        codebooks.check_finite(rows, name.removesuffix("s"))
 
     def _slices(self, total: int, batch_size: int) -> Iterator[tuple[int, int, int]]:
         """(first, how many, padded to) of each batch; few padded sizes, so few compilations."""

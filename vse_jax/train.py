@@ -71,7 +71,8 @@ def _train(
         state = template
     else:
         log.info("resumed at step %d", int(state.step))
-    for warning in _never_mined(run):
+    told = _never_mined(run)
+    for warning in told:
         log.warning(warning)
     loop = Loop(run, state, last, best, listen())
     try:
@@ -79,7 +80,7 @@ def _train(
     finally:
         loop.close()
     if finished:
-        warnings = [*_never_mined(run), *warnings_of(loop.metrics.rows)]
+        warnings = [*told, *warnings_of(loop.metrics.rows)]
         content.write_reports(run, _final_state(run, template), warnings, command)
     return finished
 
@@ -95,11 +96,11 @@ def _final_state(run: Experiment, template: TrainState) -> TrainState:
         number = total_steps(run) + 1
         if best.newest() == number:
             return state
-        refitted = with_refitted_codes(run, state)
-        if refitted is not state:
-            best.save(number, refitted)
+        final = with_refitted_codes(run, state)
+        if final is not state:
+            best.save(number, final)
             best.wait()
-        return refitted
+        return final
     finally:
         best.close()
 

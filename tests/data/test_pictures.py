@@ -1,4 +1,3 @@
-import errno
 import io
 import json
 import os
@@ -109,26 +108,6 @@ def test_a_damaged_cache_is_made_anew(tmp_path, content):
     cache.write_text(content)
     assert pictures.verify_files([path], cache)[path].fault is None
     assert list(json.loads(cache.read_text())["pictures"]) == [path]
-
-
-def test_a_full_disk_leaves_the_old_file_and_nothing_half_written(tmp_path, monkeypatch):
-    path = tmp_path / "value.json"
-    pictures.write_json(path, [1])
-
-    def full(_):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(DataError, match=r"value\.json: No space left on device; data\.data_dir"):
-        pictures.write_json(path, [2])
-    assert json.loads(path.read_text()) == [1]
-    assert list(tmp_path.iterdir()) == [path]
-
-
-def test_no_permission_names_the_file(tmp_path):
-    (tmp_path / "file").write_text("")
-    with pytest.raises(DataError, match=r"cannot write .*: (Not a directory|File exists)"):
-        pictures.write_json(tmp_path / "file" / "value.json", [])
 
 
 def test_a_picture_gone_since_names_its_path(tmp_path):

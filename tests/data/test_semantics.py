@@ -78,7 +78,7 @@ def test_a_damaged_cache_is_computed_anew(tmp_path, caplog):
 
 def test_a_cache_that_cannot_be_written_is_told(tmp_path):
     (tmp_path / "semantics").write_text("in the way")
-    with pytest.raises(DataError, match=r"semantics cannot be written.*'data\.data_dir'"):
+    with pytest.raises(DataError, match=r"cannot write .*semantics.*; data\.data_dir must name"):
         semantics.of_captions(CAPTIONS, tmp_path)
 
 

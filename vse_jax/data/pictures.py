@@ -5,7 +5,6 @@ import io
 import json
 import os
 import pathlib
-import tempfile
 from collections.abc import Sequence
 from concurrent import futures
 from typing import Any, NamedTuple
@@ -14,6 +13,7 @@ import tensorflow as tf
 from absl import logging
 from PIL import Image
 
+from vse_jax.data import whole_file
 from vse_jax.data.split import DataError
 
 MISSING = "no such file"
@@ -90,7 +90,8 @@ def verify_files(paths: Sequence[str], cache: pathlib.Path) -> dict[str, Finding
             findings = pool.map(_inspect_file, fresh)
             for path, finding in zip(fresh, findings, strict=True):
                 known[path] = (*stamps[path], *finding)
-        write_json(cache, {"version": _CACHE_VERSION, "pictures": known})
+        content = json.dumps({"version": _CACHE_VERSION, "pictures": known}).encode()
+        whole_file.write(cache, lambda file: file.write(content))
     missing = Finding(MISSING, None, None)
     return {path: Finding(*known[path][2:]) if path in stamps else missing for path in paths}
 
@@ -102,31 +103,6 @@ def read_file(path: str) -> bytes:
     except OSError as error:
         raise DataError(
             f"cannot read {path}: {error.strerror}; it was there when the pictures were verified"
-        ) from error
-
-
-def write_json(path: pathlib.Path, value: Any) -> None:
-    """Writes JSON under another name, then moves it: `path` is whole or as it was.
-
-    Raises DataError where there is no room or no permission.
-    """
-    partial = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(
-            "w", dir=path.parent, prefix=path.name, suffix=".partial", delete=False
-        ) as file:
-            partial = file.name
-            json.dump(value, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    except OSError as error:
-        if partial and os.path.exists(partial):
-            os.unlink(partial)
-        raise DataError(
-            f"cannot write {path}: {error.strerror}; data.data_dir must name a folder with room "
-            "and permission to write"
         ) from error
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Float
 
+from vse_jax.data import whole_file
 from vse_jax.data.split import DataError
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ def of_captions(
     log.info(
         "semantics of %d captions, width %d, in %.0f s", *found.shape, time.perf_counter() - begun
     )
-    _write(path, found)
+    whole_file.write(path, lambda file: np.save(file, found))
     return found
 
 
@@ -134,20 +135,3 @@ def _checked(
     if len(bad):
         raise ValueError(f"{path}: row {bad[0]} is not finite")
     return found.astype(np.float32)
-
-
-def _write(path: Path, found: np.ndarray) -> None:
-    """Writes the file whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "wb") as file:
-            np.save(file, found)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        raise DataError(
-            f"{path}: caption semantics cannot be written: {error.strerror or error}; free some "
-            "space or set config field 'data.data_dir' to another place"
-        ) from error

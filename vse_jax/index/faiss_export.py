@@ -5,7 +5,7 @@ from typing import Any, cast
 import numpy as np
 from jaxtyping import Float
 
-from vse_jax.codebook import Codebook, quantize
+from vse_jax.codebook import Codebook, quantize, required
 
 
 def index_pq(codebook: Codebook | None, embeddings: Float[np.ndarray, "n d"]) -> Any:
@@ -26,7 +26,7 @@ def index_pq(codebook: Codebook | None, embeddings: Float[np.ndarray, "n d"]) ->
     """
     import faiss
 
-    codebook = _given(codebook)
+    codebook = required(codebook)
     parts, k, width = codebook.centroids.shape
     bits = k.bit_length() - 1
     if k != 1 << bits:
@@ -58,7 +58,7 @@ def extend(index: Any, codebook: Codebook | None, embeddings: Float[np.ndarray, 
     """
     import faiss
 
-    codebook = _given(codebook)
+    codebook = required(codebook)
     parts, _, width = codebook.centroids.shape
     if np.shape(embeddings)[1:] != (parts * width,):
         raise ValueError(
@@ -84,13 +84,6 @@ def extend(index: Any, codebook: Codebook | None, embeddings: Float[np.ndarray, 
     faiss.copy_array_to_vector(everything, inner.codes)
     inner.ntotal += len(embeddings)
     index.ntotal = inner.ntotal
-
-
-def _given(codebook: Codebook | None) -> Codebook:
-    """The codebook; raises ValueError for that of a model that has none."""
-    if codebook is None:
-        raise ValueError("the model has no codebook: train with objective.quantizer.weight > 0")
-    return codebook
 
 
 def _flat(values: Any) -> Float[np.ndarray, " n"]:

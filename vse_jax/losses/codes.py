@@ -130,7 +130,7 @@ def refitted(codebook: Codebook, embeddings: Float[np.ndarray, "n d"], rounds: i
     for _ in range(rounds):
         book = jax.tree.map(jnp.asarray, codebook._replace(centroids=centroids.astype(np.float32)))
         counts, sums = np.zeros(centroids.shape[:2]), np.zeros(centroids.shape)
-        for _, rows, where in blocks_of(embeddings):
+        for rows, where in blocks_of(embeddings):
             own_counts, own_sums = jax.device_get(seen(rows, book, where))
             counts += own_counts
             sums += own_sums
