@@ -13,6 +13,6 @@ class Encoding(flax.struct.PyTreeNode):
       pooled: one vector for the whole.
     """
 
-    local: Float[Array, "b n d"]
-    mask: Bool[Array, "b n"]
-    pooled: Float[Array, "b d"]
+    local: Float[Array, "*b n d"]
+    mask: Bool[Array, "*b n"]
+    pooled: Float[Array, "*b d"]
