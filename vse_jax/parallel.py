@@ -46,6 +46,11 @@ def all_gather(tree: Any) -> Any:
     return jax.tree.map(lambda x: jax.lax.all_gather(x, AXIS, tiled=True), tree)
 
 
+def transposed(rows: Float[Array, "b n"]) -> Float[Array, "b n"]:
+    """The transpose of a square matrix of which each device has an equal share of the rows."""
+    return jax.lax.all_to_all(rows, AXIS, split_axis=1, concat_axis=0, tiled=True).T
+
+
 def mean(tree: Any) -> Any:
     """The mean of each array over the devices."""
     return jax.lax.pmean(tree, AXIS)

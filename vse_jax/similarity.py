@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 
 class Similarity(NamedTuple):
@@ -20,6 +20,13 @@ class Similarity(NamedTuple):
     matrix: Callable[[Float[Array, "a d"], Float[Array, "b d"]], Float[Array, "a b"]]
     rows: Callable[[Float[Array, "a d"], Float[Array, "a d"]], Float[Array, "a"]]
     is_distance: bool = False
+
+    @property
+    def turned(self) -> "Similarity":
+        """The same with the sides changed over: ([b, d], [a, d]) -> [b, a]."""
+        return self._replace(
+            matrix=lambda b, a: self.matrix(a, b).T, rows=lambda b, a: self.rows(a, b)
+        )
 
 
 def _dot_matrix(a: Float[Array, "a d"], b: Float[Array, "b d"]) -> Float[Array, "a b"]:
@@ -57,3 +64,15 @@ def _root(squares: Float[Array, "..."]) -> Float[Array, "..."]:
 
 # Minus the Euclidean distance.
 negative_euclidean = Similarity(_distance_matrix, _distance_rows, is_distance=True)
+
+
+def _columns(scores: Float[Array, "a n"], numbers: Int[Array, " b"]) -> Float[Array, "a b"]:
+    return jnp.take(scores, numbers, axis=1)
+
+
+def _entries(scores: Float[Array, "a n"], numbers: Int[Array, " a"]) -> Float[Array, " a"]:
+    return jnp.take_along_axis(scores, numbers[:, None], axis=1)[:, 0]
+
+
+# Of scores that exist: what is compared is a row of them, and a number of a column.
+look_up = Similarity(_columns, _entries)

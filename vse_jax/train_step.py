@@ -76,7 +76,12 @@ def make_step(
                 "batch_stats": state.batch_stats,
             }
             outputs, updated = model.apply(
-                variables, batch, train=True, rngs={"dropout": rng}, mutable=["batch_stats"]
+                variables,
+                batch,
+                train=True,
+                gather=parallel.all_gather,
+                rngs={"dropout": rng},
+                mutable=["batch_stats"],
             )
             loss, objective_state, metrics = objective.apply(state.objective_state, outputs, batch)
             return loss, (updated.get("batch_stats", {}), objective_state, metrics)

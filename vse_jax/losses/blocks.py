@@ -11,13 +11,14 @@ class Rows(NamedTuple):
     """Embeddings of one side of the pairs.
 
     Attributes:
-      vectors: the embeddings.
+      vectors: the embeddings; where scores exist already (`similarity.look_up`) a row of them for
+        each query, and for each key the number of its column, int [b].
       ids: of the pictures they belong to; rows of one id are never each other's negatives.
       where: False for padding.
       meanings: what margins between pairs of rows depend on; None where they do not.
     """
 
-    vectors: Float[Array, "*k b d"]
+    vectors: Float[Array, "*k b d"] | Int[Array, "*k b"]
     ids: Int[Array, "*k b"]
     where: Bool[Array, "*k b"]
     meanings: Float[Array, "*k b s"] | None = None

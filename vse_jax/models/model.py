@@ -1,11 +1,15 @@
-"""The assembled model: an image encoder and a text encoder."""
+"""The assembled model: an image encoder, a text encoder and, of some networks, what compares them."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import flax.linen as nn
-from jaxtyping import Array
+from jaxtyping import Array, Float
 
 from vse_jax.encoding import Encoding
+
+# Encodings of this device's items -> of every device's.
+Gather = Callable[[Any], Any]
 
 
 class VisualSemanticModel(nn.Module):
@@ -13,18 +17,42 @@ class VisualSemanticModel(nn.Module):
 
     Attributes:
       image: called with (image, features, mask, train=).
-      text: called with (tokens, mask, train=).
+      text: called with (tokens, mask, features, feature mask, train=).
+      pairwise: called with (images, texts, train=) for the scores of all pairs; None where
+        similarity is a product of two embeddings.
+      generator: called with (regions, their mask, tokens, their mask, train=) for minus the log
+        likelihood of each caption given its picture, a loss of training; None without one.
     """
 
     image: nn.Module
     text: nn.Module
+    pairwise: nn.Module | None = None
+    generator: nn.Module | None = None
 
-    def __call__(self, batch: Mapping[str, Array], *, train: bool) -> dict[str, Encoding]:
-        """Both sides of a batch: {"image": ..., "text": ...}."""
-        return {
-            "image": self.encode_image(batch, train=train),
-            "text": self.encode_text(batch, train=train),
-        }
+    def __call__(
+        self, batch: Mapping[str, Array], *, train: bool, gather: Gather = lambda tree: tree
+    ) -> dict[str, Any]:
+        """What objectives look at.
+
+        Args:
+          batch: of this device.
+          train: whether for training.
+          gather: to every device's pictures.
+
+        Returns:
+          `image` and `text`, the encodings; `scores` [pictures of every device, captions of this
+          one] where the model is pairwise; `generation` [b], minus the log likelihood of each
+          caption, where it has a generator.
+        """
+        image, text = self.encode_image(batch, train=train), self.encode_text(batch, train=train)
+        outputs: dict[str, Any] = {"image": image, "text": text}
+        if self.pairwise is not None:
+            outputs["scores"] = self.pairwise(gather(image), text, train=train)
+        if self.generator is not None:
+            outputs["generation"] = self.generator(
+                image.local, image.mask, batch["tokens"], batch["token_mask"], train=train
+            )
+        return outputs
 
     def encode_image(self, batch: Mapping[str, Array], *, train: bool) -> Encoding:
         """The pictures of a batch: its `image`, or else its `features`."""
@@ -33,5 +61,16 @@ class VisualSemanticModel(nn.Module):
         )
 
     def encode_text(self, batch: Mapping[str, Array], *, train: bool) -> Encoding:
-        """The sentences of a batch."""
-        return self.text(batch["tokens"], batch["token_mask"], train=train)
+        """The sentences of a batch: its `text_features`, or else its `tokens`."""
+        return self.text(
+            batch.get("tokens"),
+            batch.get("token_mask"),
+            batch.get("text_features"),
+            batch.get("text_feature_mask"),
+            train=train,
+        )
+
+    def compare(self, images: Encoding, texts: Encoding) -> Float[Array, "a c"]:
+        """Scores of every picture with every caption, of a pairwise model."""
+        assert self.pairwise is not None
+        return self.pairwise(images, texts, train=False)

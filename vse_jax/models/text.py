@@ -1,6 +1,7 @@
 """Encoders of sentences: tokens in, `Encoding` out."""
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -10,9 +11,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from vse_jax.encoding import Encoding
 from vse_jax.models import recurrent
-from vse_jax.models.normalize import l2_normalize
-
-POOLINGS = ("last", "max")
+from vse_jax.models.backbones.feature_map import WordFeatures
 
 
 def symmetric_uniform(bound: float) -> nn.initializers.Initializer:
@@ -53,55 +52,99 @@ class GRU(nn.Module):
         return recurrent.gru(params, inputs, lengths, reverse=self.reverse, dtype=self.dtype)
 
 
-class GRUTextEncoder(nn.Module):
+class GRUReader(nn.Module):
     """Word vectors and a GRU, as in VSE++ (Faghri et al., BMVC 2018, section 4.2).
 
-    Parameters: `words` [vocabulary, words], `gru` and, if bidirectional, `gru_reverse`.
+    Parameters: `words` [vocabulary, width], `gru` and, if bidirectional, `gru_reverse`.
 
     Attributes:
       vocabulary: number of token ids.
-      words: width of the word vectors.
-      embedding: width of the state and of the common space.
+      width: of the word vectors.
+      hidden: width of the state.
       bidirectional: average both directions, as in SCAN (Lee et al., ECCV 2018, eq. 4).
       dropout: rate on the word vectors while training; needs the rng "dropout".
-      pooling: how one vector comes of the words: "last", the state after the last token, or
-        "max", each channel's largest value over the words.
-      normalize: whether embeddings are scaled to length 1.
       dtype: of the operands of matrix products.
     """
 
     vocabulary: int
-    words: int = 300
-    embedding: int = 1024
+    width: int = 300
+    hidden: int = 1024
     bidirectional: bool = False
     dropout: float = 0.0
-    pooling: str = "last"
-    normalize: bool = True
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(
         self, tokens: Int[Array, "b l"], mask: Bool[Array, "b l"], *, train: bool
-    ) -> Encoding:
-        """The captions' words and wholes; `mask` is True for leading tokens only.
+    ) -> WordFeatures:
+        """The state after each word, and after the last; `mask` is True for leading tokens only.
 
-        A caption without tokens is zero. Raises ValueError for an unknown pooling.
+        A caption without tokens is zero.
         """
-        if self.pooling not in POOLINGS:
-            raise ValueError(f"pooling {self.pooling!r} is unknown; known: {', '.join(POOLINGS)}")
-        table = self.param("words", symmetric_uniform(0.1), (self.vocabulary, self.words))
+        table = self.param("words", symmetric_uniform(0.1), (self.vocabulary, self.width))
         x = table.at[jnp.where(mask, tokens, self.vocabulary)].get(mode="fill", fill_value=0)
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
         lengths = jnp.sum(mask, axis=1, dtype=jnp.int32)
-        states = GRU(self.embedding, dtype=self.dtype, name="gru")(x, lengths)
+        states = GRU(self.hidden, dtype=self.dtype, name="gru")(x, lengths)
         if self.bidirectional:
-            backward = GRU(self.embedding, reverse=True, dtype=self.dtype, name="gru_reverse")
+            backward = GRU(self.hidden, reverse=True, dtype=self.dtype, name="gru_reverse")
             states = recurrent.average(states, backward(x, lengths))
-        whole = states.last
-        if self.pooling == "max":
-            highest = jnp.max(states.outputs, axis=1, where=mask[:, :, None], initial=-jnp.inf)
-            whole = jnp.where(lengths[:, None] > 0, highest, 0.0)
-        local, pooled = states.outputs, whole
-        if self.normalize:
-            local, pooled = l2_normalize(local), l2_normalize(pooled)
-        return Encoding(local=local, mask=mask, pooled=pooled)
+        return WordFeatures(words=states.outputs, pooled=states.last)
+
+
+class TextEncoder(nn.Module):
+    """Sentences, or features of them, to the common space.
+
+    Attributes:
+      reader: tokens and their mask -> `WordFeatures`.
+      head: parts [b, n, f] and their mask to an encoding.
+      parts: what of the reader's features the parts are: the "words", or the "pooled" one alone.
+      frozen: whether the reader is used as it is: no gradient, no dropout.
+      dropout: share of feature channels dropped in training.
+      alter: (key, tokens, mask) -> others, in training; None: as they are.
+    """
+
+    reader: nn.Module
+    head: nn.Module
+    parts: Literal["pooled", "words"] = "pooled"
+    frozen: bool = False
+    dropout: float = 0.0
+    alter: Callable[..., tuple[Int[Array, "b l"], Bool[Array, "b l"]]] | None = None
+
+    @nn.compact
+    def __call__(
+        self,
+        tokens: Int[Array, "b l"] | None,
+        mask: Bool[Array, "b l"] | None,
+        features: Float[Array, "b n f"] | None = None,
+        feature_mask: Bool[Array, "b n"] | None = None,
+        *,
+        train: bool,
+    ) -> Encoding:
+        """Encodes given features and their mask, or else tokens."""
+        if features is None or feature_mask is None:
+            if tokens is None or mask is None:
+                raise ValueError("neither tokens nor features with their mask were given")
+            if train and self.alter is not None:
+                tokens, mask = self.alter(self.make_rng("dropout"), tokens, mask)
+            read = self.reader(tokens, mask, train=train and not self.frozen)
+            features, feature_mask = word_parts(read, mask, self.parts)
+            if self.frozen:
+                features = jax.lax.stop_gradient(features)
+        features = nn.Dropout(self.dropout, deterministic=not train)(features)
+        return self.head(features, feature_mask, train=train)
+
+    def features(
+        self, tokens: Int[Array, "b l"], mask: Bool[Array, "b l"]
+    ) -> tuple[Float[Array, "b n f"], Bool[Array, "b n"]]:
+        """What the reader alone makes of sentences, as it is, and which parts are real."""
+        return word_parts(self.reader(tokens, mask, train=False), mask, self.parts)
+
+
+def word_parts(
+    read: WordFeatures, mask: Bool[Array, "b l"], parts: Literal["pooled", "words"]
+) -> tuple[Float[Array, "b n f"], Bool[Array, "b n"]]:
+    """Parts of sentences, float32, and which are real."""
+    if parts == "pooled":
+        return read.pooled.astype(jnp.float32)[:, None], jnp.ones((len(mask), 1), bool)
+    return read.words.astype(jnp.float32), mask

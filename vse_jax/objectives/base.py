@@ -7,10 +7,9 @@ import flax.struct
 import jax
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from vse_jax.encoding import Encoding
 
 State = Any
-Outputs = Mapping[str, Encoding]
+Outputs = Mapping[str, Any]
 Batch = Mapping[str, Array]
 Metrics = dict[str, Float[Array, ""]]
 

@@ -30,10 +30,9 @@ def infonce(temperature: float, chunk: int, similarity: Similarity = dot) -> Obj
     def apply(
         state: dict[str, Any], outputs: Outputs, batch: Batch
     ) -> tuple[Float[Array, ""], dict[str, Any], Metrics]:
-        pairs = gather(outputs, batch)
-        positive = pairs.positive(similarity)
+        pairs = gather(outputs, batch, similarity)
         one, other = (
-            cross_entropy(similarity, queries, keys, positive, temperature, chunk)
+            cross_entropy(pairs.similarity, queries, keys, pairs.positive, temperature, chunk)
             for queries, keys in pairs.directions
         )
         loss = parallel.device_count() * (one + other) / (2 * pairs.total)

@@ -17,6 +17,7 @@ from vse_jax.objectives import centers, margin
 from vse_jax.objectives import quantizer as quantizers
 from vse_jax.objectives.base import Batch, Metrics, Objective, Outputs, Spec
 from vse_jax.objectives.pairs import gather
+from vse_jax.similarity import negative_euclidean
 
 
 class LeapState(flax.struct.PyTreeNode):
@@ -63,7 +64,7 @@ def leap(
     def apply(
         state: LeapState, outputs: Outputs, batch: Batch
     ) -> tuple[Float[Array, ""], LeapState, Metrics]:
-        pairs = gather(outputs, batch)
+        pairs = gather(outputs, batch, negative_euclidean)
         loss, metrics = jnp.zeros(()), Metrics()
         new, quantized, meanings = state, None, None
         if state.quantizer is not None and quantizer is not None:

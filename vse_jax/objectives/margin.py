@@ -128,7 +128,7 @@ def terms(
     def hinge(pairs: Pairs) -> tuple[Float[Array, ""], losses.Negatives]:
         def of(cost: Callable[..., Any]) -> Callable[[], Any]:
             with_margin = partial(cost, margin=margin, chunk=options.chunk)
-            return lambda: pairs.both(negative_euclidean, with_margin)
+            return lambda: pairs.both(with_margin)
 
         if options.negatives == "all":
             return of(losses.all_hinge)()
@@ -136,7 +136,7 @@ def terms(
         return jax.lax.cond(warming, of(softer), of(losses.hardest_hinge))
 
     loss, seen = hinge(pairs)
-    found = hinge_metrics(loss, pairs.positive(negative_euclidean), seen, pairs)
+    found = hinge_metrics(loss, pairs.positive, seen, pairs)
     negative = mean_negative(seen, pairs)
     watched = (options.negatives == "hardest") & ~warming
     # Similarities are minus the distances.

@@ -11,7 +11,7 @@ from vse_jax import parallel
 from vse_jax.losses.blocks import Rows, negative_counts
 from vse_jax.losses.triplet import Negatives
 from vse_jax.objectives.base import Batch, Metrics, Outputs
-from vse_jax.similarity import Similarity
+from vse_jax.similarity import Similarity, look_up
 
 # (similarity, queries, keys, positives) -> (sum over the queries, what was seen of negatives)
 Cost = Callable[..., tuple[Float[Array, ""], Negatives]]
@@ -21,6 +21,7 @@ class Pairs(NamedTuple):
     """This device's pairs, and both directions of looking for their other halves.
 
     Attributes:
+      similarity: of what is compared, see `gather`.
       where: False for padding.
       directions: (queries, keys) of pictures among captions and of captions among pictures;
         the queries are this device's rows, the keys every device's.
@@ -28,9 +29,10 @@ class Pairs(NamedTuple):
       total: pairs of the global batch without padding, at least 1.
     """
 
+    similarity: Similarity
     where: Bool[Array, " b"]
     directions: tuple[tuple[Rows, Rows], tuple[Rows, Rows]]
-    halves: tuple[Float[Array, "b d"], Float[Array, "b d"]]
+    halves: tuple[Array, Array]
     total: Int[Array, ""]
 
     @property
@@ -43,12 +45,14 @@ class Pairs(NamedTuple):
         """Embeddings of their captions, row by row."""
         return self.directions[1][0].vectors
 
-    def positive(self, similarity: Similarity) -> Float[Array, " b"]:
+    @property
+    def positive(self) -> Float[Array, " b"]:
         """The similarity of each pair."""
-        return similarity.rows(self.images, self.texts)
+        return self.similarity.rows(self.directions[0][0].vectors, self.halves[0])
 
-    def both(self, similarity: Similarity, cost: Cost) -> tuple[Float[Array, ""], Negatives]:
+    def both(self, cost: Cost) -> tuple[Float[Array, ""], Negatives]:
         """The cost of both directions, and what was seen in each: [2, b]."""
+        similarity = self.similarity
         (one, seen), (other, more) = (
             cost(similarity, queries, keys, similarity.rows(queries.vectors, half))
             for (queries, keys), half in zip(self.directions, self.halves, strict=True)
@@ -94,18 +98,38 @@ class Pairs(NamedTuple):
         )
 
 
-def gather(outputs: Outputs, batch: Batch) -> Pairs:
-    """The pairs in float32, the keys gathered from every device."""
-    images, texts = (outputs[side].pooled.astype(jnp.float32) for side in ("image", "text"))
+def gather(outputs: Outputs, batch: Batch, similarity: Similarity) -> Pairs:
+    """The pairs of the global batch in float32, the keys gathered from every device.
+
+    Args:
+      outputs: of the model: two encodings, whose wholes are compared by `similarity`; or their
+        `scores`, of the pictures of every device with the captions of this one, which are then
+        looked up.
+      batch: of this device.
+      similarity: of two embeddings.
+    """
     ids, where = batch["image_id"], batch["weight"] > 0
-    all_images, all_texts, all_ids, all_where = parallel.all_gather((images, texts, ids, where))
+    all_ids, all_where = parallel.all_gather((ids, where))
+    if "scores" in outputs:
+        similarity = look_up
+        own = outputs["scores"].T
+        numbers = jnp.arange(len(ids)) + parallel.device_index() * len(ids)
+        every = jnp.arange(len(all_ids))
+        # Rows of captions are whole here; those of pictures are on all devices.
+        images, texts = parallel.transposed(own), own
+        halves, all_images, all_texts = (numbers, numbers), every, every
+    else:
+        images, texts = (outputs[side].pooled.astype(jnp.float32) for side in ("image", "text"))
+        halves = texts, images
+        all_images, all_texts = parallel.all_gather((images, texts))
     return Pairs(
+        similarity,
         where,
         (
             (Rows(images, ids, where), Rows(all_texts, all_ids, all_where)),
             (Rows(texts, ids, where), Rows(all_images, all_ids, all_where)),
         ),
-        (texts, images),
+        halves,
         jnp.maximum(jnp.sum(all_where), 1),
     )
 

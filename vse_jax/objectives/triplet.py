@@ -81,17 +81,17 @@ def triplet(
     def apply(
         state: TripletState, outputs: Outputs, batch: Batch
     ) -> tuple[Float[Array, ""], TripletState, Metrics]:
-        pairs = gather(outputs, batch)
+        pairs = gather(outputs, batch, similarity)
         if semantic:
             pairs = _with_semantics(pairs, batch, chunk)
-        both = partial(pairs.both, similarity)
+        both = pairs.both
         warming = state.step < state.warmup_steps
         if negatives == "all":
             loss, seen = both(every)
         else:
             loss, seen = jax.lax.cond(warming, lambda: both(softer), lambda: both(mined))
 
-        metrics = hinge_metrics(loss, pairs.positive(similarity), seen, pairs)
+        metrics = hinge_metrics(loss, pairs.positive, seen, pairs)
         watched = negatives == "hardest" and margin > 0
         metrics["collapse"] = jnp.where(watched & ~warming, metrics["collapse"], 0.0)
         return loss * parallel.device_count(), state.replace(step=state.step + 1), metrics
