@@ -6,10 +6,13 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax.numpy as jnp
 
+from vse_jax.models.backbones import clip as _clip
 from vse_jax.models.backbones import mobilenet_v2 as _mobilenet_v2
+from vse_jax.models.backbones import siglip as _siglip
 from vse_jax.models.backbones import small_resnet as _small_resnet
+from vse_jax.models.backbones import vit as _vit
 
-__all__ = ["mobilenet_v2", "small_resnet"]
+__all__ = ["clip", "mobilenet_v2", "siglip", "small_resnet", "vit"]
 
 
 class Backbone(NamedTuple):
@@ -39,4 +42,16 @@ mobilenet_v2 = Backbone(
 small_resnet = Backbone(
     lambda _, dtype, axis_name: _small_resnet.SmallResNet(dtype=dtype, axis_name=axis_name),
     None,
+)
+
+# As the weights' config.json describes it, ViT-B/16 without weights.
+vit = Backbone(lambda configuration, dtype, _: _vit.make(configuration, dtype=dtype), _vit.load)
+
+# The image towers of models of pictures and sentences; their text towers: `text_catalogue`.
+clip = Backbone(
+    lambda configuration, dtype, _: _clip.make_image(configuration, dtype=dtype), _clip.load_image
+)
+siglip = Backbone(
+    lambda configuration, dtype, _: _siglip.make_image(configuration, dtype=dtype),
+    _siglip.load_image,
 )
