@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from vse_jax.models.backbones import mobilenet_v2 as _mobilenet_v2
 from vse_jax.models.backbones import small_resnet as _small_resnet
 
-__all__ = ["mobilenet_v2", "small_resnet"]
+__all__ = ["mobilenet_v2", "none", "small_resnet"]
 
 
 class Backbone(NamedTuple):
@@ -17,13 +17,13 @@ class Backbone(NamedTuple):
 
     Attributes:
       make: (configuration, dtype, axis_name) -> the module, called with uint8 pictures
-        [b, h, w, 3] and `train=`. The configuration is `config.json` of pretrained weights,
-        empty without them.
+        [b, h, w, 3] and `train=`; None where the data are features already. The
+        configuration is `config.json` of pretrained weights, empty without them.
       load: (weights, module) -> the module's pretrained variables, raising WeightsError; None
         where there are no public weights.
     """
 
-    make: Callable[[Mapping[str, Any], jnp.dtype, str], nn.Module]
+    make: Callable[[Mapping[str, Any], jnp.dtype, str], nn.Module | None]
     load: Callable[[str, Any], dict[str, Any]] | None
 
 
@@ -40,3 +40,6 @@ small_resnet = Backbone(
     lambda _, dtype, axis_name: _small_resnet.SmallResNet(dtype=dtype, axis_name=axis_name),
     None,
 )
+
+# For data that are features already.
+none = Backbone(lambda *_: None, None)
