@@ -126,7 +126,7 @@ def check_finite(features: np.ndarray, where: Callable[[int], str], first: int =
 def _remembered(cache: Path, stamp: np.ndarray) -> Finding | None:
     """What was found of a file of this size and time of change; None where nothing was."""
     try:
-        with np.load(cache, allow_pickle=False) as kept:
+        with open(cache, "rb") as file, np.load(file, allow_pickle=False) as kept:
             if np.array_equal(kept["stamp"], stamp):
                 return Finding(str(kept["digest"]), kept["repeats"])
     except (OSError, ValueError, EOFError, LookupError, zipfile.BadZipFile):

@@ -85,11 +85,12 @@ def read_tsv(path: Path) -> Iterator[Found]:
 def read_npz(path: Path) -> Found:
     """The picture of an .npz; raises DataError with the file of what is wrong."""
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
             # The extractors add an "info" that is a pickle, which is left alone.
             known = {"x", "features", "num_bbox", "bbox", "boxes", "image_w", "image_h"}
             fields = {name: file[name] for name in file.files if name in known}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, LookupError) as error:
+    # A TypeError where there is one array, and not a file of several.
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, LookupError, TypeError) as error:
         raise DataError(f"{path}: no .npz that can be read ({error})") from error
     features = fields.get("x", fields.get("features"))
     if features is None:
