@@ -1,9 +1,11 @@
-"""Your own pictures and captions, with a frozen MobileNetV2.
+"""Your own pictures and captions, with a frozen MobileNetV2; or features of regions instead.
 
 configs/custom.py:PATH[,system[,objective=NAME]], where PATH is a JSONL ({"image": ...,
 "captions": [...]}), a CSV (image,caption), a COCO captions JSON or a Karpathy JSON; systems as in
 configs/flickr8k.py. Needs --config.model.image.weights, a folder or a hub name; the pictures are
-read where they are.
+read where they are. No pictures and no weights are needed with --config.data.features, features of
+them that a detector or scripts/extract_features.py wrote, nor where PATH is a folder with
+{train,dev,test}_ims.npy and {train,dev,test}_caps.txt.
 """
 
 import os
@@ -11,7 +13,7 @@ import os
 from ml_collections import ConfigDict
 
 from vse_jax import presets
-from vse_jax.config import ConfigError, default_config
+from vse_jax.config import ConfigError, default_config, without_backbone
 
 
 def get_config(choice: str | None = None) -> ConfigDict:
@@ -29,4 +31,6 @@ def get_config(choice: str | None = None) -> ConfigDict:
     config.data.path = path or None
     presets.frozen_mobilenet_v2(config)
     presets.system(config, system, "configs/custom.py", vsepp="lmh")
+    if os.path.isdir(os.path.expanduser(path)):
+        without_backbone(config)
     return config

@@ -38,9 +38,9 @@ class Model:
         self._tokenizer = tokenizer.load(
             path / workdir.TOKENIZER, self.config.data.tokenizer, self.config.data.max_tokens
         )
-        model = assembly.make_model(
-            self.config, self._tokenizer.vocabulary, workdir.read_origin(path)["backbone"]
-        )
+        origin = workdir.read_origin(path)
+        self._features: int | None = origin.get("features")
+        model = assembly.make_model(self.config, self._tokenizer.vocabulary, origin["backbone"])
         tree = checkpoint.read_newest(path / "checkpoints" / "best")
         self.step = int(tree["step"])
         self.codebook = assembly.codebook_of(tree.get("objective_state", {}))
@@ -57,12 +57,16 @@ class Model:
 
         Args:
           pictures: each a path, encoded bytes (JPEG, PNG, ...) or uint8 [h, w, 3]; of any sizes.
+            Of a model that was trained on features: floats [n, r, f], or of each picture its own
+            [r, f].
           batch_size: pictures encoded at a time.
 
         Raises:
           DataError: a picture cannot be read; says which.
           TypeError: `pictures` is a single picture.
         """
+        if self._features is not None:
+            return self._encode_features(pictures, self._features, batch_size)
         single = isinstance(pictures, str | bytes | os.PathLike)
         if single or (isinstance(pictures, np.ndarray) and pictures.ndim == 3):
             raise TypeError("encode_images takes a list of pictures, e.g. ['a.jpg']")
@@ -80,6 +84,35 @@ class Model:
 
         _check_batch_size(batch_size)
         if not len(pictures):
+            return self._nothing()
+        return self._encoder.images(self._variables, batches())
+
+    def _encode_features(
+        self, pictures: Iterable[Picture] | np.ndarray, width: int, batch_size: int
+    ) -> Float[np.ndarray, "n d"]:
+        """As `encode_images`, of the features that the model was trained on."""
+        if isinstance(pictures, str | bytes | os.PathLike):
+            raise TypeError("this model takes features, [n, r, f] or a list of [r, f], no pictures")
+        regions = [
+            _regions(number, picture, width)
+            for number, picture in enumerate(_listed(pictures, "pictures"))
+        ]
+        most = max(map(len, regions), default=0)
+
+        def batches() -> Iterator[HostBatch]:
+            for start, count, padded in self._slices(len(regions), batch_size):
+                features = np.zeros((padded, most, width), np.float32)
+                mask = np.zeros((padded, most), bool)
+                for row, own in enumerate(regions[start : start + count]):
+                    features[row, : len(own)], mask[row, : len(own)] = own, True
+                yield {
+                    "features": features,
+                    "feature_mask": mask,
+                    "weight": _weight(count, padded),
+                }
+
+        _check_batch_size(batch_size)
+        if not regions:
             return self._nothing()
         return self._encoder.images(self._variables, batches())
 
@@ -218,6 +251,22 @@ def _pixels(number: int, picture: Picture, size: int) -> np.ndarray:
             f"picture {number} is a {type(picture).__name__}; expected a path, bytes or an array"
         )
     return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR))
+
+
+def _regions(number: int, features: object, width: int) -> Float[np.ndarray, "r f"]:
+    """The features of a picture as float32."""
+    found = features if isinstance(features, np.ndarray) else None
+    kind = type(features).__name__ if found is None else f"{found.dtype}{list(found.shape)}"
+    fits = found is not None and found.ndim == 2 and found.shape[1] == width and len(found)
+    if found is None or not fits or not np.issubdtype(found.dtype, np.floating):
+        raise DataError(
+            f"picture {number} is {kind}; this model was trained on features, and expected are "
+            f"floats [regions, {width}]"
+        )
+    found = found.astype(np.float32)
+    if not np.isfinite(found).all():
+        raise DataError(f"the features of picture {number} are not finite")
+    return found
 
 
 def _opened(number: int, picture: str | os.PathLike[str] | bytes) -> Image.Image:

@@ -61,7 +61,7 @@ def backbone_is_frozen(config: ConfigDict) -> bool:
         pretrained weights.
       WeightsError: the weights are missing.
     """
-    if not config.train.freeze:
+    if not config.train.freeze or config.model.image.backbone == "none":
         return False
     source = config.model.image.weights
     model = make_model(config, len(SPECIAL), None if source is None else load_config(source))
@@ -210,13 +210,16 @@ def make_model(
     )
 
 
-def build_model(config: ConfigDict, vocabulary: int, frozen: bool) -> Built:
+def build_model(
+    config: ConfigDict, vocabulary: int, frozen: bool, features: int | None = None
+) -> Built:
     """The model with its starting variables: random from the seed, or the pretrained weights.
 
     Args:
       config: of the run.
       vocabulary: how many token numbers there are.
       frozen: `backbone_is_frozen(config)`.
+      features: width of the pictures' features where the data are such; None for pixels.
 
     Raises:
       ConfigError: as `backbone_of`.
@@ -231,7 +234,7 @@ def build_model(config: ConfigDict, vocabulary: int, frozen: bool) -> Built:
 
     @jax.jit
     def draw(key: PRNGKeyArray) -> dict[str, Leaf]:
-        flat = flatten(model.init(key, _example(config), train=False))
+        flat = flatten(model.init(key, _example(config, features), train=False))
         return {name: value for name, value in flat.items() if name not in given}
 
     drawn = draw(jax.random.fold_in(jax.random.key(config.seed), 0))
@@ -239,11 +242,13 @@ def build_model(config: ConfigDict, vocabulary: int, frozen: bool) -> Built:
     return Built(model, {"batch_stats": {}} | variables, backbone)
 
 
-def _example(config: ConfigDict) -> dict[str, Array]:
-    """A batch of one, for its shapes."""
+def _example(config: ConfigDict, features: int | None = None) -> dict[str, Array]:
+    """A batch of one, for its shapes; with features of that width, or else with pixels."""
     size = config.data.image_size
-    return {
-        "image": jnp.zeros((1, size, size, 3), jnp.uint8),
+    seen: dict[str, Array] = {"image": jnp.zeros((1, size, size, 3), jnp.uint8)}
+    if features is not None:
+        seen = {"features": jnp.zeros((1, 1, features)), "feature_mask": jnp.ones((1, 1), bool)}
+    return seen | {
         "tokens": jnp.zeros((1, 3), jnp.int32),
         "token_mask": jnp.ones((1, 3), bool),
     }

@@ -151,6 +151,7 @@ def _check_together(given: Mapping[str, Any], devices: int) -> None:
             f"config field 'data.crop_area' is {low_high}; it must be (low, high) "
             "with 0 < low <= high <= 1"
         )
+    _check_features(given)
     sizes = given["data.shapes_sizes"]
     if len(sizes) != 3 or not all(isinstance(size, int) and size > 0 for size in sizes):
         raise ConfigError(
@@ -182,6 +183,39 @@ def _check_together(given: Mapping[str, Any], devices: int) -> None:
             raise ConfigError(
                 f"config field 'train.freeze' holds {rule[0]!r}: not a pattern: {error}"
             ) from error
+
+
+def _check_features(given: Mapping[str, Any]) -> None:
+    """Raises ConfigError where features and what makes them contradict each other."""
+    dataset, backbone = given["data.dataset"], given["model.image.backbone"]
+    if (dataset == "precomputed") != (backbone == "none"):
+        right = "'none'" if dataset == "precomputed" else "one of vse_jax.models.backbones"
+        raise ConfigError(
+            f"config field 'model.image.backbone' is {backbone!r}, but 'data.dataset' is "
+            f"{dataset!r}: features have no backbone, pictures need one; set it to {right}"
+        )
+    if given["data.features"] is not None and dataset != "precomputed":
+        raise ConfigError(
+            f"config field 'data.features' is set, but 'data.dataset' is {dataset!r}; features of "
+            "pictures that a file lists are the data set 'precomputed'"
+        )
+    if dataset == "precomputed" and (given["data.flip"] or given["data.crop_area"] != (1.0, 1.0)):
+        raise ConfigError(
+            "config fields 'data.flip' and 'data.crop_area' change pictures, and the data set "
+            "'precomputed' has only features: unset them"
+        )
+
+
+def without_backbone(config: ConfigDict) -> None:
+    """Features instead of pictures: no backbone, no weights, nothing of them to freeze."""
+    config.data.dataset = "precomputed"
+    config.model.image.backbone = "none"
+    config.model.image.weights = None
+    config.train.freeze = tuple(
+        rule
+        for rule in config.train.freeze
+        if not (isinstance(rule, tuple) and str(rule[0]).startswith("image/backbone"))
+    )
 
 
 def _check_leap(given: Mapping[str, Any]) -> None:
@@ -291,8 +325,9 @@ def from_json(text: str) -> ConfigDict:
 
 # Fields that say where things are or how many are looked at; none changes what is trained.
 PATHS = (
-    "data.manual_dir", "data.path", "data.images", "data.semantics", "data.data_dir",
-    "model.image.weights", "model.text.glove", "evaluate.expert", "evaluate.crowdflower",
+    "data.manual_dir", "data.path", "data.images", "data.features", "data.semantics",
+    "data.data_dir", "model.image.weights", "model.text.glove", "evaluate.expert",
+    "evaluate.crowdflower",
 )  # fmt: skip
 FREE = (*PATHS, "evaluate.batch_size", "evaluate.queries")
 

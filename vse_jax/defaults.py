@@ -28,12 +28,17 @@ def default_config() -> ConfigDict:
 def _data() -> ConfigDict:
     """Data sets, pictures and tokens."""
     data = ConfigDict()
-    # A module of vse_jax.data: "shapes", "flickr8k" or "custom".
+    # A module of vse_jax.data: "shapes", "flickr8k", "custom" or "precomputed".
     data.dataset = "shapes"
     # Where the data set as downloaded lies; not needed for "shapes".
     data.manual_dir = placeholder(str)
-    # The file that lists your own pictures and captions ("custom").
+    # The file that lists your own pictures and captions ("custom"); or a folder of features and
+    # captions in the layout of SCAN ("precomputed").
     data.path = placeholder(str)
+    # Features of the pictures that the file lists, in their stead: a BUTD .tsv, or a folder of
+    # .tsv, of an .npz a picture, or that scripts/extract_features.py wrote. It makes the data set
+    # "precomputed" and leaves the backbone out.
+    data.features = placeholder(str)
     # The folder that the paths in that file are relative to; unset: the file's own.
     data.images = placeholder(str)
     # Where prepared data sets and cached features go.
@@ -75,7 +80,8 @@ def _model() -> ConfigDict:
     # Whether embeddings are scaled to length 1.
     model.normalize = True
     model.image = image = ConfigDict()
-    # A module of vse_jax.models.backbones: "mobilenet_v2" or "small_resnet".
+    # A module of vse_jax.models.backbones: "mobilenet_v2" or "small_resnet"; "none" where the data
+    # are features ("precomputed").
     image.backbone = "small_resnet"
     # Pretrained weights: a folder, a safetensors file or a Hugging Face hub name.
     image.weights = placeholder(str)

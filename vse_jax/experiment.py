@@ -66,6 +66,9 @@ def prepare(conf: ConfigDict, folder: Path, *, training: bool = False) -> Experi
     from vse_jax.data import datasets  # here: it imports TensorFlow
 
     devices = parallel.Devices.all(conf.parallel)
+    if conf.data.dataset == "custom" and conf.data.features is not None:
+        conf = conf.copy_and_resolve_references()
+        config.without_backbone(conf)
     config.validate(conf, devices.count if training else 1)
     conf = config.with_absolute_paths(conf)
     # What can be told at once is told before minutes of work.
@@ -88,7 +91,9 @@ def prepare(conf: ConfigDict, folder: Path, *, training: bool = False) -> Experi
     else:
         captions = dataset.splits["train"].captions
         words = tokenizer.train(captions, conf.data.tokenizer, conf.data.max_tokens)
-    built = assembly.build_model(conf, words.vocabulary, frozen)
+    given = dataset.splits["train"].features
+    width = None if given is None else given.width
+    built = assembly.build_model(conf, words.vocabulary, frozen, width)
     if conf.model.text.glove is not None:
         vectors, found = tokenizer.read_glove(conf.model.text.glove, words, conf.model.text.words)
         built = assembly.with_word_vectors(built, vectors, found)
@@ -103,6 +108,7 @@ def prepare(conf: ConfigDict, folder: Path, *, training: bool = False) -> Experi
         "weights": None if source is None else digest(source),
         "semantics": None if meant is None else hashlib.sha256(meant.tobytes()).hexdigest(),
         "backbone": built.backbone,
+        "features": width,
     }
     if assembly.features_are_cached(conf, frozen):
         examples = _with_features(
@@ -142,7 +148,7 @@ def _examples(
             raise DataError(f"{dataset.name}: the {name} split is empty")
         tokens, mask = words.tokenize(split.captions)
         pictures = pipeline.Pictures(conf.data.image_size, conf.data.crop_area, conf.data.flip)
-        examples[name] = pipeline.Examples(split, tokens, mask, pictures)
+        examples[name] = pipeline.Examples(split, tokens, mask, pictures, split.features)
     return examples
 
 

@@ -103,8 +103,9 @@ def claim(workdir: Path, config: ConfigDict, tokenizer: str, origin: Mapping[str
       workdir: made if need be.
       config: of the run.
       tokenizer: JSON of its tokenizer.
-      origin: JSON-like: digests of the `data`, the `weights` and the caption `semantics`, and the
-        configuration of the pretrained `backbone`, for who loads the workdir without the weights.
+      origin: JSON-like: digests of the `data`, the `weights` and the caption `semantics`; for who
+        loads the workdir without these, the configuration of the pretrained `backbone`, and the
+        width of the pictures' `features` where the data are such.
 
     Raises:
       WorkdirError: it belongs to another config or other data, or cannot be written.

@@ -39,6 +39,7 @@ class Record:
       split: "train", "validation" or "test"; None where the file has none.
       label: class name or number; None without one.
       boxes: float32 [r, 4] as (y0, x0, y1, x1) in [0, 1]; None without any.
+      id: COCO's number of the picture or another that the file gives it; None without one.
     """
 
     image: str
@@ -47,6 +48,7 @@ class Record:
     split: str | None = None
     label: str | int | None = None
     boxes: np.ndarray | None = None
+    id: str | None = None
 
 
 def read_text(path: pathlib.Path) -> str:
@@ -240,7 +242,8 @@ def _record(value: Mapping[str, Any], image: Any, captions: list[Any], where: st
         where=where,
         split=_split(value.get("split"), where),
         label=_label(value.get("label"), where),
-        boxes=_boxes(value.get("boxes"), where),
+        boxes=boxes_of(value.get("boxes"), where),
+        id=_id(value.get("cocoid", value.get("id"))),
     )
 
 
@@ -272,7 +275,13 @@ def _label(value: Any, where: str) -> str | int | None:
     )
 
 
-def _boxes(value: Any, where: str) -> np.ndarray | None:
+def _id(value: Any) -> str | None:
+    """Of a file that numbers its pictures; anything else than a number or a name is none."""
+    return str(value) if isinstance(value, int | str) else None
+
+
+def boxes_of(value: Any, where: str) -> np.ndarray | None:
+    """The boxes float32 [r, 4] of a JSON value, None of null; raises DataError saying where."""
     if value is None:
         return None
     if not isinstance(value, list):

@@ -43,15 +43,31 @@ def load(
     _check_fractions(fractions)
     path = pathlib.Path(path)
     records = captions_files.read_records(path)
-    _split_by_hash(records, seed, fractions)
-    classes = _classes(records)
-    if classes:
-        logging.info("%s: %d classes: %s", path.name, len(classes), ", ".join(map(str, classes)))
+    split_by_hash(records, seed, fractions)
     folder = path.parent if images is None else pathlib.Path(images)
     key = hashlib.sha256(os.path.abspath(path).encode()).hexdigest()[:8]
     cache = pathlib.Path(data_dir) / f"custom_{path.stem}_{key}_pictures.json"
     sifted = sift.sift(records, folder, cache, bad_share=bad_share, non_rgb=non_rgb)
     sift.log_skipped(path.name, sifted.skipped)
+    return assembled(path, records, sifted)
+
+
+def assembled(
+    path: pathlib.Path, records: Sequence[captions_files.Record], sifted: sift.Sifted
+) -> Dataset:
+    """The data set of what is left of a file's records, each of which has a split.
+
+    Args:
+      path: the caption file.
+      records: all that it has; they tell splits and classes.
+      sifted: those that are fit for use.
+
+    Raises:
+      DataError: labels of two kinds, or a split that is left empty.
+    """
+    classes = _classes(records)
+    if classes:
+        logging.info("%s: %d classes: %s", path.name, len(classes), ", ".join(map(str, classes)))
     named = {record.split for record in records}
     splits = {
         name: _split(name, path, sifted, classes)
@@ -103,7 +119,7 @@ def _check_fractions(fractions: Sequence[float]) -> None:
         )
 
 
-def _split_by_hash(
+def split_by_hash(
     records: Sequence[captions_files.Record], seed: int, fractions: Sequence[float]
 ) -> None:
     """Gives every record a split where the file gives none; half of them is a mistake."""

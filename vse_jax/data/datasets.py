@@ -7,11 +7,11 @@ from ml_collections import ConfigDict
 from vse_jax.config import ConfigError
 from vse_jax.data.split import Dataset
 
-__all__ = ["custom", "flickr8k", "shapes"]
+__all__ = ["custom", "flickr8k", "precomputed", "shapes"]
 
 
 # Of the data sets that are not drawn here, the field that says where they are.
-_PLACES = {"flickr8k": "manual_dir", "custom": "path"}
+_PLACES = {"flickr8k": "manual_dir", "custom": "path", "precomputed": "path"}
 
 
 def are_missing(config: ConfigDict) -> bool:
@@ -53,6 +53,19 @@ def custom(config: ConfigDict, seed: int) -> Dataset:
         seed=seed,
         bad_share=config.bad_share,
         non_rgb=config.non_rgb,
+    )
+
+
+def precomputed(config: ConfigDict, seed: int) -> Dataset:
+    """The folder of features `data.path`, or the captions it lists with `data.features`."""
+    from vse_jax.data import precomputed as module
+
+    return module.load(
+        _needed(config, _PLACES["precomputed"]),
+        _prepared(config),
+        features=None if config.features is None else os.path.expanduser(config.features),
+        seed=seed,
+        bad_share=config.bad_share,
     )
 
 

@@ -49,16 +49,36 @@ def write(
     Raises:
       DataError: the folder cannot be written or the disk is full.
     """
-    folder = _folder(data_dir, digest)
     if not store:
         for count, batches in splits.values():
             _write_split(None, count, batches())
         return
+
+    def fill(partial: Path) -> None:
+        for name, (count, batches) in splits.items():
+            _write_split(partial / f"{name}.npy", count, batches())
+        (partial / "done.json").write_text(json.dumps(sorted(splits)))
+
+    write_folder(data_dir, digest, fill)
+
+
+def write_folder(
+    data_dir: str | os.PathLike[str], digest: str, fill: Callable[[Path], None]
+) -> None:
+    """The folder of a key, all or nothing.
+
+    Args:
+      data_dir: where prepared data go.
+      digest: from `key`.
+      fill: writes into the folder that it is given, at last a file `done.json`.
+
+    Raises:
+      DataError: the folder cannot be written or the disk is full.
+    """
+    folder = _folder(data_dir, digest)
     try:
         with _partial(folder) as partial:
-            for name, (count, batches) in splits.items():
-                _write_split(partial / f"{name}.npy", count, batches())
-            (partial / "done.json").write_text(json.dumps(sorted(splits)))
+            fill(partial)
             # Another run may have been faster; what it wrote is as good.
             if not (folder / "done.json").is_file():
                 shutil.rmtree(folder, ignore_errors=True)

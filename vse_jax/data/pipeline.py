@@ -15,6 +15,7 @@ from typing import Any, Literal
 import numpy as np
 import tensorflow as tf
 
+from vse_jax.data.regions import Regions
 from vse_jax.data.split import DataError, Split
 
 Batch = dict[str, np.ndarray]
@@ -44,7 +45,8 @@ class Examples:
       tokens: int32 [m, l] of every caption.
       token_mask: bool [m, l].
       pictures: how to decode; used where there are no features.
-      features: [n, r, f] of every picture, memory-mapped; None for pixels.
+      features: of every picture, memory-mapped: its `Regions`, or [n, r, f] where each has r;
+        None for pixels.
       semantics: float32 [m, s] of every caption; None where nothing asks for them.
     """
 
@@ -52,7 +54,7 @@ class Examples:
     tokens: np.ndarray
     token_mask: np.ndarray
     pictures: Pictures
-    features: np.ndarray | None = None
+    features: Regions | np.ndarray | None = None
     semantics: np.ndarray | None = None
 
 
@@ -98,8 +100,8 @@ def train_batches(
     def assemble(position: tf.Tensor, picture: tf.Tensor, caption: tf.Tensor, seen: dict) -> dict:
         del position
         return (
-            seen
-            | known(picture)
+            known(picture)
+            | seen
             | meant(caption)
             | {
                 "tokens": tf.gather(tf.constant(examples.tokens), caption),
@@ -183,8 +185,8 @@ def image_batches(
     def assemble(number: tf.Tensor, picture: tf.Tensor, _: tf.Tensor, seen: dict) -> dict:
         real = number < len(wanted)
         return (
-            seen
-            | known(picture)
+            known(picture)
+            | seen
             | {
                 "image_id": tf.cast(picture, tf.int32),
                 "weight": tf.cast(real, tf.float32),
@@ -271,21 +273,15 @@ def _with_pictures(
 ) -> tf.data.Dataset:
     """Adds {"image": ...} or {"features", "feature_mask"} to (position, picture, caption) rows."""
     if examples.features is not None:
-        features = examples.features
-
-        def look_up(picture: np.ndarray) -> np.ndarray:
-            return np.asarray(features[picture], np.float32)
-
-        def with_features(position: tf.Tensor, picture: tf.Tensor, caption: tf.Tensor) -> tuple:
-            found = tf.numpy_function(look_up, [picture], tf.float32, stateful=False)
-            found = tf.ensure_shape(found, (share, *features.shape[1:]))
-            mask = tf.ones((share, features.shape[1]), tf.bool)
-            return position, picture, caption, {"features": found, "feature_mask": mask}
-
-        return _map(dataset, with_features)
+        given = examples.features
+        regions = given if isinstance(given, Regions) else Regions.of(given)
+        return _map(dataset, _with_features(regions, share))
+    of_numbers = examples.split.read
+    if of_numbers is None:
+        raise DataError("the data have neither pictures nor features of them")
 
     def read(picture: np.ndarray) -> np.ndarray:
-        return np.asarray(examples.split.read(picture.tolist()), object)
+        return np.asarray(of_numbers(picture.tolist()), object)
 
     def with_bytes(position: tf.Tensor, picture: tf.Tensor, caption: tf.Tensor) -> tuple:
         data = tf.numpy_function(read, [picture], tf.string, stateful=False)
@@ -304,6 +300,32 @@ def _with_pictures(
         return position, picture, caption, {"image": pixels}
 
     return _map(_map(dataset, with_bytes), with_pixels, num_parallel_calls=os.cpu_count())
+
+
+def _with_features(regions: Regions, share: int) -> Callable[..., tuple]:
+    """Adds `features`, `feature_mask` and, where they are known, `boxes` of the regions."""
+
+    def look_up(picture: np.ndarray) -> tuple[np.ndarray, ...]:
+        found = regions.gather(picture)
+        return found if regions.boxes is None else (*found, regions.gather_boxes(picture))
+
+    names = {"features": tf.float32, "feature_mask": tf.bool}
+    shapes = {
+        "features": (share, regions.most, regions.width),
+        "feature_mask": (share, regions.most),
+    }
+    if regions.boxes is not None:
+        names["boxes"], shapes["boxes"] = tf.float32, (share, regions.most, 4)
+
+    def with_features(position: tf.Tensor, picture: tf.Tensor, caption: tf.Tensor) -> tuple:
+        found = tf.numpy_function(look_up, [picture], list(names.values()), stateful=False)
+        seen = {
+            name: tf.ensure_shape(value, shapes[name])
+            for name, value in zip(names, found, strict=True)
+        }
+        return position, picture, caption, seen
+
+    return with_features
 
 
 def _augmented(data: tf.Tensor, position: tf.Tensor, how: Pictures, seed: int) -> tf.Tensor:

@@ -143,3 +143,12 @@ def _with_captions(
         skipped[NO_CAPTIONS].append(record.image)
         return None
     return dataclasses.replace(record, captions=[caption for caption in captions if caption])
+
+
+def captioned(
+    records: Sequence[captions_files.Record],
+) -> tuple[list[captions_files.Record], dict[str, list[str]]]:
+    """The records that have a caption, and reason -> names of what has none."""
+    skipped: dict[str, list[str]] = collections.defaultdict(list)
+    kept = [found for record in records if (found := _with_captions(record, skipped))]
+    return kept, skipped

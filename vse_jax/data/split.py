@@ -6,6 +6,8 @@ from typing import Any, Literal
 
 import numpy as np
 
+from vse_jax.data.regions import Regions
+
 
 class DataError(Exception):
     """A mistake in the user's data: says where, what was met and what would be right."""
@@ -21,21 +23,24 @@ class Split:
       images: n names (file name or key) for people: logs, reports.
       captions: m raw sentences, ordered by picture.
       caption_image: int32 [m], the picture number of each caption, ascending.
-      read: encoded pictures (JPEG, PNG, ...) by picture numbers, in the order asked for.
+      read: encoded pictures (JPEG, PNG, ...) by picture numbers, in the order asked for; None
+        where there are only features of them.
       labels: int32 [n] class of each picture, -1 where it has none; None without classes.
       boxes: n arrays float32 [r_i, 4] as (y0, x0, y1, x1) in [0, 1]; None without boxes.
       scenes: n JSON-like descriptions of what is in the picture (`shapes` only).
       meanings: m JSON-like descriptions of what each caption says (`shapes` only).
+      features: of the regions of the n pictures, where the data are such; else None.
     """
 
     images: Sequence[str]
     captions: Sequence[str]
     caption_image: np.ndarray
-    read: Callable[[Sequence[int]], list[bytes]]
+    read: Callable[[Sequence[int]], list[bytes]] | None
     labels: np.ndarray | None = None
     boxes: Sequence[np.ndarray] | None = None
     scenes: Sequence[Any] | None = None
     meanings: Sequence[Any] | None = None
+    features: Regions | None = None
 
     def epoch_size(self, epoch: Literal["captions", "images"]) -> int:
         """Examples in an epoch: every caption once, or every picture once."""

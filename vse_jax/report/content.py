@@ -171,8 +171,7 @@ def _queries(experiment: Experiment, split: Split, embeddings: Embeddings) -> di
     )
     i2t = [
         {
-            "image": _thumbnail(split, int(picture)),
-            "name": split.images[picture],
+            **_shown(split, int(picture)),
             "rank": int(ranks.i2t[picture]),
             "captions": [
                 {
@@ -196,8 +195,7 @@ def _queries(experiment: Experiment, split: Split, embeddings: Embeddings) -> di
             "rank": int(ranks.t2i[caption]),
             "images": [
                 {
-                    "image": _thumbnail(split, int(picture)),
-                    "name": split.images[picture],
+                    **_shown(split, int(picture)),
                     "score": sign * float(score),
                     "right": bool(split.caption_image[caption] == picture),
                 }
@@ -209,5 +207,10 @@ def _queries(experiment: Experiment, split: Split, embeddings: Embeddings) -> di
     return {"i2t": i2t, "t2i": t2i}
 
 
-def _thumbnail(split: Split, picture: int) -> str:
-    return page.thumbnail(split.read([picture])[0])
+def _shown(split: Split, picture: int) -> dict[str, str]:
+    """A picture's thumbnail and name; where there are only features, its name and a caption."""
+    name = split.images[picture]
+    if split.read is not None:
+        return {"image": page.thumbnail(split.read([picture])[0]), "name": name}
+    own = int(np.searchsorted(split.caption_image, picture))
+    return {"image": "", "name": f"{name}: {split.captions[own]}"}

@@ -199,6 +199,7 @@ def _facts(config: Any) -> dict[str, Any]:
     """What the config says of `FACTS`, without what has no effect."""
     ineffective = {
         "train.epochs" if _at(config, "train.steps") is not None else None,
+        "model.image.features" if _at(config, "model.image.backbone") == "none" else None,
         *(
             path
             for path in FACTS.values()

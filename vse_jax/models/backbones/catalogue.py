@@ -12,7 +12,7 @@ from vse_jax.models.backbones import siglip as _siglip
 from vse_jax.models.backbones import small_resnet as _small_resnet
 from vse_jax.models.backbones import vit as _vit
 
-__all__ = ["clip", "mobilenet_v2", "siglip", "small_resnet", "vit"]
+__all__ = ["clip", "mobilenet_v2", "none", "siglip", "small_resnet", "vit"]
 
 
 class Backbone(NamedTuple):
@@ -20,13 +20,13 @@ class Backbone(NamedTuple):
 
     Attributes:
       make: (configuration, dtype, axis_name) -> the module, called with uint8 pictures
-        [b, h, w, 3] and `train=`. The configuration is `config.json` of pretrained weights,
-        empty without them.
+        [b, h, w, 3] and `train=`; None where the data are features already. The
+        configuration is `config.json` of pretrained weights, empty without them.
       load: (weights, module) -> the module's pretrained variables, raising WeightsError; None
         where there are no public weights.
     """
 
-    make: Callable[[Mapping[str, Any], jnp.dtype, str], nn.Module]
+    make: Callable[[Mapping[str, Any], jnp.dtype, str], nn.Module | None]
     load: Callable[[str, Any], dict[str, Any]] | None
 
 
@@ -55,3 +55,6 @@ siglip = Backbone(
     lambda configuration, dtype, _: _siglip.make_image(configuration, dtype=dtype),
     _siglip.load_image,
 )
+
+# For data that are features already.
+none = Backbone(lambda *_: None, None)
