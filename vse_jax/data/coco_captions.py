@@ -98,7 +98,7 @@ def encoded(folder: pathlib.Path, splits: Sequence[str]) -> Iterator[tuple[str, 
 def _builder(folder: pathlib.Path) -> Any:
     try:
         builder = tfds.builder_from_directory(os.fspath(folder))
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # whatever TFDS and protobuf raise of damaged files
         message = f"{folder} is no data set that TFDS can read ({error}); prepare it again"
         raise DataError(message) from error
     if builder.info.file_format.value not in FORMATS:
@@ -126,22 +126,27 @@ def _examples(builder: Any, split: str) -> Iterator[Any]:
     """The split's records, parsed, in their order."""
     paths = records.files(builder, split)
     count = 0
-    with records.damage_named(paths[0]):
-        for serialized in _serialized(builder, paths):
-            count += 1
-            yield tf.train.Example.FromString(serialized)
+    for path in paths:
+        with records.damage_named(path):
+            for serialized in _serialized(path, builder.info.file_format.value):
+                count += 1
+                yield tf.train.Example.FromString(serialized)
     expected = builder.info.splits[split].num_examples
     if count != expected:
-        raise DataError(f"{paths[0]} and others hold {count} records where {expected} were written")
+        others = f" and {len(paths) - 1} more" if len(paths) > 1 else ""
+        raise DataError(f"{paths[0]}{others}: {count} records where {expected} were written")
 
 
-def _serialized(builder: Any, paths: Sequence[str]) -> Iterator[bytes]:
-    if builder.info.file_format.value == "tfrecord":
-        yield from tf.data.TFRecordDataset(paths).as_numpy_iterator()
+def _serialized(path: str, file_format: str) -> Iterator[bytes]:
+    if file_format == "array_record":
+        source = array_record_data_source.ArrayRecordDataSource(path)
+        for start in range(0, len(source), _GROUP):
+            yield from source.__getitems__(list(range(start, min(start + _GROUP, len(source)))))
         return
-    source = array_record_data_source.ArrayRecordDataSource(paths)
-    for start in range(0, len(source), _GROUP):
-        yield from source.__getitems__(list(range(start, min(start + _GROUP, len(source)))))
+    try:
+        yield from tf.data.TFRecordDataset(path).as_numpy_iterator()
+    except tf.errors.DataLossError as error:
+        raise ValueError("a record is cut short or altered") from error
 
 
 def _read_cache(cache: pathlib.Path, stamps: Mapping[str, list[int]]) -> list[Any] | None:
