@@ -64,7 +64,7 @@ def sift(
     Raises:
       DataError: if no picture is there, or more than `bad_share` of them are unfit.
     """
-    with_captions, skipped = _captioned(records)
+    with_captions, skipped = captioned(records)
     root = os.path.abspath(folder)
     paths = {record.image: os.path.join(root, record.image) for record in with_captions}
     by_path = pictures.verify_files(list(paths.values()), cache)
@@ -89,8 +89,36 @@ def sift_verified(
 
     `paths` is empty. Raises DataError if more than `bad_share` of the pictures are unfit.
     """
-    with_captions, skipped = _captioned(records)
+    with_captions, skipped = captioned(records)
     return _sound(with_captions, findings, skipped, bad_share=bad_share, non_rgb=non_rgb)
+
+
+def _sound(
+    records: Sequence[captions_files.Record],
+    findings: Mapping[str, pictures.Finding],
+    skipped: dict[str, list[str]],
+    *,
+    bad_share: float,
+    non_rgb: str,
+) -> Sifted:
+    """The records whose picture is sound, `skipped` with the others; without paths."""
+    kept: list[captions_files.Record] = []
+    bad: dict[str, list[str]] = collections.defaultdict(list)
+    for record in records:
+        reason = findings[record.image].problem(non_rgb)
+        if reason == pictures.MISSING:
+            skipped[NO_PHOTO].append(record.image)
+        elif reason:
+            bad[reason].append(record.image)
+        else:
+            kept.append(record)
+    refuse_too_many(bad, len(kept) + sum(map(len, bad.values())), bad_share)
+    return Sifted(
+        records=kept,
+        paths={},
+        digests={record.image: findings[record.image].digest or "" for record in kept},
+        skipped={reason: tuple(names) for reason, names in {**skipped, **bad}.items() if names},
+    )
 
 
 def refuse_too_many(bad: Mapping[str, Sequence[str]], total: int, bad_share: float) -> None:
@@ -128,43 +156,6 @@ def count_and_name(names: Sequence[str], shown: int = 5) -> str:
     return f"{len(names)} ({', '.join(names[:shown])}{rest})"
 
 
-def _captioned(
-    records: Sequence[captions_files.Record],
-) -> tuple[list[captions_files.Record], dict[str, list[str]]]:
-    """The records that have a caption, and reason -> names of what has none."""
-    skipped: dict[str, list[str]] = collections.defaultdict(list)
-    kept = [captioned for record in records if (captioned := _with_captions(record, skipped))]
-    return kept, skipped
-
-
-def _sound(
-    records: Sequence[captions_files.Record],
-    findings: Mapping[str, pictures.Finding],
-    skipped: dict[str, list[str]],
-    *,
-    bad_share: float,
-    non_rgb: str,
-) -> Sifted:
-    """The records whose picture is sound, `skipped` with the others; without paths."""
-    kept: list[captions_files.Record] = []
-    bad: dict[str, list[str]] = collections.defaultdict(list)
-    for record in records:
-        reason = findings[record.image].problem(non_rgb)
-        if reason == pictures.MISSING:
-            skipped[NO_PHOTO].append(record.image)
-        elif reason:
-            bad[reason].append(record.image)
-        else:
-            kept.append(record)
-    refuse_too_many(bad, len(kept) + sum(map(len, bad.values())), bad_share)
-    return Sifted(
-        records=kept,
-        paths={},
-        digests={record.image: findings[record.image].digest or "" for record in kept},
-        skipped={reason: tuple(names) for reason, names in {**skipped, **bad}.items() if names},
-    )
-
-
 def _with_captions(
     record: captions_files.Record, skipped: dict[str, list[str]]
 ) -> captions_files.Record | None:
@@ -177,3 +168,12 @@ def _with_captions(
         skipped[NO_CAPTIONS].append(record.image)
         return None
     return dataclasses.replace(record, captions=[caption for caption in captions if caption])
+
+
+def captioned(
+    records: Sequence[captions_files.Record],
+) -> tuple[list[captions_files.Record], dict[str, list[str]]]:
+    """The records that have a caption, and reason -> names of what has none."""
+    skipped: dict[str, list[str]] = collections.defaultdict(list)
+    kept = [found for record in records if (found := _with_captions(record, skipped))]
+    return kept, skipped
