@@ -246,6 +246,7 @@ def test_every_field_has_a_comment_right_above_it():
     assert sorted(commented) == sorted(fields)
 
 
+PHOTO_SETS = ("flickr8k", "flickr30k", "coco", "iaprtc12")
 CHOICES = [
     None,
     *SYSTEMS,
@@ -255,7 +256,7 @@ CHOICES = [
 
 @pytest.mark.parametrize(
     ("name", "argument"),
-    [(name, choice) for name in ("shapes", "flickr8k") for choice in CHOICES]
+    [(name, choice) for name in ("shapes", *PHOTO_SETS) for choice in CHOICES]
     + [("custom", "list.csv")],
 )
 def test_the_presets_are_valid(name, argument):
@@ -265,9 +266,10 @@ def test_the_presets_are_valid(name, argument):
     assert config.data.dataset == name
     if name == "custom":
         assert config.data.path == argument
+    assert config.data.validation_limit == (1000 if name == "coco" else None)
 
 
-@pytest.mark.parametrize("name", ["shapes", "flickr8k"])
+@pytest.mark.parametrize("name", ["shapes", *PHOTO_SETS])
 def test_a_preset_does_not_know_any_system(name):
     known = "'vsepp' or 'leap'"
     with pytest.raises(ConfigError, match=rf"configs/{name}\.py has no system 'vsepp2'.*{known}"):

@@ -39,7 +39,8 @@ CHOICES: Mapping[str, tuple[str, ...]] = {
     "train.schedule": ("cosine", "constant", "step"),
 }
 POSITIVE = (
-    "data.image_size", "data.max_tokens", "model.dimension", "model.text.words",
+    "data.image_size", "data.max_tokens", "data.validation_limit", "model.dimension",
+    "model.text.words",
     "objective.triplet.chunk", "objective.triplet.temperature", "objective.infonce.chunk",
     "objective.infonce.temperature", "objective.leap.margin", "objective.leap.least",
     "objective.leap.pair_low", "objective.leap.chunk", "objective.leap.temperature",

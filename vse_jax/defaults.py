@@ -28,7 +28,8 @@ def default_config() -> ConfigDict:
 def _data() -> ConfigDict:
     """Data sets, pictures and tokens."""
     data = ConfigDict()
-    # A module of vse_jax.data: "shapes", "flickr8k", "custom" or "precomputed".
+    # A function of vse_jax.data.datasets: "shapes", "flickr8k", "flickr30k", "coco", "iaprtc12",
+    # "custom" or "precomputed".
     data.dataset = "shapes"
     # Where the data set as downloaded lies; not needed for "shapes".
     data.manual_dir = placeholder(str)
@@ -45,6 +46,10 @@ def _data() -> ConfigDict:
     data.data_dir = "~/.cache/vse_jax"
     # Training, validation and test pictures drawn for "shapes".
     data.shapes_sizes = (4000, 500, 500)
+    # Whether the pictures that Karpathy calls "restval" are training pictures ("coco").
+    data.restval = True
+    # At most this many of the validation split's pictures, the first ones; unset: all.
+    data.validation_limit = placeholder(int)
     # Pictures are resized to this many pixels a side.
     data.image_size = 224
     # Shares of a picture's area that a random training crop may keep; (1.0, 1.0): no crop.

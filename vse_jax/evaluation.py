@@ -20,6 +20,8 @@ from vse_jax.train_state import TrainState
 log = logging.getLogger(__name__)
 # Pairs drawn to compare distances with true scenes.
 JUDGED = 2000
+# Protocols on the test split of another one, reported beside it.
+BESIDE: Mapping[str, tuple[str, ...]] = {"coco_5k": ("coco_1k_5fold",)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,6 +167,11 @@ def judged(
 def protocol_of(dataset: Dataset, name: str) -> str:
     """The protocol by which a split is reported: the data set's for the test, else all of it."""
     return dataset.protocol if name == "test" else f"all_{len(dataset.splits[name].images)}"
+
+
+def protocols_beside(dataset: Dataset, name: str) -> tuple[str, ...]:
+    """Further protocols by which a split is reported, such as COCO's five folds."""
+    return BESIDE.get(protocol_of(dataset, name), ())
 
 
 def best_state(experiment: Experiment, template: TrainState) -> TrainState:

@@ -12,7 +12,11 @@ def section(**values):
 
 
 @pytest.mark.parametrize(
-    ("name", "field"), [("flickr8k", "data.manual_dir"), ("custom", "data.path")]
+    ("name", "field"),
+    [
+        *((name, "data.manual_dir") for name in ("flickr8k", "flickr30k", "coco", "iaprtc12")),
+        ("custom", "data.path"),
+    ],
 )
 def test_a_field_that_a_data_set_needs_is_named(name, field):
     load = choose(datasets, name, "data.dataset")
@@ -23,6 +27,25 @@ def test_a_field_that_a_data_set_needs_is_named(name, field):
 def test_an_unknown_data_set_lists_the_known():
     with pytest.raises(ConfigError, match=r"'shape'; did you mean 'shapes'\?.*'custom' or"):
         choose(datasets, "shape", "data.dataset")
+
+
+def test_nothing_where_a_data_set_should_be_is_told_at_once(tmp_path):
+    for name in ("flickr8k", "flickr30k", "coco", "iaprtc12"):
+        assert datasets.are_missing(section(dataset=name, manual_dir=str(tmp_path / "nothing")))
+        assert not datasets.are_missing(section(dataset=name, manual_dir=str(tmp_path)))
+    assert not datasets.are_missing(section(dataset="shapes"))
+
+
+def test_validation_is_limited_to_its_first_pictures(tmp_path):
+    whole, limited = (
+        datasets.shapes(
+            section(shapes_sizes=(3, 4, 2), data_dir=str(tmp_path), validation_limit=limit), 0
+        )
+        for limit in (None, 2)
+    )
+    assert limited.splits["validation"].captions == whole.splits["validation"].captions[:10]
+    assert limited.splits["validation"].read([1]) == whole.splits["validation"].read([1])
+    assert [len(split.images) for split in limited.splits.values()] == [3, 2, 2]
 
 
 def test_shapes_are_the_same_for_every_seed(tmp_path):

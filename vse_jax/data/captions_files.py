@@ -127,6 +127,25 @@ def read_records(path: pathlib.Path) -> list[Record]:
     return records
 
 
+def read_karpathy(path: pathlib.Path) -> list[Record]:
+    """One record a picture of a Karpathy JSON in which each has a split, in the order of the file.
+
+    `split` is "restval" where the file says so: COCO's pictures that may train or be left out.
+    Raises DataError with the entry that is malformed, has no split, or names a picture again.
+    """
+    images = _images(_content(path), path)
+    records: dict[str, Record] = {}
+    for image, record in zip(images, _karpathy(path, images), strict=True):
+        if record.split is None:
+            raise DataError(f"{record.where}: {record.image} has no split")
+        if image["split"].strip().lower() == "restval":
+            record.split = "restval"
+        first = records.setdefault(record.image, record)
+        if first is not record:
+            raise DataError(f"{record.where}: {record.image} a second time, first {first.where}")
+    return list(records.values())
+
+
 def _merged(records: Iterator[Record]) -> list[Record]:
     """Records with those of the same picture joined; raises DataError where they contradict."""
     merged: dict[str, Record] = {}
@@ -172,21 +191,31 @@ def _csv(path: pathlib.Path) -> Iterator[Record]:
 
 
 def _json(path: pathlib.Path) -> Iterator[Record]:
+    content = _content(path)
+    images = _images(content, path)
+    if "annotations" in content:
+        return _coco(path, images, content["annotations"])
+    return _karpathy(path, images)
+
+
+def _content(path: pathlib.Path) -> Any:
     try:
-        content = json.loads(read_text(path))
+        return json.loads(read_text(path))
     except json.JSONDecodeError as error:
         raise DataError(f"{path}:{error.lineno}: not JSON ({error.msg})") from error
     except RecursionError as error:
         raise DataError(f"{path}: nested too deeply to be a caption file") from error
+
+
+def _images(content: Any, path: pathlib.Path) -> list[dict[str, Any]]:
+    """The file's list "images" of objects."""
     images = content.get("images") if isinstance(content, dict) else None
     if not isinstance(images, list) or not all(isinstance(image, dict) for image in images):
         raise DataError(
             f'{path}: no "images": [{{...}}, ...]; expected COCO captions JSON ("images" and '
             '"annotations") or Karpathy JSON ("images" with "sentences")'
         )
-    if "annotations" in content:
-        return _coco(path, images, content["annotations"])
-    return _karpathy(path, images)
+    return images
 
 
 def _coco(path: pathlib.Path, images: list[dict[str, Any]], annotations: Any) -> Iterator[Record]:

@@ -10,6 +10,7 @@ import numpy as np
 from absl import logging
 
 from vse_jax.data import captions_files, pictures, sift
+from vse_jax.data.seeded_order import place
 from vse_jax.data.split import DataError, Dataset, Split
 
 SPLITS = ("train", "validation", "test")
@@ -94,16 +95,10 @@ def split_of(image: str, seed: int, fractions: Sequence[float]) -> str:
       seed: another seed, another split.
       fractions: shares of train, validation and test.
     """
-    place = _place(image, seed)
-    if place < fractions[0]:
+    at = place(image, seed)
+    if at < fractions[0]:
         return "train"
-    return "validation" if place < fractions[0] + fractions[1] or not fractions[2] else "test"
-
-
-def _place(image: str, seed: int) -> float:
-    """A number in [0, 1) that depends on (seed, image) alone."""
-    digest = hashlib.sha256(f"{seed}\0{image}".encode()).digest()
-    return int.from_bytes(digest[:8], "big") / 2**64
+    return "validation" if at < fractions[0] + fractions[1] or not fractions[2] else "test"
 
 
 def _check_fractions(fractions: Sequence[float]) -> None:
@@ -136,7 +131,7 @@ def split_by_hash(
     wanted = [name for name, share in zip(SPLITS, fractions, strict=True) if share]
     if without and not named.issuperset(wanted) and len(records) >= len(wanted):
         # So few that the hash left a split empty: by its order, then, one each at least.
-        ordered = sorted(without, key=lambda record: _place(record.image, seed))
+        ordered = sorted(without, key=lambda record: place(record.image, seed))
         counts = {
             name: max(1, round(share * len(ordered)))
             for name, share in zip(SPLITS[1:], fractions[1:], strict=True)

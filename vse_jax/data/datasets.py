@@ -1,17 +1,30 @@
 """The data sets a config can name: each function loads one, as `config.data` says."""
 
+import functools
 import os
+from collections.abc import Callable
+from typing import TypeAlias
 
 from ml_collections import ConfigDict
 
 from vse_jax.config import ConfigError
+from vse_jax.data import subset
 from vse_jax.data.split import Dataset
 
-__all__ = ["custom", "flickr8k", "precomputed", "shapes"]
+__all__ = ["coco", "custom", "flickr8k", "flickr30k", "iaprtc12", "precomputed", "shapes"]
+
+Load: TypeAlias = Callable[[ConfigDict, int], Dataset]
 
 
 # Of the data sets that are not drawn here, the field that says where they are.
-_PLACES = {"flickr8k": "manual_dir", "custom": "path", "precomputed": "path"}
+_PLACES = {
+    "flickr8k": "manual_dir",
+    "flickr30k": "manual_dir",
+    "coco": "manual_dir",
+    "iaprtc12": "manual_dir",
+    "custom": "path",
+    "precomputed": "path",
+}
 
 
 def are_missing(config: ConfigDict) -> bool:
@@ -20,6 +33,17 @@ def are_missing(config: ConfigDict) -> bool:
     return place is not None and not os.path.exists(_needed(config, place))
 
 
+def _limited(load: Load) -> Load:
+    """The same with at most `data.validation_limit` pictures in the validation split."""
+
+    @functools.wraps(load)
+    def limited(config: ConfigDict, seed: int) -> Dataset:
+        return subset.with_validation_limit(load(config, seed), config.validation_limit)
+
+    return limited
+
+
+@_limited
 def shapes(config: ConfigDict, seed: int) -> Dataset:
     """Scenes of coloured shapes, drawn on first use."""
     del seed  # the scenes are the same for every run, so that results compare
@@ -29,6 +53,7 @@ def shapes(config: ConfigDict, seed: int) -> Dataset:
     return module.load(_prepared(config), train=train, validation=validation, test=test)
 
 
+@_limited
 def flickr8k(config: ConfigDict, seed: int) -> Dataset:
     """Flickr8k from `data.manual_dir`."""
     del seed  # the splits are the official ones
@@ -42,6 +67,50 @@ def flickr8k(config: ConfigDict, seed: int) -> Dataset:
     )
 
 
+@_limited
+def flickr30k(config: ConfigDict, seed: int) -> Dataset:
+    """Flickr30k from `data.manual_dir`."""
+    del seed  # the splits are those of the files
+    from vse_jax.data import flickr30k as module
+
+    return module.load(
+        _needed(config, _PLACES["flickr30k"]),
+        _prepared(config),
+        bad_share=config.bad_share,
+        non_rgb=config.non_rgb,
+    )
+
+
+@_limited
+def coco(config: ConfigDict, seed: int) -> Dataset:
+    """COCO from `data.manual_dir`."""
+    del seed  # the splits are Karpathy's
+    from vse_jax.data import coco as module
+
+    return module.load(
+        _needed(config, _PLACES["coco"]),
+        _prepared(config),
+        restval=config.restval,
+        bad_share=config.bad_share,
+        non_rgb=config.non_rgb,
+    )
+
+
+@_limited
+def iaprtc12(config: ConfigDict, seed: int) -> Dataset:
+    """IAPR TC-12 from `data.manual_dir`."""
+    del seed  # the splits are the same for every run, so that results compare
+    from vse_jax.data import iaprtc12 as module
+
+    return module.load(
+        _needed(config, _PLACES["iaprtc12"]),
+        _prepared(config),
+        bad_share=config.bad_share,
+        non_rgb=config.non_rgb,
+    )
+
+
+@_limited
 def custom(config: ConfigDict, seed: int) -> Dataset:
     """The pictures and captions that the file `data.path` lists, read in place."""
     from vse_jax.data import custom as module

@@ -5,19 +5,17 @@ and Evaluation Metrics", JAIR 47, 2013.
 """
 
 import collections
-import dataclasses
-import hashlib
 import os
 import pathlib
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from importlib import resources
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar
 
-import tensorflow_datasets as tfds
-
-from vse_jax.data import captions_files, pictures, records, sift
+from vse_jax.data import captions_files, photo_sets, token_files
+from vse_jax.data.photo_sets import NEITHER, PhotoSetConfig, Tree
 from vse_jax.data.split import DataError, Dataset
+
+__all__ = ["HELP", "NEITHER", "SPLIT_FILES", "Flickr8k", "load", "read_tree"]
 
 HELP = (
     "Put Flickr8k into the folder that data.manual_dir names, in one of two layouts. Official: "
@@ -50,78 +48,21 @@ CITATION = """\
   pages = {853--899},
   year = {2013},
 }"""
-NO_SPLIT = "photo in no split"
-NEITHER = "in a split list, but neither photo nor captions"
-_TOKEN_LINE = re.compile(r"([^\t]+)#(\d+)\t(.*)")
 
 
-@dataclasses.dataclass
-class Flickr8kConfig(tfds.core.BuilderConfig):
-    """Where Flickr8k lies and what is left out of it.
+class Flickr8k(photo_sets.PhotoSet):
+    """TFDS builder of Flickr8k with its official splits."""
 
-    Attributes:
-      manual_dir: folder of the files; empty for that of TFDS' DownloadConfig.
-      bad_share: largest share of the photos that may be unfit.
-      non_rgb: "skip" photos that are not stored as RGB, or "convert" them.
-    """
-
-    manual_dir: str = ""
-    bad_share: float = 0.01
-    non_rgb: str = "skip"
-
-
-class Tree(NamedTuple):
-    """What lies in `manual_dir`.
-
-    Attributes:
-      folder: the photos' folder.
-      listed: a record of every photo that a split lists, in the order of the lists.
-      left_out: reason -> names of what no split has, or what only a split has.
-    """
-
-    folder: pathlib.Path
-    listed: list[captions_files.Record]
-    left_out: Mapping[str, list[str]]
-
-
-class Flickr8k(tfds.core.GeneratorBasedBuilder):
-    """TFDS builder: photos as they are, names and captions, in the order of the split files."""
-
-    VERSION = tfds.core.Version("1.0.0")
     MANUAL_DOWNLOAD_INSTRUCTIONS = HELP
-    BUILDER_CONFIGS: ClassVar = [
-        Flickr8kConfig(name="skip"),
-        Flickr8kConfig(name="convert", non_rgb="convert"),
-    ]
+    DESCRIPTION = str(__doc__)
+    CITATION = CITATION
+    PROTOCOLS: ClassVar[Mapping[int, str]] = {1000: "flickr8k_1k"}
 
-    def _info(self) -> tfds.core.DatasetInfo:
-        return tfds.core.DatasetInfo(
-            builder=self,
-            description=__doc__,
-            features=records.features(),
-            citation=CITATION,
-            disable_shuffling=True,
-            metadata=tfds.core.MetadataDict(),
-        )
-
-    def _split_generators(self, dl_manager: Any) -> dict[str, Iterator[tuple[int, dict[str, Any]]]]:
-        config = self.builder_config
-        sifted = _sift(
-            pathlib.Path(config.manual_dir or dl_manager.manual_dir),
-            pathlib.Path(self.data_dir_root),
-            bad_share=config.bad_share,
-            non_rgb=config.non_rgb,
-        )
-        self.info.metadata["skipped"] = {k: list(v) for k, v in sifted.skipped.items()}
-        return {name: self._generate_examples(sifted, name) for name in SPLIT_FILES}
-
-    def _generate_examples(
-        self, sifted: sift.Sifted, split: str
-    ) -> Iterator[tuple[int, dict[str, Any]]]:
-        chosen = [record for record in sifted.records if record.split == split]
-        for number, record in enumerate(chosen):
-            image = pictures.read_file(sifted.paths[record.image])
-            yield number, {"image": image, "name": record.image, "captions": record.captions}
+    @classmethod
+    def read_tree(cls, config: PhotoSetConfig, root: pathlib.Path) -> Tree:
+        """See `read_tree` of this module."""
+        del config  # the same for every one
+        return read_tree(root)
 
 
 def load(
@@ -146,32 +87,10 @@ def load(
       DataError: for files missing or malformed, too many unfit photos, an empty split, or a
         `data_dir` that cannot be written.
     """
-    sift.check_options(bad_share, non_rgb)
-    root, prepared = pathlib.Path(manual_dir), pathlib.Path(data_dir)
-    sifted = _sift(root, prepared, bad_share=bad_share, non_rgb=non_rgb)
-    sift.log_skipped("flickr8k", sifted.skipped)
-    fingerprint = hashlib.sha256(
-        f"{non_rgb} {sorted(sifted.skipped.items())} {sift.fingerprint(sifted)}".encode()
-    ).hexdigest()
-    config = Flickr8kConfig(
-        name=f"{non_rgb}_{fingerprint[:12]}",
-        manual_dir=os.fspath(manual_dir),
-        bad_share=bad_share,
-        non_rgb=non_rgb,
+    config = PhotoSetConfig(
+        name="flickr8k", manual_dir=os.fspath(manual_dir), bad_share=bad_share, non_rgb=non_rgb
     )
-    builder = Flickr8k(config=config, data_dir=os.fspath(data_dir))
-    records.prepare(builder)
-    splits = {name: records.read_split(builder, name) for name in SPLIT_FILES}
-    return Dataset(
-        name="flickr8k",
-        splits=splits,
-        fingerprint=fingerprint,
-        # The protocol's name promises its size: a part of the test photos is another protocol.
-        protocol="flickr8k_1k"
-        if len(splits["test"].images) == 1000
-        else f"flickr8k_{len(splits['test'].images)}",
-        skipped=sifted.skipped,
-    )
+    return photo_sets.load(Flickr8k, config, data_dir)
 
 
 def read_tree(root: pathlib.Path) -> Tree:
@@ -180,52 +99,9 @@ def read_tree(root: pathlib.Path) -> Tree:
     Raises:
       DataError: if a folder or file is missing, or a line malformed.
     """
-    if not root.is_dir():
-        raise DataError(f"data.manual_dir: there is no folder {os.path.abspath(root)}. {HELP}")
-    folder, photos = _photos(root)
-    captions = _captions(root)
-    lists = _split_lists(root)
-    listed, left_out = [], collections.defaultdict(list)
-    for name, (split, where) in lists.items():
-        if name in photos or name in captions:
-            listed.append(captions_files.Record(name, captions.get(name, []), where, split))
-        else:
-            left_out[NEITHER].append(name)
-    for name in sorted((photos | captions.keys()) - lists.keys()):
-        if name not in captions:
-            left_out[sift.NO_CAPTIONS].append(name)
-        else:
-            left_out[NO_SPLIT if name in photos else sift.NO_PHOTO].append(name)
-    return Tree(folder, listed, left_out)
-
-
-def _sift(
-    root: pathlib.Path, data_dir: pathlib.Path, *, bad_share: float, non_rgb: str
-) -> sift.Sifted:
-    """The records of the three splits with sound photos, and all that is left out."""
-    tree = read_tree(root)
-    cache = data_dir / "flickr8k_pictures.json"
-    sifted = sift.sift(tree.listed, tree.folder, cache, bad_share=bad_share, non_rgb=non_rgb)
-    skipped = {
-        reason: (*tree.left_out.get(reason, ()), *sifted.skipped.get(reason, ()))
-        for reason in {**tree.left_out, **sifted.skipped}
-    }
-    left = {record.split for record in sifted.records}
-    for split in SPLIT_FILES:
-        if split not in left:
-            counts = ", ".join(f"{reason}: {len(names)}" for reason, names in skipped.items())
-            raise DataError(f"{root}: no photo is left for split {split!r} ({counts}). {HELP}")
-    return dataclasses.replace(sifted, skipped=skipped)
-
-
-def _photos(root: pathlib.Path) -> tuple[pathlib.Path, set[str]]:
-    """The first of the known folders with photos in it, and their names."""
-    for folder in PHOTO_FOLDERS:
-        if (root / folder).is_dir():
-            names = {name for name in os.listdir(root / folder) if name.lower().endswith(".jpg")}
-            if names:
-                return root / folder, names
-    raise DataError(f"{root}: no photos (*.jpg) in {' or '.join(PHOTO_FOLDERS)}. {HELP}")
+    photo_sets.check_root(root, HELP)
+    folder, photos = photo_sets.find_photos(root, PHOTO_FOLDERS, HELP)
+    return photo_sets.tree_of_lists(folder, photos, _captions(root), _split_lists(root))
 
 
 def _captions(root: pathlib.Path) -> dict[str, list[str]]:
@@ -233,26 +109,10 @@ def _captions(root: pathlib.Path) -> dict[str, list[str]]:
     for name in CAPTION_FILES:
         path = root / name
         if path.is_file():
-            return _kaggle_captions(path) if path.name == "captions.txt" else _token_captions(path)
+            if path.name == "captions.txt":
+                return _kaggle_captions(path)
+            return token_files.token_captions(path)
     raise DataError(f"{root}: no caption file ({' or '.join(CAPTION_FILES)}). {HELP}")
-
-
-def _token_captions(path: pathlib.Path) -> dict[str, list[str]]:
-    numbered: dict[str, dict[int, tuple[str, int]]] = collections.defaultdict(dict)
-    for line, text in _lines(path):
-        match = _TOKEN_LINE.fullmatch(text)
-        if not match:
-            raise DataError(
-                f"{path}:{line}: expected <name>.jpg#<number><tab><caption>, found {text[:80]!r}"
-            )
-        name, number, caption = match[1], int(match[2]), match[3]
-        _, before = numbered[name].setdefault(number, (caption, line))
-        if before != line:
-            raise DataError(f"{path}:{line}: {name}#{number} a second time, first on line {before}")
-    return {
-        name: [captions[number][0] for number in sorted(captions)]
-        for name, captions in numbered.items()
-    }
 
 
 def _kaggle_captions(path: pathlib.Path) -> dict[str, list[str]]:
@@ -268,25 +128,12 @@ def _split_lists(root: pathlib.Path) -> dict[str, tuple[str, str]]:
     """Split and "file:line" by photo name: from the files beside the captions, or the shipped."""
     folders = [root / "Flickr8k_text", root]
     found = [folder for folder in folders if (folder / SPLIT_FILES["train"]).is_file()]
-    shipped = resources.files("vse_jax.data") / "splits"
-    split_of: dict[str, tuple[str, str]] = {}
-    for split, file in SPLIT_FILES.items():
-        path = found[0] / file if found else pathlib.Path(str(shipped / f"flickr8k_{split}.txt"))
+    shipped = pathlib.Path(str(resources.files("vse_jax.data") / "splits"))
+    paths = {
+        split: found[0] / file if found else shipped / f"flickr8k_{split}.txt"
+        for split, file in SPLIT_FILES.items()
+    }
+    for path in paths.values():
         if not path.is_file():
             raise DataError(f"{path} is missing beside {SPLIT_FILES['train']}. {HELP}")
-        for line, name in _lines(path):
-            where = f"{path}:{line}"
-            if not name.lower().endswith(".jpg") or "/" in name:
-                raise DataError(f"{where}: expected one file name, <name>.jpg, found {name[:80]!r}")
-            if name in split_of:
-                before, first = split_of[name]
-                raise DataError(f"{where}: {name} is already in {before} ({first})")
-            split_of[name] = split, where
-    return split_of
-
-
-def _lines(path: pathlib.Path) -> Iterator[tuple[int, str]]:
-    """Numbers and texts of the lines that are not blank."""
-    for number, line in enumerate(captions_files.read_text(path).split("\n"), 1):
-        if line.strip():
-            yield number, line.strip("\r ")
+    return token_files.split_lists(paths, token_files.file_name)

@@ -105,19 +105,31 @@ def read_split(builder: tfds.core.DatasetBuilder, split: str) -> Split:
     )
 
 
+def reader(
+    builder: tfds.core.DatasetBuilder, split: str
+) -> Callable[[Iterable[SupportsIndex]], list[bytes]]:
+    """Encoded pictures of a prepared split by number, in the order asked for.
+
+    Raises:
+      DataError: if there is no such split, or its files are missing or damaged.
+    """
+    source = _open(builder, split)
+    return _reader(source, len(source))
+
+
 def fingerprint(builder: tfds.core.DatasetBuilder) -> str:
     """SHA-256 (hex) of a prepared data set: its name and, split by split, its record files."""
     digest = hashlib.sha256(builder.info.full_name.encode())
     for split in sorted(builder.info.splits):
         digest.update(split.encode())
-        for path in _paths(builder, split):
+        for path in files(builder, split):
             with open(path, "rb") as file:
                 digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()
 
 
-def _paths(builder: tfds.core.DatasetBuilder, split: str) -> list[str]:
-    """The record files of a split, every one of them there."""
+def files(builder: tfds.core.DatasetBuilder, split: str) -> list[str]:
+    """The record files of a split, every one of them there; raises DataError otherwise."""
     if split not in builder.info.splits:
         known = ", ".join(sorted(builder.info.splits)) or "none: it is not prepared"
         raise DataError(f"{builder.data_dir} has no split {split!r}; it has {known}")
@@ -130,8 +142,8 @@ def _paths(builder: tfds.core.DatasetBuilder, split: str) -> list[str]:
 
 def _open(builder: tfds.core.DatasetBuilder, split: str) -> Any:
     # Records are read without TFDS' decoding of every feature, which halves the rate.
-    paths = _paths(builder, split)
-    with _damage_named(paths[0]):
+    paths = files(builder, split)
+    with damage_named(paths[0]):
         source = array_record_data_source.ArrayRecordDataSource(paths)
         found = len(source)
     expected = builder.info.splits[split].num_examples
@@ -141,7 +153,7 @@ def _open(builder: tfds.core.DatasetBuilder, split: str) -> Any:
 
 
 @contextlib.contextmanager
-def _damage_named(path: str) -> Iterator[None]:
+def damage_named(path: str) -> Iterator[None]:
     """Turns array_record's own errors into one that names the file and the way out."""
     try:
         yield

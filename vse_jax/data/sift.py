@@ -64,34 +64,59 @@ def sift(
     Raises:
       DataError: if no picture is there, or more than `bad_share` of them are unfit.
     """
-    skipped: dict[str, list[str]] = collections.defaultdict(list)
-    with_captions = [
-        captioned for record in records if (captioned := _with_captions(record, skipped))
-    ]
+    with_captions, skipped = captioned(records)
     root = os.path.abspath(folder)
     paths = {record.image: os.path.join(root, record.image) for record in with_captions}
-    findings = pictures.verify_files(list(paths.values()), cache)
+    by_path = pictures.verify_files(list(paths.values()), cache)
+    findings = {image: by_path[path] for image, path in paths.items()}
+    if with_captions and all(found.fault == pictures.MISSING for found in findings.values()):
+        raise DataError(
+            f"none of the {len(paths)} pictures is there; the first, {with_captions[0].where}, is "
+            f"looked for at {paths[with_captions[0].image]}"
+        )
+    kept = _sound(with_captions, findings, skipped, bad_share=bad_share, non_rgb=non_rgb)
+    return dataclasses.replace(kept, paths=paths)
+
+
+def sift_verified(
+    records: Sequence[captions_files.Record],
+    findings: Mapping[str, pictures.Finding],
+    *,
+    bad_share: float,
+    non_rgb: str,
+) -> Sifted:
+    """As `sift`, of pictures that are no files: what verifying them showed is given by image name.
+
+    `paths` is empty. Raises DataError if more than `bad_share` of the pictures are unfit.
+    """
+    with_captions, skipped = captioned(records)
+    return _sound(with_captions, findings, skipped, bad_share=bad_share, non_rgb=non_rgb)
+
+
+def _sound(
+    records: Sequence[captions_files.Record],
+    findings: Mapping[str, pictures.Finding],
+    skipped: dict[str, list[str]],
+    *,
+    bad_share: float,
+    non_rgb: str,
+) -> Sifted:
+    """The records whose picture is sound, `skipped` with the others; without paths."""
     kept: list[captions_files.Record] = []
     bad: dict[str, list[str]] = collections.defaultdict(list)
-    for record in with_captions:
-        reason = findings[paths[record.image]].problem(non_rgb)
+    for record in records:
+        reason = findings[record.image].problem(non_rgb)
         if reason == pictures.MISSING:
             skipped[NO_PHOTO].append(record.image)
         elif reason:
             bad[reason].append(record.image)
         else:
             kept.append(record)
-    found = len(with_captions) - len(skipped[NO_PHOTO])
-    if with_captions and not found:
-        raise DataError(
-            f"none of the {len(paths)} pictures is there; the first, {with_captions[0].where}, is "
-            f"looked for at {paths[with_captions[0].image]}"
-        )
-    refuse_too_many(bad, found, bad_share)
+    refuse_too_many(bad, len(kept) + sum(map(len, bad.values())), bad_share)
     return Sifted(
         records=kept,
-        paths=paths,
-        digests={record.image: findings[paths[record.image]].digest or "" for record in kept},
+        paths={},
+        digests={record.image: findings[record.image].digest or "" for record in kept},
         skipped={reason: tuple(names) for reason, names in {**skipped, **bad}.items() if names},
     )
 

@@ -51,9 +51,12 @@ def write_reports(
     embeddings = evaluation.encode(experiment, state, name)
     codebook = assembly.codebook_of(state.objective_state)
     metrics = _metrics(experiment, name, embeddings, codebook)
+    beside = _beside(experiment, name, embeddings, codebook)
     chance, truth = retrieval.chance(split.caption_image), evaluation.oracle(split)
     shown = evaluation.summary(metrics)
     log.info("%s %s %s (chance %.1f)", dataset.name, name, shown, chance["rsum"])
+    for protocol, found in beside.items():
+        log.info("%s %s by %s %s", dataset.name, name, protocol, evaluation.summary(found))
     if len(split.images) < FEW:
         few = f"the {name} split has only {len(split.images)} pictures: its figures say little"
         log.warning(few)
@@ -76,6 +79,7 @@ def write_reports(
         "protocol": evaluation.protocol_of(dataset, name),
         "step": int(state.step),
         "metrics": metrics,
+        "protocols": beside or None,
         "chance": chance,
         "skipped": {reason: list(names) for reason, names in dataset.skipped.items()},
         "warnings": list(warnings),
@@ -134,11 +138,35 @@ def _metrics(
     split = experiment.dataset.splits[name]
     protocol = evaluation.protocol_of(experiment.dataset, name)
     similarity = assembly.similarity_of(experiment.config)
-    metrics = evaluation.measure(split, embeddings, similarity, protocol)
-    if codebook is not None:
-        images, captions = embeddings.images, embeddings.captions
-        metrics |= codes.evaluate(protocol, images, captions, split.caption_image, codebook)
+    metrics = _retrieval(protocol, split, embeddings, similarity, codebook)
     return metrics | evaluation.judged(experiment.config.evaluate, split, embeddings, similarity)
+
+
+def _beside(
+    experiment: Experiment, name: str, embeddings: Embeddings, codebook: Codebook | None
+) -> dict[str, dict[str, float]]:
+    """Retrieval of a split by each of the protocols that are reported beside its first."""
+    split = experiment.dataset.splits[name]
+    similarity = assembly.similarity_of(experiment.config)
+    return {
+        protocol: _retrieval(protocol, split, embeddings, similarity, codebook)
+        for protocol in evaluation.protocols_beside(experiment.dataset, name)
+    }
+
+
+def _retrieval(
+    protocol: str,
+    split: Split,
+    embeddings: Embeddings,
+    similarity: Similarity,
+    codebook: Codebook | None,
+) -> dict[str, float]:
+    """Retrieval by a protocol, from codes too where there are any."""
+    metrics = evaluation.measure(split, embeddings, similarity, protocol)
+    if codebook is None:
+        return metrics
+    images, captions = embeddings.images, embeddings.captions
+    return metrics | codes.evaluate(protocol, images, captions, split.caption_image, codebook)
 
 
 def _code_usage(embeddings: Embeddings, codebook: Codebook | None) -> list[float] | None:

@@ -56,7 +56,8 @@ class Run:
     Attributes:
       workdir: the folder.
       report: `report.json`: `config`, `dataset`, `split`, `protocol`, `step` and `metrics`, and
-        where they are known `oracle` (the same names as `metrics`, of the best possible model),
+        where they are known `protocols` (name -> the same measures by a further protocol),
+        `oracle` (the same names as `metrics`, of the best possible model),
         `scores` (histograms, `edges`, `right`, `wrong` and the name of the `measure`),
         `code_usage` (of each rank, 1 is even),
         `skipped` (reason -> names), `warnings` (sentences), `timing` (what -> value), `name` (of
@@ -138,6 +139,7 @@ def render(run: Run) -> str:
             run.report.get("metrics", {}),
             run.report.get("oracle", {}),
             run.report.get("chance", {}).get("rsum"),
+            run.report.get("protocols", {}),
         ),
         curves(run.history, run.report.get("step")),
         distributions(run.report),

@@ -11,14 +11,21 @@ CODES = ("asymmetric", "symmetric")
 MEASURES = ("R@1", "R@5", "R@10", "MedR", "MeanR")
 
 
-def results(metrics: Mapping[str, Any], oracle: Mapping[str, Any], chance: Any) -> str:
-    """The table of recalls and ranks, the oracle's and the share of it below; other measures."""
+def results(
+    metrics: Mapping[str, Any],
+    oracle: Mapping[str, Any],
+    chance: Any,
+    protocols: Mapping[str, Mapping[str, Any]],
+) -> str:
+    """The table of recalls and ranks; below, further protocols and the oracle; other measures."""
     rows = []
     for way, title in WAYS.items():
         keys = [f"{way}/{measure}" for measure in MEASURES]
         if keys[0] not in metrics:
             continue
         rows.append(_row(title, [_measure(metrics, key) for key in keys], "ours"))
+        for name, found in protocols.items():
+            rows.append(_row(escaped(name), [_measure(found, key) for key in keys], "oracle"))
         for kind in CODES:
             coded = [f"codes/{kind}/{key}" for key in keys]
             if coded[0] in metrics:
@@ -31,7 +38,7 @@ def results(metrics: Mapping[str, Any], oracle: Mapping[str, Any], chance: Any) 
     table = ""
     if rows:
         heads = "".join(f"<th scope=col>{measure}</th>" for measure in MEASURES)
-        rows.append(_rsum(metrics, oracle, chance))
+        rows.append(_rsum(metrics, oracle, chance, protocols))
         table = (
             f"<div class=scroll><table><thead><tr><th></th>{heads}</tr></thead>"
             f"<tbody>{''.join(rows)}</tbody></table></div><p class=muted>Recalls in percent; MedR "
@@ -46,11 +53,19 @@ def results(metrics: Mapping[str, Any], oracle: Mapping[str, Any], chance: Any) 
     return f"<section><h2>Results</h2>{table}{pairs(other)}</section>" if metrics else ""
 
 
-def _rsum(metrics: Mapping[str, Any], oracle: Mapping[str, Any], chance: Any) -> str:
+def _rsum(
+    metrics: Mapping[str, Any],
+    oracle: Mapping[str, Any],
+    chance: Any,
+    protocols: Mapping[str, Mapping[str, Any]],
+) -> str:
     """The table's last row: the sum of the six recalls."""
-    beside = ""
+    beside = "".join(
+        f" <span class=muted>· {escaped(name)} {number(found.get('rsum'))}</span>"
+        for name, found in protocols.items()
+    )
     if finite(chance):
-        beside = f" <span class=muted>· chance {number(chance)}</span>"
+        beside += f" <span class=muted>· chance {number(chance)}</span>"
     if "rsum" in oracle:
         beside += (
             f" <span class=muted>· oracle {number(oracle['rsum'])}, "

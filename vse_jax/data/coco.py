@@ -1,0 +1,184 @@
+"""MS-COCO: 123,287 photos with five captions each, in Karpathy's splits.
+
+They come from photos and Karpathy's file, or from TFDS' own `coco_captions`. Source: Lin et al.,
+"Microsoft COCO: Common Objects in Context", ECCV 2014; Chen et al., "Microsoft COCO Captions: Data
+Collection and Evaluation Server", arXiv 1504.00325; the splits, 113,287 photos to train, 5,000 to
+validate and 5,000 to test: Karpathy and Fei-Fei, "Deep Visual-Semantic Alignments for Generating
+Image Descriptions", CVPR 2015.
+"""
+
+import dataclasses
+import os
+import pathlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import ClassVar
+
+from vse_jax.data import captions_files, coco_captions, photo_sets, sift
+from vse_jax.data.photo_sets import PhotoSetConfig, Tree
+from vse_jax.data.split import DataError, Dataset
+
+HELP = (
+    "Put COCO into the folder that data.manual_dir names, in one of two ways. Photos: "
+    "train2014/*.jpg and val2014/*.jpg, there or in images/, from "
+    "https://cocodataset.org/#download, and dataset_coco.json from "
+    "https://cs.stanford.edu/people/karpathy/deepimagesent/caption_datasets.zip. Or by TFDS, once: "
+    "python -c \"import tensorflow_datasets as tfds; tfds.builder('coco_captions', "
+    'data_dir=FOLDER).download_and_prepare()", and data.manual_dir is that FOLDER. Cite Lin et '
+    "al., ECCV 2014, and Chen et al., arXiv 1504.00325."
+)
+PHOTO_FOLDERS = (".", "images")
+YEARS = ("train2014", "val2014")
+KARPATHY_FILES = (
+    "dataset_coco.json",
+    "caption_datasets/dataset_coco.json",
+    "annotations/dataset_coco.json",
+)
+CITATION = """\
+@inproceedings{lin2014microsoft,
+  author = {Lin, Tsung-Yi and Maire, Michael and Belongie, Serge and Hays, James and Perona, Pietro
+    and Ramanan, Deva and Doll{\\'a}r, Piotr and Zitnick, C. Lawrence},
+  title = {Microsoft {COCO}: Common Objects in Context},
+  booktitle = {European Conference on Computer Vision},
+  year = {2014},
+}
+@article{chen2015microsoft,
+  author = {Chen, Xinlei and Fang, Hao and Lin, Tsung-Yi and Vedantam, Ramakrishna and Gupta,
+    Saurabh and Doll{\\'a}r, Piotr and Zitnick, C. Lawrence},
+  title = {Microsoft {COCO} Captions: Data Collection and Evaluation Server},
+  journal = {arXiv preprint arXiv:1504.00325},
+  year = {2015},
+}"""
+
+
+@dataclasses.dataclass
+class CocoConfig(PhotoSetConfig):
+    """As `PhotoSetConfig`, and what trains.
+
+    Attributes:
+      restval: whether the photos that Karpathy calls "restval" are training photos.
+    """
+
+    restval: bool = True
+
+
+# TFDS has a builder `coco` of its own in its register of names.
+class Coco(photo_sets.PhotoSet, skip_registration=True):  # type: ignore[call-arg]
+    """TFDS builder of COCO in Karpathy's splits."""
+
+    MANUAL_DOWNLOAD_INSTRUCTIONS = HELP
+    DESCRIPTION = str(__doc__)
+    CITATION = CITATION
+    PROTOCOLS: ClassVar[Mapping[int, str]] = {5000: "coco_5k"}
+    BUILDER_CONFIGS: ClassVar[list[PhotoSetConfig]] = [
+        CocoConfig(name="skip"),
+        CocoConfig(name="convert", non_rgb="convert"),
+    ]
+
+    @classmethod
+    def read_tree(cls, config: CocoConfig, root: pathlib.Path) -> Tree:
+        """Photos with the captions and splits of Karpathy's file."""
+        path = _karpathy_file(root)
+        folder, photos = _photos(root)
+        tree = photo_sets.tree_of_karpathy(folder, photos, path)
+        return tree._replace(listed=_as_trained(tree.listed, config.restval))
+
+    @classmethod
+    def sifted(cls, config: CocoConfig, root: pathlib.Path, data_dir: pathlib.Path) -> sift.Sifted:
+        """As that of every set of photos, or from what TFDS has prepared."""
+        prepared = _prepared(root)
+        if prepared is None:
+            return super().sifted(config, root, data_dir)
+        cache = data_dir / f"{cls.name}_captions_pictures.json"
+        listed, findings = coco_captions.read(prepared, cache)
+        return sift.sift_verified(
+            _as_trained(listed, config.restval),
+            findings,
+            bad_share=config.bad_share,
+            non_rgb=config.non_rgb,
+        )
+
+    def encoded(
+        self, sifted: sift.Sifted, chosen: Sequence[captions_files.Record]
+    ) -> Iterator[bytes]:
+        """The encoded photos of the chosen records, in their order."""
+        prepared = None if sifted.paths else _prepared(self.root)
+        if prepared is None:
+            yield from super().encoded(sifted, chosen)
+            return
+        ours = {chosen[0].split, "restval"} if chosen[0].split == "train" else {chosen[0].split}
+        theirs = tuple(name for name, split in coco_captions.SPLITS.items() if split in ours)
+        wanted = {record.image for record in chosen}
+        for name, image in coco_captions.encoded(prepared, theirs):
+            if name in wanted:
+                yield image
+
+
+def load(
+    manual_dir: str | os.PathLike[str],
+    data_dir: str | os.PathLike[str],
+    *,
+    restval: bool = True,
+    bad_share: float = 0.01,
+    non_rgb: str = "skip",
+) -> Dataset:
+    """COCO in Karpathy's splits, prepared as array_record in `data_dir` once.
+
+    See `photo_sets.load`. The five folds of `coco_1k_5fold` are taken in the order of Karpathy's
+    file; what TFDS has prepared is in TFDS' order, so that its folds are other ones.
+
+    Args:
+      manual_dir: folder of the files or `data_dir` of TFDS (see `HELP`); with both, files count.
+      data_dir: folder of prepared data, made where there is none.
+      restval: whether the photos that Karpathy calls "restval" are training photos.
+      bad_share: largest share of the photos that may be unfit.
+      non_rgb: "skip" photos that are not stored as RGB, or "convert" them.
+
+    Raises:
+      DataError: as `photo_sets.load`.
+    """
+    config = CocoConfig(
+        name="coco",
+        manual_dir=os.fspath(manual_dir),
+        bad_share=bad_share,
+        non_rgb=non_rgb,
+        restval=restval,
+    )
+    return photo_sets.load(Coco, config, data_dir)
+
+
+def _as_trained(listed: list[captions_files.Record], restval: bool) -> list[captions_files.Record]:
+    """The records, those of "restval" as training ones or not at all."""
+    return [
+        dataclasses.replace(record, split="train") if record.split == "restval" else record
+        for record in listed
+        if restval or record.split != "restval"
+    ]
+
+
+def _prepared(root: pathlib.Path) -> pathlib.Path | None:
+    """What TFDS has prepared in the folder, unless Karpathy's file is there."""
+    if photo_sets.first_file(root, KARPATHY_FILES):
+        return None
+    return coco_captions.find(root)
+
+
+def _karpathy_file(root: pathlib.Path) -> pathlib.Path:
+    photo_sets.check_root(root, HELP)
+    path = photo_sets.first_file(root, KARPATHY_FILES)
+    if path is None:
+        names = " or ".join(KARPATHY_FILES)
+        raise DataError(f"{root}: neither {names} nor {coco_captions.FOLDER}/* of TFDS. {HELP}")
+    return path
+
+
+def _photos(root: pathlib.Path) -> tuple[pathlib.Path, set[str]]:
+    """The folder with those of the years in it, and the photos' names, as train2014/NAME.jpg."""
+    for folder in PHOTO_FOLDERS:
+        names = {
+            f"{year}/{name}"
+            for year in YEARS
+            for name in photo_sets.photo_names(root / folder / year)
+        }
+        if names:
+            return root / folder, names
+    raise DataError(f"{root}: no photos (*.jpg) in {' or '.join(YEARS)}, nor in images/. {HELP}")
