@@ -22,12 +22,13 @@ CHOICES: Mapping[str, tuple[str, ...]] = {
     "parallel": ("shard_map", "pmap"),
     "precision": ("float32", "bfloat16"),
     "data.epoch": ("captions", "images"),
-    "data.tokenizer": ("vse", "dvsa"),
+    "data.tokenizer": ("vse", "dvsa", "pretrained"),
     "data.non_rgb": ("skip", "convert"),
     "model.similarity": ("dot", "negative_euclidean"),
-    "model.image.features": ("pooled", "grid"),
-    "model.image.pooling": ("mean", "mean_max"),
-    "model.text.pooling": ("last", "max"),
+    "model.image.features": ("pooled", "grid", "pyramid"),
+    "model.image.pooling": ("mean", "max", "mean_max"),
+    "model.text.features": ("pooled", "words"),
+    "model.text.pooling": ("mean", "max", "mean_max"),
     "objective.triplet.negatives": ("hardest", "all"),
     "objective.triplet.warmup": ("all", "infonce"),
     "objective.leap.negatives": ("hardest", "all"),
@@ -40,7 +41,7 @@ CHOICES: Mapping[str, tuple[str, ...]] = {
 }
 POSITIVE = (
     "data.image_size", "data.max_tokens", "data.validation_limit", "model.dimension",
-    "model.text.words",
+    "model.hidden", "model.image.cells", "model.text.words",
     "objective.triplet.chunk", "objective.triplet.temperature", "objective.infonce.chunk",
     "objective.infonce.temperature", "objective.leap.margin", "objective.leap.least",
     "objective.leap.pair_low", "objective.leap.chunk", "objective.leap.temperature",
@@ -54,12 +55,17 @@ LEAP = (
     "objective.leap.weight", "objective.center.weight", "objective.quantizer.weight",
     "objective.multitask.weight",
 )  # fmt: skip
+# Networks that look at a picture and a sentence together; there are no embeddings to compare.
+PAIRWISE = ("saf", "sgr")
 # Fields whose value is at least the first and below, or at, the second.
 RANGES: Mapping[str, tuple[float, float]] = {
     "seed": (0, 2**31 - 1),
     "data.bad_share": (0.0, 1.0),
     "model.image.dropout": (0.0, 0.99),
+    "model.image.drop_parts": (0.0, 0.99),
     "model.text.dropout": (0.0, 0.99),
+    "model.text.alter": (0.0, 0.99),
+    "objective.generation.weight": (0.0, float("inf")),
     "objective.triplet.weight": (0.0, float("inf")),
     "objective.infonce.weight": (0.0, float("inf")),
     "objective.leap.weight": (0.0, float("inf")),
@@ -141,7 +147,7 @@ def _check_together(given: Mapping[str, Any], devices: int) -> None:
             f"config field 'train.batch_size' is {given['train.batch_size']}, which {devices} "
             "devices cannot share equally"
         )
-    for name in ("data.crop_area", "objective.quantizer.rotate_at", "train.decay_epochs"):
+    for name in ("data.crop_area", "objective.quantizer.rotate_at", "train.decay_steps"):
         if not all(isinstance(value, int | float) for value in given[name]):
             raise ConfigError(
                 f"config field {name!r} is {given[name]}; it must be a tuple of numbers"
@@ -153,6 +159,7 @@ def _check_together(given: Mapping[str, Any], devices: int) -> None:
             "with 0 < low <= high <= 1"
         )
     _check_features(given)
+    _check_network(given)
     sizes = given["data.shapes_sizes"]
     if len(sizes) != 3 or not all(isinstance(size, int) and size > 0 for size in sizes):
         raise ConfigError(
@@ -204,6 +211,62 @@ def _check_features(given: Mapping[str, Any]) -> None:
         raise ConfigError(
             "config fields 'data.flip' and 'data.crop_area' change pictures, and the data set "
             "'precomputed' has only features: unset them"
+        )
+
+
+def _check_network(given: Mapping[str, Any]) -> None:
+    """Raises ConfigError where the fields of the model contradict each other."""
+    network, similarity = given["model.network"], given["model.similarity"]
+    tile = given["model.tile"]
+    if len(tile) != 2 or not all(isinstance(side, int) and side > 0 for side in tile):
+        raise ConfigError(
+            f"config field 'model.tile' is {tile}; it must be two numbers above 0: pictures, "
+            "captions"
+        )
+    if network in PAIRWISE and similarity != "dot":
+        raise ConfigError(
+            f"config field 'model.similarity' is {similarity!r}, but the network {network!r} has "
+            "its own similarity: leave it at 'dot'"
+        )
+    for name in LEAP:
+        if network in PAIRWISE and given[name]:
+            raise ConfigError(
+                f"config field {name!r} is {given[name]}, a term of LEAP, which learns distances "
+                f"of embeddings; the network {network!r} has none: choose another objective"
+            )
+    if network in (*PAIRWISE, "vse_infinity") and given["model.text.features"] != "words":
+        raise ConfigError(
+            f"config field 'model.text.features' is {given['model.text.features']!r}; the network "
+            f"{network!r} looks at words: set it to 'words'"
+        )
+    if given["objective.generation.weight"] and network != "vsrn":
+        raise ConfigError(
+            "config field 'objective.generation.weight' is "
+            f"{given['objective.generation.weight']}, but the network {network!r} generates no "
+            "captions: set it to 0, or 'model.network' to 'vsrn'"
+        )
+    pretrained = given["model.text.backbone"] != "gru"
+    if pretrained != (given["data.tokenizer"] == "pretrained"):
+        right = "'pretrained'" if pretrained else "'vse' or 'dvsa'"
+        raise ConfigError(
+            f"config field 'data.tokenizer' is {given['data.tokenizer']!r}, but "
+            f"'model.text.backbone' is {given['model.text.backbone']!r}: set it to {right}"
+        )
+    if pretrained and given["model.text.weights"] is None:
+        raise ConfigError(
+            f"config field 'model.text.weights' is not set; 'model.text.backbone' = "
+            f"{given['model.text.backbone']!r} needs the folder or hub name of its weights"
+        )
+    for name in ("model.text.weights",) if not pretrained else ("model.text.glove",):
+        if given[name] is not None:
+            raise ConfigError(
+                f"config field {name!r} is {given[name]!r}, but 'model.text.backbone' is "
+                f"{given['model.text.backbone']!r}, which takes none: unset it"
+            )
+    if network == "none" and not pretrained:
+        raise ConfigError(
+            "config field 'model.network' is 'none', which is for two pretrained towers of one "
+            "space; a GRU's sentences are not in it: choose a network, such as 'vsepp'"
         )
 
 
@@ -327,7 +390,8 @@ def from_json(text: str) -> ConfigDict:
 # Fields that say where things are or how many are looked at; none changes what is trained.
 PATHS = (
     "data.manual_dir", "data.path", "data.images", "data.features", "data.semantics",
-    "data.data_dir", "model.image.weights", "model.text.glove", "evaluate.expert",
+    "data.data_dir", "model.image.weights", "model.text.weights", "model.text.glove",
+    "evaluate.expert",
     "evaluate.crowdflower",
 )  # fmt: skip
 FREE = (*PATHS, "evaluate.batch_size", "evaluate.queries")
@@ -342,7 +406,7 @@ def with_absolute_paths(config: ConfigDict) -> ConfigDict:
         for parent in parents:
             section = section[parent]
         value = section[leaf]
-        if value is not None and (name != "model.image.weights" or _exists(value)):
+        if value is not None and (not name.endswith(".weights") or _exists(value)):
             section[leaf] = os.path.abspath(os.path.expanduser(value))
     return config
 

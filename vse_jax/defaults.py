@@ -59,7 +59,8 @@ def _data() -> ConfigDict:
     # An epoch is every training caption once ("captions") or every picture once with a
     # caption drawn at random ("images").
     data.epoch = "captions"
-    # Which tokenizer: "vse" (words seen 4 times, others <unk>) or "dvsa" (5 times, others dropped).
+    # Which tokenizer: "vse" (words seen 4 times, others <unk>), "dvsa" (5 times, others dropped) or
+    # "pretrained", that of model.text.weights.
     data.tokenizer = "vse"
     # Captions are cut to this many tokens, <start> and <end> included.
     data.max_tokens = 40
@@ -78,9 +79,18 @@ def _data() -> ConfigDict:
 def _model() -> ConfigDict:
     """The two encoders and the common space."""
     model = ConfigDict()
-    # Width of the common space.
+    # What is put on top of the features, a function of vse_jax.models.networks: "vsepp", "vsrn",
+    # "saf", "sgr", "vse_infinity", "residual" (a perceptron for good features), or "none", for
+    # features that are in one space already.
+    model.network = "vsepp"
+    # Width of the common space; that of the features for "none".
     model.dimension = 1024
-    # Of two embeddings: "dot" (the cosine, of unit vectors) or "negative_euclidean".
+    # Units between, of the network "residual".
+    model.hidden = 1024
+    # (pictures, captions) that a pairwise network ("saf", "sgr") looks at at a time.
+    model.tile = (32, 4)
+    # Of two embeddings: "dot" (the cosine, of unit vectors) or "negative_euclidean". "saf" and
+    # "sgr" have their own.
     model.similarity = "dot"
     # Whether embeddings are scaled to length 1.
     model.normalize = True
@@ -90,25 +100,40 @@ def _model() -> ConfigDict:
     image.backbone = "small_resnet"
     # Pretrained weights: a folder, a safetensors file or a Hugging Face hub name.
     image.weights = placeholder(str)
-    # What the backbone hands on: "pooled" (one vector a picture) or "grid" (one a cell).
+    # What the backbone hands on: "pooled" (one vector a picture), "grid" (one a cell) or "pyramid"
+    # (the grid pooled to cells x cells, and its mean).
     image.features = "pooled"
-    # What is projected of the features of a picture: their "mean", or "mean_max", both.
+    # Cells a side of a "pyramid".
+    image.cells = 4
+    # How one vector comes of these, where the network does not say: their "mean", each channel's
+    # "max", or "mean_max", both.
     image.pooling = "mean"
     # Whether feature vectors are scaled to length 1 first.
     image.normalize_features = False
     # Share of feature channels dropped in training.
     image.dropout = 0.0
+    # Share of a picture's parts dropped in training by "vse_infinity", so that sets vary in size.
+    image.drop_parts = 0.2
     model.text = text = ConfigDict()
-    # Width of a word vector.
+    # What reads sentences: "gru", trained from nothing, or a module of vse_jax.models.backbones
+    # with pretrained weights: "bert", "clip" or "siglip".
+    text.backbone = "gru"
+    # Pretrained weights, as those of pictures.
+    text.weights = placeholder(str)
+    # What it hands on: "pooled" (one vector a sentence: a GRU's last state) or "words" (one each).
+    text.features = "pooled"
+    # How one vector comes of these, where the network does not say: "mean", "max" or "mean_max".
+    text.pooling = "mean"
+    # Width of a word vector of the GRU.
     text.words = 300
     # Vectors to start the words from: a file in GloVe's text format, of width model.text.words.
     text.glove = placeholder(str)
-    # Share of word-vector channels dropped in training.
+    # Share of word-vector channels dropped in training; of feature channels, if not of a GRU.
     text.dropout = 0.0
-    # How one vector comes of the words: the "last" state, or the "max" over all.
-    text.pooling = "last"
-    # Whether captions are read in both directions and averaged.
+    # Whether the GRU reads captions in both directions, averaged.
     text.bidirectional = False
+    # Share of the tokens altered in training: half masked, a tenth any other, the rest deleted.
+    text.alter = 0.0
     return model
 
 
@@ -117,6 +142,9 @@ def _objective() -> ConfigDict:
     objective = ConfigDict()
     objective.triplet = _triplet()
     objective.infonce = _infonce()
+    objective.generation = generation = ConfigDict()
+    # Weight in the loss of telling the caption from the picture ("vsrn"); 0 leaves it out.
+    generation.weight = 0.0
     objective.leap = _leap()
     objective.center = _center()
     objective.quantizer = _quantizer()
@@ -263,10 +291,11 @@ def _train() -> ConfigDict:
     # Peak learning rate of Adam.
     train.learning_rate = 2e-4
     # How it falls: "cosine" (to 0 at the end), "constant", or "step" (x decay_factor at each of
-    # decay_epochs).
+    # decay_steps).
     train.schedule = "cosine"
-    # Epochs at which "step" decays.
-    train.decay_epochs = (15.0,)
+    # Steps at which "step" decays. Published schedules are in epochs of other data sets: steps of
+    # these, epochs x captions / batch size, are what carries over.
+    train.decay_steps = (10_000,)
     # Factor of each decay of "step".
     train.decay_factor = 0.1
     # Epochs of linear rise to the peak.
@@ -282,7 +311,8 @@ def _train() -> ConfigDict:
     # training pairs as they are searched: without dropout, by the averaged parameters; 0: none.
     train.refit_codes = 10
     # (pattern, factor) pairs: the first pattern that matches the whole name of a parameter
-    # multiplies its learning rate; None freezes it, e.g. (("image/backbone/.*", None),).
+    # multiplies its learning rate; None freezes it, e.g. (("image/backbone/.*", None),). A side
+    # whose backbone is frozen whole has its features computed once.
     train.freeze = ()
     # Steps between log lines.
     train.log_every = 20

@@ -69,9 +69,8 @@ def schedule(config: ConfigDict, steps: int, steps_per_epoch: float) -> optax.Sc
         main = optax.cosine_decay_schedule(peak, max(steps - warmup, 1))
     elif config.schedule == "step":
         boundaries: dict[int, float] = {}
-        for epoch in config.decay_epochs:
-            step = round(epoch * steps_per_epoch) - warmup
-            boundaries[step] = boundaries.get(step, 1.0) * config.decay_factor
+        for step in config.decay_steps:
+            boundaries[step - warmup] = boundaries.get(step - warmup, 1.0) * config.decay_factor
         main = optax.piecewise_constant_schedule(peak, boundaries)
     else:
         main = optax.constant_schedule(peak)

@@ -7,7 +7,6 @@ import flax.struct
 import jax
 from jaxtyping import Array, Float, PRNGKeyArray
 
-
 State = Any
 Outputs = Mapping[str, Any]
 Batch = Mapping[str, Array]

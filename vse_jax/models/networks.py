@@ -1,0 +1,129 @@
+"""The networks a config can name: what they put on top of the features of either side."""
+
+from typing import NamedTuple
+
+import flax.linen as nn
+from jax.typing import DTypeLike
+
+from vse_jax.models.heads import LinearHead, Pooling, ResidualHead
+from vse_jax.models.pairwise import Tile
+from vse_jax.models.sgraf import SAF, SGR, SGRAFHead
+from vse_jax.models.vse_infinity import VSEInfinityImage, VSEInfinityText
+from vse_jax.models.vsrn import CaptionGenerator, VSRNImage
+
+__all__ = ["none", "residual", "saf", "sgr", "vse_infinity", "vsepp", "vsrn"]
+
+
+class Options(NamedTuple):
+    """What a config says of a network.
+
+    Attributes:
+      dimension: of the common space.
+      normalize: whether embeddings are scaled to length 1.
+      image_pooling: how parts of a picture become one vector, where that is not the network's own.
+      text_pooling: likewise of a sentence.
+      project_text: whether words are not of the space's width yet.
+      drop_parts: share of a picture's parts dropped in training, where sets vary.
+      hidden: units between, of perceptrons.
+      tile: pairs that a pairwise network looks at at a time.
+      vocabulary: number of token ids.
+      dtype: of the computation.
+      axis_name: mapped axis over which batch statistics are shared.
+    """
+
+    dimension: int
+    normalize: bool
+    image_pooling: Pooling
+    text_pooling: Pooling
+    project_text: bool
+    drop_parts: float
+    hidden: int
+    tile: Tile
+    vocabulary: int
+    dtype: DTypeLike
+    axis_name: str
+
+
+class Network(NamedTuple):
+    """A network's own modules; see `VisualSemanticModel`.
+
+    Attributes:
+      image: the head of pictures.
+      text: the head of sentences.
+      pairwise: what compares them, if not a product of embeddings.
+      generator: of captions, for a loss of training.
+    """
+
+    image: nn.Module
+    text: nn.Module
+    pairwise: nn.Module | None = None
+    generator: nn.Module | None = None
+
+
+def none(options: Options) -> Network:
+    """Features as embeddings: both sides have one space already, such as CLIP's."""
+    return Network(
+        LinearHead(None, options.image_pooling, options.normalize),
+        LinearHead(None, options.text_pooling, options.normalize),
+    )
+
+
+def vsepp(options: Options) -> Network:
+    """A linear layer of the mean; sentences as their GRU leaves them. See `LinearHead`."""
+    o = options
+    return Network(
+        LinearHead(o.dimension, o.image_pooling, o.normalize, o.dtype),
+        LinearHead(o.dimension if o.project_text else None, o.text_pooling, o.normalize, o.dtype),
+    )
+
+
+def residual(options: Options) -> Network:
+    """A small residual perceptron on either side, for good features. See `ResidualHead`."""
+    o = options
+
+    def head(pooling: Pooling) -> nn.Module:
+        return ResidualHead(
+            o.dimension, o.hidden, pooling=pooling, normalize=o.normalize, dtype=o.dtype
+        )
+
+    return Network(head(o.image_pooling), head(o.text_pooling))
+
+
+def vsrn(options: Options) -> Network:
+    """Reasoning over regions by graph and GRU; captions are told from them in training."""
+    o = options
+    return Network(
+        VSRNImage(o.dimension, normalize=o.normalize, dtype=o.dtype, axis_name=o.axis_name),
+        vsepp(o).text,
+        generator=CaptionGenerator(o.vocabulary, dtype=o.dtype),
+    )
+
+
+def vse_infinity(options: Options) -> Network:
+    """A perceptron for each region, generalized pooling on both sides."""
+    o = options
+    return Network(
+        VSEInfinityImage(
+            o.dimension, o.drop_parts, o.normalize, dtype=o.dtype, axis_name=o.axis_name
+        ),
+        VSEInfinityText(o.dimension, o.project_text, o.normalize, o.dtype),
+    )
+
+
+def saf(options: Options) -> Network:
+    """SGRAF's similarity attention filtration."""
+    return _sgraf(options, SAF(tile=options.tile, dtype=options.dtype))
+
+
+def sgr(options: Options) -> Network:
+    """SGRAF's similarity graph reasoning."""
+    return _sgraf(options, SGR(tile=options.tile, dtype=options.dtype))
+
+
+def _sgraf(options: Options, pairwise: nn.Module) -> Network:
+    o = options
+    return Network(
+        SGRAFHead(o.dimension, dtype=o.dtype, axis_name=o.axis_name),
+        SGRAFHead(o.dimension if o.project_text else None, batch_norm=False, dtype=o.dtype),
+        pairwise,
+    )
