@@ -16,6 +16,8 @@ def get_config(choice: str = "vsepp") -> ConfigDict:
     """The config of one system and objective on COCO."""
     config = default_config()
     config.data.dataset = "coco"
+    # Grey photos too: a protocol counts every photo of its split.
+    config.data.non_rgb = "convert"
     # Of 5,000: a look in between needs no more.
     config.data.validation_limit = 1000
     presets.frozen_mobilenet_v2(config)

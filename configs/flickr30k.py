@@ -15,6 +15,8 @@ def get_config(choice: str = "vsepp") -> ConfigDict:
     """The config of one system and objective on Flickr30k."""
     config = default_config()
     config.data.dataset = "flickr30k"
+    # Grey photos too: a protocol counts every photo of its split.
+    config.data.non_rgb = "convert"
     presets.frozen_mobilenet_v2(config)
     presets.system(config, choice, "configs/flickr30k.py", vsepp="lmh")
     return config

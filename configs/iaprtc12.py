@@ -15,6 +15,8 @@ def get_config(choice: str = "vsepp") -> ConfigDict:
     """The config of one system and objective on IAPR TC-12."""
     config = default_config()
     config.data.dataset = "iaprtc12"
+    # Grey photos too: a protocol counts every photo of its split.
+    config.data.non_rgb = "convert"
     presets.frozen_mobilenet_v2(config)
     # The descriptions are longer than other sets' captions.
     config.data.max_tokens = 80

@@ -266,6 +266,7 @@ def test_the_presets_are_valid(name, argument):
     assert config.data.dataset == name
     if name == "custom":
         assert config.data.path == argument
+    assert config.data.non_rgb == ("convert" if name in PHOTO_SETS[1:] else "skip")
     assert config.data.validation_limit == (1000 if name == "coco" else None)
 
 

@@ -31,7 +31,7 @@ def _data() -> ConfigDict:
     # A function of vse_jax.data.datasets: "shapes", "flickr8k", "flickr30k", "coco", "iaprtc12",
     # "custom" or "precomputed".
     data.dataset = "shapes"
-    # Where the data set as downloaded lies; not needed for "shapes".
+    # Where the data set as downloaded lies, or TFDS' data_dir with coco_captions ("coco").
     data.manual_dir = placeholder(str)
     # The file that lists your own pictures and captions ("custom"); or a folder of features and
     # captions in the layout of SCAN ("precomputed").

@@ -108,18 +108,16 @@ def test_it_loads_as_a_config_names_it(root, tmp_path):
     assert get(config, 0).fingerprint == whole.fingerprint
 
 
-@pytest.mark.parametrize(("size", "protocol"), [(5000, "coco_5k"), (4999, "coco_4999")])
-def test_the_protocol_promises_the_size(root, monkeypatch, size, protocol):
-    """Photos enough, each of them the same file."""
-    names = [(folder_of("test"), f"{n}.jpg", "test", ["A dog ."]) for n in range(size)]
-    image = photos.picture("one")
-    for _, name, _, _ in names:
-        (root / "val2014" / name).symlink_to(root / "val2014" / name_of("val", 184))
+def test_the_protocol_of_five_thousand(root, monkeypatch):
+    """The pictures of so many are one, for the time that it takes."""
     monkeypatch.setattr(pictures, "inspect", lambda _: pictures.Finding(None, "RGB", "digest"))
-    monkeypatch.setattr(pictures, "read_file", lambda _: image)
     others = [entry for entry in entries() if entry[2] != "test"]
-    (root / "dataset_coco.json").write_text(json.dumps(photos.karpathy([*others, *names])))
-    assert load(root).protocol == protocol
+    names = [f"{n}.jpg" for n in range(5000)]
+    for name in names:
+        (root / "val2014" / name).symlink_to(name_of("val", 184))
+    test = [("val2014", name, "test", ["A dog ."]) for name in names]
+    (root / "dataset_coco.json").write_text(json.dumps(photos.karpathy([*others, *test])))
+    assert load(root).protocol == "coco_5k"
 
 
 def test_what_is_left_out_is_counted_and_named(root):

@@ -1,4 +1,4 @@
-"""MS-COCO: 123,287 photos with five captions each, in Karpathy's splits.
+"""MS-COCO: 123,287 photos with five captions each, or a few more, in Karpathy's splits.
 
 They come from photos and Karpathy's file, or from TFDS' own `coco_captions`. Source: Lin et al.,
 "Microsoft COCO: Common Objects in Context", ECCV 2014; Chen et al., "Microsoft COCO Captions: Data
