@@ -74,10 +74,9 @@ def compare(folder: Path, name: str) -> dict[str, dict[str, float]]:
     split = run.dataset.splits[name]
     protocol = evaluation.protocol_of(run.dataset, name)
     embeddings = evaluation.encode(run, state, name)
-    similarity = assembly.similarity_of(run.config)
     seen = evaluation.encode(run, state, "train")
     parts, size, _ = codebook.centroids.shape
-    rows = {"float32": evaluation.measure(split, embeddings, similarity, protocol)}
+    rows = {"float32": evaluation.measure(split, embeddings, protocol)}
     books = {"learned": codebook}
     for among, pictures in (
         ("", seen.images),

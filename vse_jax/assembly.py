@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Mapping
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,14 +14,18 @@ from ml_collections import ConfigDict
 from vse_jax import config as configs
 from vse_jax import parallel
 from vse_jax.codebook import Codebook
-from vse_jax.data.tokenizer import SPECIAL
-from vse_jax.models.backbones import catalogue
+from vse_jax.data.tokenizer import Tokenizer
+from vse_jax.models import networks
+from vse_jax.models.backbones import catalogue, text_catalogue
 from vse_jax.models.backbones.weights import load_config
 from vse_jax.models.image import ImageEncoder
 from vse_jax.models.model import VisualSemanticModel
-from vse_jax.models.text import GRUTextEncoder
+from vse_jax.models.pairwise import Tile
+from vse_jax.models.text import GRUReader, TextEncoder
+from vse_jax.models.vse_infinity import altered_tokens
 from vse_jax.objectives.base import Objective, weighted_sum
 from vse_jax.objectives.centers import Center
+from vse_jax.objectives.generation import generation
 from vse_jax.objectives.infonce import infonce
 from vse_jax.objectives.leap import leap
 from vse_jax.objectives.margin import Hinge
@@ -30,7 +34,42 @@ from vse_jax.objectives.triplet import triplet
 from vse_jax.optimizer import Leaf, flatten, partition, unflatten
 from vse_jax.similarity import Similarity, dot, negative_euclidean
 
-BACKBONE = "image/backbone"
+# Where the variables of what may be pretrained are.
+BACKBONES: Mapping[str, str] = {"image": "backbone", "text": "reader"}
+
+
+class Frozen(NamedTuple):
+    """Whose backbones training leaves as they are."""
+
+    image: bool
+    text: bool
+
+
+class Sources(NamedTuple):
+    """The `config.json` of pretrained weights; None of a side that has none."""
+
+    image: dict[str, Any] | None
+    text: dict[str, Any] | None
+
+
+class Words(NamedTuple):
+    """What a model needs to know of token numbers.
+
+    Attributes:
+      vocabulary: how many there are.
+      mask: stands for a masked word.
+      special: are never altered.
+    """
+
+    vocabulary: int
+    mask: int
+    special: tuple[int, ...]
+
+    @classmethod
+    def of(cls, tokenizer: Tokenizer, altered: bool) -> "Words":
+        """Those of a tokenizer; raises DataError where tokens are `altered` and it has no mask."""
+        mask = tokenizer.mask_token if altered else 0
+        return cls(tokenizer.vocabulary, mask, tokenizer.special if altered else ())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,12 +79,12 @@ class Built:
     Attributes:
       model: of pictures and sentences.
       variables: `params` and `batch_stats`, host arrays.
-      backbone: the configuration of its pretrained backbone; None without one.
+      sources: of its pretrained weights.
     """
 
     model: VisualSemanticModel
     variables: dict[str, Any]
-    backbone: dict[str, Any] | None
+    sources: Sources
 
 
 def compute_dtype(config: ConfigDict) -> jnp.dtype:
@@ -53,39 +92,65 @@ def compute_dtype(config: ConfigDict) -> jnp.dtype:
     return jnp.dtype(config.precision)
 
 
-def backbone_is_frozen(config: ConfigDict) -> bool:
-    """Whether `train.freeze` leaves the whole backbone as it is; traces the model, no more.
+def sources_of(config: ConfigDict) -> Sources:
+    """What lies beside the weights that the config names; raises WeightsError."""
+    return Sources(
+        *(
+            None if config.model[side].weights is None else load_config(config.model[side].weights)
+            for side in BACKBONES
+        )
+    )
+
+
+def frozen_backbones(config: ConfigDict, words: Words, features: int | None = None) -> Frozen:
+    """Which backbones `train.freeze` leaves whole as they are; traces the model, no more.
+
+    Args:
+      config: of the run.
+      words: of its tokenizer.
+      features: as for `build_model`.
 
     Raises:
-      ConfigError: a pattern matches no parameter; or as `backbone_of`; or it is frozen without
-        pretrained weights.
+      ConfigError: a pattern matches no parameter; or as `backbone_of`; or a backbone is frozen
+        without pretrained weights.
       WeightsError: the weights are missing.
     """
-    if not config.train.freeze or config.model.image.backbone == "none":
-        return False
-    source = config.model.image.weights
-    model = make_model(config, len(SPECIAL), None if source is None else load_config(source))
-    shapes = jax.eval_shape(partial(model.init, train=False), jax.random.key(0), _example(config))
+    if not config.train.freeze:
+        return Frozen(image=False, text=False)
+    model = make_model(config, words, sources_of(config))
+    init = partial(model.init, train=False)
+    shapes = jax.eval_shape(init, jax.random.key(0), _example(config, features))
     trainable, frozen = partition(shapes["params"], config.train.freeze)
-    inside = f"{BACKBONE}/"
-    if any(name.startswith(inside) for name in trainable):
-        return False
-    if source is None and any(name.startswith(inside) for name in frozen):
-        raise configs.ConfigError(
-            "'train.freeze' freezes the backbone, which has no pretrained weights: "
-            "set 'model.image.weights'"
-        )
-    return True
+
+    def is_frozen(side: str) -> bool:
+        inside = f"{side}/{BACKBONES[side]}/"
+        some = any(name.startswith(inside) for name in frozen)
+        if any(name.startswith(inside) for name in trainable) or not some:
+            return False
+        if config.model[side].weights is None:
+            raise configs.ConfigError(
+                f"'train.freeze' freezes the backbone of the {side} side, which has no pretrained "
+                f"weights: set 'model.{side}.weights'"
+            )
+        return True
+
+    return Frozen(*map(is_frozen, BACKBONES))
 
 
-def features_are_cached(config: ConfigDict, frozen: bool) -> bool:
-    """Whether pictures go through the backbone once: it is frozen, and they do not vary."""
-    return frozen and config.data.crop_area == (1.0, 1.0) and not config.data.flip
+def features_are_cached(config: ConfigDict, frozen: Frozen) -> Frozen:
+    """What goes through its backbone once: it is frozen, and its inputs do not vary."""
+    plain = config.data.crop_area == (1.0, 1.0) and not config.data.flip
+    return Frozen(frozen.image and plain, frozen.text and not config.model.text.alter)
 
 
 def similarity_of(config: ConfigDict) -> Similarity:
     """Of two embeddings: for training, evaluation and search alike."""
     return {"dot": dot, "negative_euclidean": negative_euclidean}[config.model.similarity]
+
+
+def is_pairwise(config: ConfigDict) -> bool:
+    """Whether the model has scores of pairs instead of embeddings to compare."""
+    return config.model.network in configs.PAIRWISE
 
 
 def codebook_of(objective_state: Mapping[str, Any]) -> Codebook | None:
@@ -134,6 +199,8 @@ def build_objective(config: ConfigDict) -> Objective:
     if section.weight:
         objective = infonce(section.temperature, section.chunk, similarity)
         terms["infonce"] = (section.weight, objective)
+    if config.objective.generation.weight:
+        terms["generation"] = (config.objective.generation.weight, generation())
     given = dict(configs.fields(config))
     if any(given[name] for name in configs.LEAP):
         terms["leap"] = (1.0, _leap(config.objective))
@@ -151,7 +218,7 @@ def _leap(section: ConfigDict) -> Objective:
 
 
 def backbone_of(config: ConfigDict) -> catalogue.Backbone:
-    """The backbone that the config names.
+    """The backbone of pictures that the config names.
 
     Raises:
       ConfigError: unknown, or with weights where there are none.
@@ -165,72 +232,117 @@ def backbone_of(config: ConfigDict) -> catalogue.Backbone:
     return backbone
 
 
+def text_backbone_of(config: ConfigDict) -> text_catalogue.TextBackbone | None:
+    """The pretrained reader of sentences that the config names; None for a GRU."""
+    name = config.model.text.backbone
+    if name == "gru":
+        return None
+    return configs.choose(text_catalogue, name, "model.text.backbone")
+
+
 def make_model(
     config: ConfigDict,
-    vocabulary: int,
-    backbone: Mapping[str, Any] | None,
-    frozen: bool = False,
+    words: Words,
+    sources: Sources,
+    frozen: Frozen = Frozen(image=False, text=False),  # noqa: B008 (immutable)
 ) -> VisualSemanticModel:
     """The model without variables.
 
     Args:
       config: of the run.
-      vocabulary: how many token numbers there are.
-      backbone: `Built.backbone`.
-      frozen: whether the backbone is used as it is, which matters in training alone.
+      words: of its tokenizer.
+      sources: of the pretrained weights.
+      frozen: which backbones are used as they are, which matters in training alone.
 
     Raises:
       ConfigError: as `backbone_of`.
-      WeightsError: `backbone` describes something else.
+      WeightsError: `sources` describe something else.
     """
-    section = config.model
-    dtype = compute_dtype(config)
+    section, dtype = config.model, compute_dtype(config)
+    pretrained = text_backbone_of(config)
+    options = networks.Options(
+        dimension=section.dimension,
+        normalize=section.normalize,
+        image_pooling=section.image.pooling,
+        text_pooling=section.text.pooling,
+        project_text=pretrained is not None,
+        drop_parts=section.image.drop_parts,
+        hidden=section.hidden,
+        tile=Tile(*section.tile),
+        vocabulary=words.vocabulary,
+        dtype=dtype,
+        axis_name=parallel.AXIS,
+    )
+    network = configs.choose(networks, section.network, "model.network")(options)
+    generates = config.objective.generation.weight > 0
+    alter = section.text.alter
     return VisualSemanticModel(
         image=ImageEncoder(
-            dimension=section.dimension,
-            backbone=backbone_of(config).make(backbone or {}, dtype, parallel.AXIS),
-            pool=section.image.features == "pooled",
-            pooling=section.image.pooling,
-            frozen=frozen,
+            head=network.image,
+            backbone=backbone_of(config).make(sources.image or {}, dtype, parallel.AXIS),
+            parts=section.image.features,
+            cells=section.image.cells,
+            frozen=frozen.image,
             normalize_features=section.image.normalize_features,
-            normalize=section.normalize,
             dropout=section.image.dropout,
-            dtype=dtype,
         ),
-        text=GRUTextEncoder(
-            vocabulary=vocabulary,
-            words=section.text.words,
-            embedding=section.dimension,
-            bidirectional=section.text.bidirectional,
-            pooling=section.text.pooling,
-            normalize=section.normalize,
-            dropout=section.text.dropout,
-            dtype=dtype,
+        text=TextEncoder(
+            reader=GRUReader(
+                vocabulary=words.vocabulary,
+                width=section.text.words,
+                hidden=section.dimension,
+                bidirectional=section.text.bidirectional,
+                dropout=section.text.dropout,
+                dtype=dtype,
+            )
+            if pretrained is None
+            else pretrained.make(sources.text or {}, dtype),
+            head=network.text,
+            parts=section.text.features,
+            frozen=frozen.text,
+            dropout=0.0 if pretrained is None else section.text.dropout,
+            alter=partial(
+                altered_tokens,
+                vocabulary=words.vocabulary,
+                mask_token=words.mask,
+                special=words.special,
+                rate=alter,
+            )
+            if alter
+            else None,
         ),
+        pairwise=network.pairwise,
+        generator=network.generator if generates else None,
     )
 
 
 def build_model(
-    config: ConfigDict, vocabulary: int, frozen: bool, features: int | None = None
+    config: ConfigDict, words: Words, frozen: Frozen, features: int | None = None
 ) -> Built:
     """The model with its starting variables: random from the seed, or the pretrained weights.
 
     Args:
       config: of the run.
-      vocabulary: how many token numbers there are.
-      frozen: `backbone_is_frozen(config)`.
+      words: of its tokenizer.
+      frozen: `frozen_backbones(config)`.
       features: width of the pictures' features where the data are such; None for pixels.
 
     Raises:
       ConfigError: as `backbone_of`.
       WeightsError: the weights are missing or do not fit.
     """
-    source, load = config.model.image.weights, backbone_of(config).load
-    backbone = None if source is None else load_config(source)
-    model = make_model(config, vocabulary, backbone, frozen)
-    pretrained = {} if source is None or load is None else load(source, model.image.backbone)
+    sources = sources_of(config)
+    model = make_model(config, words, sources, frozen)
     # Drawing what is pretrained would take longer to compile than the rest.
-    given = flatten({k: {"image": {"backbone": v}} for k, v in pretrained.items()})
+    given: dict[str, Leaf] = {}
+    loads = {"image": backbone_of(config).load}
+    if (reader := text_backbone_of(config)) is not None:
+        loads["text"] = reader.load
+    for side, load in loads.items():
+        if load is not None and config.model[side].weights is not None:
+            module = getattr(getattr(model, side), BACKBONES[side])
+            found = load(config.model[side].weights, module)
+            given |= flatten({k: {side: {BACKBONES[side]: v}} for k, v in found.items()})
 
     @jax.jit
     def draw(key: PRNGKeyArray) -> dict[str, Leaf]:
@@ -239,7 +351,7 @@ def build_model(
 
     drawn = draw(jax.random.fold_in(jax.random.key(config.seed), 0))
     variables = unflatten(jax.tree.map(np.array, drawn | given))
-    return Built(model, {"batch_stats": {}} | variables, backbone)
+    return Built(model, {"params": {}, "batch_stats": {}} | variables, sources)
 
 
 def _example(config: ConfigDict, features: int | None = None) -> dict[str, Array]:
@@ -258,7 +370,8 @@ def with_word_vectors(
     built: Built, vectors: Float[np.ndarray, "v e"], found: Bool[np.ndarray, "v"]
 ) -> Built:
     """The same with the words that were `found` starting from the given vectors."""
-    text = dict(built.variables["params"]["text"])
-    text["words"] = np.where(found[:, None], vectors, text["words"])
+    text = built.variables["params"]["text"]
+    words = np.where(found[:, None], vectors, text["reader"]["words"])
+    text = {**text, "reader": {**text["reader"], "words": words}}
     params = {**built.variables["params"], "text": text}
     return dataclasses.replace(built, variables={**built.variables, "params": params})

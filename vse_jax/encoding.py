@@ -1,11 +1,12 @@
 """What every encoder of either side returns."""
 
 import flax.struct
+import numpy as np
 from jaxtyping import Array, Bool, Float
 
 
 class Encoding(flax.struct.PyTreeNode):
-    """A batch of pictures or sentences in the common space.
+    """A batch of pictures or sentences in the common space; on the host of NumPy arrays.
 
     Attributes:
       local: the parts (grid cells, regions, words), zero where `mask` is False.
@@ -13,6 +14,6 @@ class Encoding(flax.struct.PyTreeNode):
       pooled: one vector for the whole.
     """
 
-    local: Float[Array, "*b n d"]
-    mask: Bool[Array, "*b n"]
-    pooled: Float[Array, "*b d"]
+    local: Float[Array | np.ndarray, "*b n d"]
+    mask: Bool[Array | np.ndarray, "*b n"]
+    pooled: Float[Array | np.ndarray, "*b d"]

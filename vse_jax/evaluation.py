@@ -2,34 +2,67 @@
 
 import dataclasses
 import logging
+import time
 from collections.abc import Mapping
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from ml_collections import ConfigDict
 
-from vse_jax import parallel, train_step
+from vse_jax import assembly, parallel, train_step
 from vse_jax.checkpoint import CheckpointError, Checkpoints
 from vse_jax.data.split import Dataset, Split
 from vse_jax.evaluators import judgement, retrieval
 from vse_jax.experiment import Experiment
-from vse_jax.similarity import Similarity
+from vse_jax.similarity import Similarity, look_up
 from vse_jax.train_state import TrainState
 
 log = logging.getLogger(__name__)
 # Pairs drawn to compare distances with true scenes.
 JUDGED = 2000
+# Pairs compared at a time: of each, scores with all captions may be at hand.
+PAIRS = 1024
 # Protocols on the test split of another one, reported beside it.
 BESIDE: Mapping[str, tuple[str, ...]] = {"coco_5k": ("coco_1k_5fold",)}
 
 
 @dataclasses.dataclass(frozen=True)
 class Embeddings:
-    """Every picture and every caption of a split, float32 [n, d] and [m, d]."""
+    """Every picture and every caption of a split, and how they are compared.
+
+    Attributes:
+      images: float32 [n, d]; of a model that compares in pairs, scores [n, m] with all captions.
+      captions: float32 [m, d]; of such a model their numbers, int [m].
+      similarity: of rows of the two.
+    """
 
     images: np.ndarray
     captions: np.ndarray
+    similarity: Similarity
+
+    @classmethod
+    def of_scores(cls, scores: Float[np.ndarray, "n m"]) -> "Embeddings":
+        """Those whose similarities are these."""
+        return cls(scores, np.arange(scores.shape[1]), look_up)
+
+    def pairs(
+        self, images: Int[np.ndarray, " k"], captions: Int[np.ndarray, " k"]
+    ) -> Float[np.ndarray, " k"]:
+        """The similarity of each of these pictures with the caption of the same place."""
+        found = [
+            self.similarity.rows(
+                jnp.asarray(self.images[images[start : start + PAIRS]]),
+                jnp.asarray(self.captions[captions[start : start + PAIRS]]),
+            )
+            for start in range(0, len(images), PAIRS)
+        ]
+        return np.concatenate([*found, np.zeros(0, np.float32)])
+
+    def scores(self) -> Float[np.ndarray, "n m"]:
+        """The similarity of every picture with every caption."""
+        images, captions = jnp.asarray(self.images), jnp.asarray(self.captions)
+        return np.asarray(self.similarity.matrix(images, captions))
 
 
 def encode(
@@ -50,20 +83,23 @@ def encode(
     """
     from vse_jax.data import pipeline  # here: it imports TensorFlow
 
-    variables = experiment.encoder.variables(train_step.evaluation_params(state), state.batch_stats)
+    encoder = experiment.encoder
+    variables = encoder.variables(train_step.evaluation_params(state), state.batch_stats)
     examples = experiment.examples[split]
     size = experiment.devices.shared(experiment.config.evaluate.batch_size)
     share = parallel.process_share()
-    chosen = slice(None) if captions is None else captions
-    tokens, mask = examples.tokens[chosen], examples.token_mask[chosen]
-    return Embeddings(
-        experiment.encoder.images(
-            variables, pipeline.image_batches(examples, pictures, batch_size=size, **share)
-        ),
-        experiment.encoder.texts(
-            variables, pipeline.caption_batches(tokens, mask, batch_size=size, **share)
-        ),
+    images = encoder.images(
+        variables, pipeline.image_batches(examples, pictures, batch_size=size, **share)
     )
+    texts = encoder.texts(
+        variables, pipeline.caption_batches(examples, captions, batch_size=size, **share)
+    )
+    if not assembly.is_pairwise(experiment.config):
+        return Embeddings(images, texts, assembly.similarity_of(experiment.config))
+    begun = time.perf_counter()
+    scores = encoder.scores(variables, images, texts)
+    log.info("%d x %d pairs scored in %.0f s", *scores.shape, time.perf_counter() - begun)
+    return Embeddings.of_scores(scores)
 
 
 def encode_pairs(experiment: Experiment, state: TrainState, most: int) -> Embeddings:
@@ -76,15 +112,10 @@ def encode_pairs(experiment: Experiment, state: TrainState, most: int) -> Embedd
     captions = np.sort(drawn)
     pictures, rows = np.unique(pairing[captions], return_inverse=True)
     found = encode(experiment, state, "train", pictures, captions)
-    return Embeddings(found.images[rows], found.captions)
+    return dataclasses.replace(found, images=found.images[rows])
 
 
-def measure(
-    split: Split,
-    embeddings: Embeddings,
-    similarity: Similarity,
-    protocol: str | None = None,
-) -> dict[str, float]:
+def measure(split: Split, embeddings: Embeddings, protocol: str | None = None) -> dict[str, float]:
     """Retrieval metrics of a split, under `protocol` or, without one, over the whole split.
 
     Raises:
@@ -95,7 +126,7 @@ def measure(
         embeddings.images,
         embeddings.captions,
         split.caption_image,
-        score=similarity.matrix,
+        score=embeddings.similarity.matrix,
     )
 
 
@@ -109,9 +140,7 @@ def oracle(split: Split) -> dict[str, float] | None:
     return retrieval.evaluate_scores(f"all_{len(split.images)}", scores, split.caption_image)
 
 
-def judged(
-    config: ConfigDict, split: Split, embeddings: Embeddings, similarity: Similarity
-) -> dict[str, float]:
+def judged(config: ConfigDict, split: Split, embeddings: Embeddings) -> dict[str, float]:
     """How distance goes with what people judged, and with the true scenes where these are known.
 
     `expert/...` and `crowdflower/...` are over the pairs of their files (`evaluate.expert`,
@@ -131,12 +160,9 @@ def judged(
     }
 
     def correlated(name: str, pairs: np.ndarray, relevance: np.ndarray) -> None:
-        closeness = similarity.rows(
-            jnp.asarray(embeddings.images[pairs[:, 0]]),
-            jnp.asarray(embeddings.captions[pairs[:, 1]]),
-        )
+        closeness = embeddings.pairs(pairs[:, 0], pairs[:, 1])
         try:
-            values = judgement.agreement(-np.asarray(closeness), relevance)
+            values = judgement.agreement(-closeness, relevance)
         except judgement.NoCorrelationError as error:
             log.warning("%s: %s; it is left out", name, error)
             return

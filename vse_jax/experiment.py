@@ -4,16 +4,17 @@ import dataclasses
 import hashlib
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from ml_collections import ConfigDict
 
 from vse_jax import assembly, config, parallel, workdir
 from vse_jax.data import features, semantics, tokenizer
+from vse_jax.data.regions import Regions
 from vse_jax.data.split import DataError, Dataset
 from vse_jax.encode import Encoder
 from vse_jax.evaluators import judgement
@@ -80,20 +81,17 @@ def prepare(conf: ConfigDict, folder: Path, *, training: bool = False) -> Experi
     if datasets.are_missing(conf.data):
         load(conf.data, conf.seed)
     assembly.backbone_of(conf)
-    frozen = assembly.backbone_is_frozen(conf)
+    assembly.sources_of(conf)
     dataset = parallel.first_process_first("data", lambda: load(conf.data, conf.seed))
     _describe(dataset)
     if conf.objective.quantizer.weight:
         config.check_codes(conf.objective.quantizer.codes, len(dataset.splits["train"].images))
-    if begun:
-        path = folder / workdir.TOKENIZER
-        words = tokenizer.load(path, conf.data.tokenizer, conf.data.max_tokens)
-    else:
-        captions = dataset.splits["train"].captions
-        words = tokenizer.train(captions, conf.data.tokenizer, conf.data.max_tokens)
+    words = _tokenizer(conf, dataset, folder / workdir.TOKENIZER if begun else None)
+    known = assembly.Words.of(words, conf.model.text.alter > 0)
     given = dataset.splits["train"].features
     width = None if given is None else given.width
-    built = assembly.build_model(conf, words.vocabulary, frozen, width)
+    frozen = assembly.frozen_backbones(conf, known, width)
+    built = assembly.build_model(conf, known, frozen, width)
     if conf.model.text.glove is not None:
         vectors, found = tokenizer.read_glove(conf.model.text.glove, words, conf.model.text.words)
         built = assembly.with_word_vectors(built, vectors, found)
@@ -102,23 +100,39 @@ def prepare(conf: ConfigDict, folder: Path, *, training: bool = False) -> Experi
     examples = _examples(conf, dataset, words)
     meant = _semantics(conf, dataset)
     examples["train"] = dataclasses.replace(examples["train"], semantics=meant)
-    source = conf.model.image.weights
+    weights = {
+        side: None if conf.model[side].weights is None else digest(conf.model[side].weights)
+        for side in assembly.BACKBONES
+    }
     origin = {
         "data": dataset.fingerprint,
-        "weights": None if source is None else digest(source),
+        "weights": weights,
         "semantics": None if meant is None else hashlib.sha256(meant.tobytes()).hexdigest(),
-        "backbone": built.backbone,
+        "sources": built.sources._asdict(),
+        "words": known._asdict(),
         "features": width,
     }
-    if assembly.features_are_cached(conf, frozen):
-        examples = _with_features(
-            conf, devices, dataset, built, encoder, examples, origin["weights"]
-        )
+    cached = assembly.features_are_cached(conf, frozen)
+    cache = _Cache(conf, devices, built, encoder, examples)
+    if cached.image:
+        examples = cache.of_images(dataset.fingerprint, weights["image"])
+    if cached.text:
+        examples = dataclasses.replace(cache, examples=examples).of_texts(weights["text"])
     # Not before: what went wrong until here leaves the workdir free for another config.
     if parallel.is_first_process():
         workdir.claim(folder, conf, words.to_json(), origin)
     parallel.barrier("claim")
     return Experiment(conf, folder, devices, dataset, words, built, examples, encoder)
+
+
+def _tokenizer(conf: ConfigDict, dataset: Dataset, saved: Path | None) -> tokenizer.Tokenizer:
+    """That of the workdir if there is one, of the text weights, or of the training captions."""
+    preset, most = conf.data.tokenizer, conf.data.max_tokens
+    if saved is not None:
+        return tokenizer.load(saved, preset, most)
+    if preset == "pretrained":
+        return tokenizer.pretrained(conf.model.text.weights, most)
+    return tokenizer.train(dataset.splits["train"].captions, preset, most)
 
 
 def _describe(dataset: Dataset) -> None:
@@ -164,58 +178,129 @@ def _semantics(conf: ConfigDict, dataset: Dataset) -> np.ndarray | None:
     )
 
 
+@dataclasses.dataclass(frozen=True)
+class _Cache:
+    """Features of frozen backbones, computed on first use.
+
+    Attributes:
+      config: of the run.
+      devices: over which they are computed.
+      built: the model.
+      encoder: of it.
+      examples: by split.
+    """
+
+    config: ConfigDict
+    devices: parallel.Devices
+    built: assembly.Built
+    encoder: Encoder
+    examples: "dict[str, pipeline.Examples]"
+
+    def of_images(self, data: str, weights: str | None) -> "dict[str, pipeline.Examples]":
+        """The examples with the features of their pictures."""
+        from vse_jax.data import pipeline
+
+        def batches(name: str) -> Iterator[np.ndarray]:
+            pixels = pipeline.image_batches(self.examples[name], **self._share())
+            return self.encoder.image_features(self._variables(), pixels)
+
+        found = self._cached(
+            _features_key(self.config, data, weights),
+            "pictures",
+            {name: len(e.split.images) for name, e in self.examples.items()},
+            batches,
+        )
+        return {
+            name: dataclasses.replace(e, features=found[name]) for name, e in self.examples.items()
+        }
+
+    def of_texts(self, weights: str | None) -> "dict[str, pipeline.Examples]":
+        """The examples with the features of their captions."""
+        from vse_jax.data import pipeline
+
+        def batches(name: str) -> Iterator[np.ndarray]:
+            tokens = pipeline.caption_batches(self.examples[name], **self._share())
+            return (f for f, _ in self.encoder.text_features(self._variables(), tokens))
+
+        key = features.key(
+            version=FEATURES_VERSION,
+            tokens={name: _digest(e.tokens, e.token_mask) for name, e in self.examples.items()},
+            backbone=self.config.model.text.backbone,
+            weights=weights,
+            features=self.config.model.text.features,
+            precision=self.config.precision,
+        )
+        counts = {name: len(e.tokens) for name, e in self.examples.items()}
+        found = self._cached(key, "captions", counts, batches)
+        return {
+            name: dataclasses.replace(e, text_features=_of_words(found[name], e.token_mask))
+            for name, e in self.examples.items()
+        }
+
+    def _share(self) -> dict[str, int]:
+        size = self.devices.shared(self.config.evaluate.batch_size)
+        return {"batch_size": size, **parallel.process_share()}
+
+    def _variables(self) -> Any:
+        start = self.built.variables
+        return self.encoder.variables(start["params"], start["batch_stats"])
+
+    def _cached(
+        self,
+        key: str,
+        what: str,
+        counts: Mapping[str, int],
+        batches: Callable[[str], Iterator[np.ndarray]],
+    ) -> dict[str, np.ndarray]:
+        """The features of each split under this key, float32 [n, r, f], memory-mapped."""
+        data_dir = self.config.data.data_dir
+        folder = features.find(data_dir, key)
+        # Every process must take the same way, or the collectives below would wait for ever.
+        if not parallel.all_agree(folder is not None):
+            total = sum(counts.values())
+            log.info("computing the features of %d %s, once", total, what)
+            begun = time.perf_counter()
+            features.write(
+                data_dir,
+                key,
+                {name: (count, partial(batches, name)) for name, count in counts.items()},
+                store=parallel.is_first_process(),
+            )
+            parallel.barrier(f"features of {what}")
+            seconds = time.perf_counter() - begun
+            log.info("features of %d %s in %.0f s", total, what, seconds)
+            folder = features.find(data_dir, key)
+        if folder is None:
+            raise DataError(f"features {key} are gone from {data_dir}; start again")
+        log.info("features of %s in %s", what, folder)
+        return {name: features.load(folder, name, count) for name, count in counts.items()}
+
+
 def _features_key(conf: ConfigDict, data: str, weights: str | None) -> str:
     """The name of the features of these data: another whenever they would be others."""
+    kind = conf.model.image.features
     return features.key(
         version=FEATURES_VERSION,
         data=data,
         backbone=conf.model.image.backbone,
         weights=weights,
         image_size=conf.data.image_size,
-        features=conf.model.image.features,
+        features=[kind, conf.model.image.cells] if kind == "pyramid" else kind,
         precision=conf.precision,
     )
 
 
-def _with_features(
-    conf: ConfigDict,
-    devices: parallel.Devices,
-    dataset: Dataset,
-    built: assembly.Built,
-    encoder: Encoder,
-    examples: "dict[str, pipeline.Examples]",
-    weights: str | None,
-) -> "dict[str, pipeline.Examples]":
-    """The same with the frozen backbone's features, computed on first use."""
-    from vse_jax.data import pipeline
+def _digest(*arrays: np.ndarray) -> str:
+    """SHA-256 (hex) of the shapes and bytes of arrays."""
+    total = hashlib.sha256()
+    for array in arrays:
+        total.update(str(array.shape).encode() + array.tobytes())
+    return total.hexdigest()
 
-    key = _features_key(conf, dataset.fingerprint, weights)
-    folder = features.find(conf.data.data_dir, key)
-    # Every process must take the same way, or the collectives below would wait for ever.
-    if not parallel.all_agree(folder is not None):
-        total = sum(len(split.images) for split in dataset.splits.values())
-        log.info("computing the features of %d pictures, once", total)
-        variables = encoder.variables(built.variables["params"], built.variables["batch_stats"])
-        size, share = devices.shared(conf.evaluate.batch_size), parallel.process_share()
-        begun = time.perf_counter()
 
-        def batches(name: str) -> Iterator[np.ndarray]:
-            pixels = pipeline.image_batches(examples[name], batch_size=size, **share)
-            return encoder.features(variables, pixels)
-
-        features.write(
-            conf.data.data_dir,
-            key,
-            {n: (len(s.images), partial(batches, n)) for n, s in dataset.splits.items()},
-            store=parallel.is_first_process(),
-        )
-        parallel.barrier("features")
-        log.info("features of %d pictures in %.0f s", total, time.perf_counter() - begun)
-        folder = features.find(conf.data.data_dir, key)
-    if folder is None:
-        raise DataError(f"features {key} are gone from {conf.data.data_dir}; start again")
-    log.info("features in %s", folder)
-    return {
-        name: dataclasses.replace(e, features=features.load(folder, name, len(e.split.images)))
-        for name, e in examples.items()
-    }
+def _of_words(rows: np.ndarray, mask: np.ndarray) -> Regions:
+    """Features [m, l, f] of captions as those of their words; [m, 1, f] of each as a whole."""
+    found = Regions.of(rows)
+    if rows.shape[1] == 1 and mask.shape[1] != 1:
+        return found
+    return dataclasses.replace(found, count=mask.sum(axis=1).astype(np.int64))

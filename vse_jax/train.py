@@ -356,8 +356,7 @@ class Loop:
         state = self.experiment.devices.fetch(self.state)
         split = self.experiment.dataset.splits["validation"]
         embeddings = evaluation.encode(self.experiment, state, "validation")
-        similarity = assembly.similarity_of(self.experiment.config)
-        found = evaluation.measure(split, embeddings, similarity)
+        found = evaluation.measure(split, embeddings)
         better = found["rsum"] > max(self.metrics.values("validation/rsum"), default=-1.0)
         self._record(
             {"step": number, "epoch": number / self.epoch_steps}

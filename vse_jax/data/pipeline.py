@@ -48,6 +48,7 @@ class Examples:
       features: of every picture, memory-mapped: its `Regions`, or [n, r, f] where each has r;
         None for pixels.
       semantics: float32 [m, s] of every caption; None where nothing asks for them.
+      text_features: of every caption, memory-mapped; None for tokens.
     """
 
     split: Split
@@ -56,6 +57,7 @@ class Examples:
     pictures: Pictures
     features: Regions | np.ndarray | None = None
     semantics: np.ndarray | None = None
+    text_features: Regions | None = None
 
 
 def train_batches(
@@ -96,6 +98,7 @@ def train_batches(
     dataset = _with_pictures(dataset, examples, share, seed)
 
     known, meant = _annotations(examples.split), _semantics(examples)
+    said = _said(examples, share)
 
     def assemble(position: tf.Tensor, picture: tf.Tensor, caption: tf.Tensor, seen: dict) -> dict:
         del position
@@ -103,9 +106,8 @@ def train_batches(
             known(picture)
             | seen
             | meant(caption)
+            | said(caption)
             | {
-                "tokens": tf.gather(tf.constant(examples.tokens), caption),
-                "token_mask": tf.gather(tf.constant(examples.token_mask), caption),
                 "image_id": tf.cast(picture, tf.int32),
                 "caption_id": tf.cast(caption, tf.int32),
                 "weight": tf.ones_like(picture, tf.float32),
@@ -197,24 +199,40 @@ def image_batches(
 
 
 def caption_batches(
-    tokens: np.ndarray,
-    token_mask: np.ndarray,
+    examples: Examples,
+    captions: np.ndarray | None = None,
+    /,
     *,
     batch_size: int,
     process: int = 0,
     processes: int = 1,
 ) -> Iterator[Batch]:
-    """Every caption once, in order; the last batch padded with weight 0."""
+    """Every caption once, in order; the last batch padded with weight 0.
+
+    Args:
+      examples: a split.
+      captions: int [m], the numbers of those wanted, in their order; None: all.
+      batch_size: rows over all processes.
+      process: number of this process; it takes the process-th equal part of each batch.
+      processes: how many there are.
+    """
     share = batch_size // processes
-    for start in range(0, len(tokens), batch_size):
+    wanted = np.arange(len(examples.tokens)) if captions is None else captions
+    for start in range(0, len(wanted), batch_size):
         number = start + process * share + np.arange(share)
-        row = np.minimum(number, len(tokens) - 1)
-        yield {
-            "tokens": tokens[row],
-            "token_mask": token_mask[row],
+        row = wanted[np.minimum(number, len(wanted) - 1)]
+        yield _sentences(examples, row) | {
             "caption_id": row.astype(np.int32),
-            "weight": (number < len(tokens)).astype(np.float32),
+            "weight": (number < len(wanted)).astype(np.float32),
         }
+
+
+def _sentences(examples: Examples, captions: np.ndarray) -> Batch:
+    """Tokens of captions, or their features where there are any."""
+    if examples.text_features is None:
+        return {"tokens": examples.tokens[captions], "token_mask": examples.token_mask[captions]}
+    features, mask = examples.text_features.gather(captions)
+    return {"text_features": features, "text_feature_mask": mask}
 
 
 def decode(data: tf.Tensor, size: int) -> tf.Tensor:
@@ -256,6 +274,27 @@ def _semantics(examples: Examples) -> Callable[[tf.Tensor], dict]:
         return {"semantics": tf.ensure_shape(found, (None, table.shape[1]))}
 
     return meant
+
+
+def _said(examples: Examples, share: int) -> Callable[[tf.Tensor], dict]:
+    """Caption numbers -> `tokens` and `token_mask`, or `text_features` and their mask."""
+    features = examples.text_features
+    if features is None:
+        return lambda caption: {
+            "tokens": tf.gather(tf.constant(examples.tokens), caption),
+            "token_mask": tf.gather(tf.constant(examples.token_mask), caption),
+        }
+
+    def said(caption: tf.Tensor) -> dict:
+        found, mask = tf.numpy_function(
+            features.gather, [caption], (tf.float32, tf.bool), stateful=False
+        )
+        return {
+            "text_features": tf.ensure_shape(found, (share, features.most, features.width)),
+            "text_feature_mask": tf.ensure_shape(mask, (share, features.most)),
+        }
+
+    return said
 
 
 def _shuffled(position: tf.Tensor, size: int, seed: int) -> tf.Tensor:

@@ -1,4 +1,4 @@
-"""The assembled model: an image encoder, a text encoder and, of some networks, what compares them."""
+"""The assembled model: two encoders and, of some networks, what compares their results."""
 
 from collections.abc import Callable, Mapping
 from typing import Any

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 
 from vse_jax import assembly, evaluation, parallel, workdir
@@ -16,7 +15,6 @@ from vse_jax.evaluation import Embeddings
 from vse_jax.evaluators import codes, retrieval
 from vse_jax.experiment import Experiment
 from vse_jax.report import page
-from vse_jax.similarity import Similarity
 from vse_jax.train_state import TrainState
 
 log = logging.getLogger(__name__)
@@ -83,7 +81,7 @@ def write_reports(
         "chance": chance,
         "skipped": {reason: list(names) for reason, names in dataset.skipped.items()},
         "warnings": list(warnings),
-        "scores": score_histograms(split, embeddings, assembly.similarity_of(experiment.config)),
+        "scores": score_histograms(split, embeddings),
         "code_usage": _code_usage(embeddings, codebook),
         "oracle": truth,
         "command": command,
@@ -103,9 +101,7 @@ def reported_command(folder: Path) -> str | None:
         return None
 
 
-def score_histograms(
-    split: Split, embeddings: Embeddings, similarity: Similarity
-) -> dict[str, Any] | None:
+def score_histograms(split: Split, embeddings: Embeddings) -> dict[str, Any] | None:
     """How right pairs score, and as many wrong ones drawn at random; None for one picture.
 
     Returns:
@@ -116,10 +112,10 @@ def score_histograms(
     if n < 2:
         return None
     wrong = (right + np.random.default_rng(0).integers(1, n, len(right))) % n
-    captions = jnp.asarray(embeddings.captions)
-    sign = -1.0 if similarity.is_distance else 1.0
+    captions = np.arange(len(right))
+    distance = embeddings.similarity.is_distance
     scores = {
-        kind: sign * np.asarray(similarity.rows(jnp.asarray(embeddings.images[rows]), captions))
+        kind: (-1.0 if distance else 1.0) * embeddings.pairs(rows, captions)
         for kind, rows in (("right", right), ("wrong", wrong))
     }
     edges = np.histogram_bin_edges(np.concatenate(list(scores.values())), BINS)
@@ -127,7 +123,7 @@ def score_histograms(
         kind: (100 * np.histogram(values, edges)[0] / len(values)).tolist()
         for kind, values in scores.items()
     }
-    measure = "distance" if similarity.is_distance else "similarity"
+    measure = "distance" if distance else "similarity"
     return {"measure": measure, "edges": edges.tolist()} | shares
 
 
@@ -137,9 +133,8 @@ def _metrics(
     """Everything measured of a split: retrieval, from codes too, and how distance is judged."""
     split = experiment.dataset.splits[name]
     protocol = evaluation.protocol_of(experiment.dataset, name)
-    similarity = assembly.similarity_of(experiment.config)
-    metrics = _retrieval(protocol, split, embeddings, similarity, codebook)
-    return metrics | evaluation.judged(experiment.config.evaluate, split, embeddings, similarity)
+    metrics = _retrieval(protocol, split, embeddings, codebook)
+    return metrics | evaluation.judged(experiment.config.evaluate, split, embeddings)
 
 
 def _beside(
@@ -147,22 +142,17 @@ def _beside(
 ) -> dict[str, dict[str, float]]:
     """Retrieval of a split by each of the protocols that are reported beside its first."""
     split = experiment.dataset.splits[name]
-    similarity = assembly.similarity_of(experiment.config)
     return {
-        protocol: _retrieval(protocol, split, embeddings, similarity, codebook)
+        protocol: _retrieval(protocol, split, embeddings, codebook)
         for protocol in evaluation.protocols_beside(experiment.dataset, name)
     }
 
 
 def _retrieval(
-    protocol: str,
-    split: Split,
-    embeddings: Embeddings,
-    similarity: Similarity,
-    codebook: Codebook | None,
+    protocol: str, split: Split, embeddings: Embeddings, codebook: Codebook | None
 ) -> dict[str, float]:
     """Retrieval by a protocol, from codes too where there are any."""
-    metrics = evaluation.measure(split, embeddings, similarity, protocol)
+    metrics = evaluation.measure(split, embeddings, protocol)
     if codebook is None:
         return metrics
     images, captions = embeddings.images, embeddings.captions
@@ -182,20 +172,20 @@ def _queries(experiment: Experiment, split: Split, embeddings: Embeddings) -> di
     count = experiment.config.evaluate.queries
     if count == 0:
         return {"i2t": [], "t2i": []}
-    similarity = assembly.similarity_of(experiment.config)
-    score, sign = similarity.matrix, -1.0 if similarity.is_distance else 1.0
+    similarity = embeddings.similarity
+    sign = -1.0 if similarity.is_distance else 1.0
     ranks = retrieval.ranks(
         embeddings.images,
         embeddings.captions,
         np.arange(len(split.images)),
         split.caption_image,
-        score=score,
+        score=similarity.matrix,
     )
     pictures = np.unique(np.linspace(0, len(split.images) - 1, count).astype(int))
     captions = np.unique(np.linspace(0, len(split.captions) - 1, count).astype(int))
     shown = min(SHOWN, len(split.captions))
     found, scores = retrieval.top_k(
-        embeddings.images[pictures], embeddings.captions, shown, score=score
+        embeddings.images[pictures], embeddings.captions, shown, score=similarity.matrix
     )
     i2t = [
         {
@@ -214,7 +204,10 @@ def _queries(experiment: Experiment, split: Split, embeddings: Embeddings) -> di
     ]
     shown = min(SHOWN, len(split.images))
     found, scores = retrieval.top_k(
-        embeddings.captions[captions], embeddings.images, shown, score=score
+        embeddings.captions[captions],
+        embeddings.images,
+        shown,
+        score=similarity.turned.matrix,
     )
     t2i = [
         {
