@@ -361,6 +361,8 @@ def main(arguments: Sequence[str]) -> None:
             boxes=None if boxes.value is None else Path(boxes.value).expanduser(),
             batch_size=size.value,
         )
+    except KeyboardInterrupt:
+        sys.exit("extract_features: stopped; the same command goes on from here")
     except (*USER_ERRORS, OSError, flags.Error) as error:
         sys.exit(f"extract_features: {error}")
 
