@@ -80,6 +80,15 @@ def test_names_tell_which_rows_are_one_picture(folder):
     np.testing.assert_array_equal(train.features.gather(np.arange(3))[0], values(3))
 
 
+def test_names_come_before_groups_of_five(folder):
+    rows = np.repeat(values(2), [10, 5], axis=0)
+    write(folder, "train", rows, sentences(15), ["a"] * 10 + ["b"] * 5)
+    assert np.bincount(load(folder).splits["train"].caption_image).tolist() == [10, 5]
+    # Numbers of rows name no picture.
+    write(folder, "train", rows, sentences(15), range(15))
+    assert list(load(folder).splits["train"].images) == ["0", "5", "10"]
+
+
 @pytest.mark.parametrize("count", [4, 20])
 def test_names_of_pictures_or_captions(folder, count):
     ids = [f"{n * 4 // count}.jpg" for n in range(count)]
@@ -215,8 +224,8 @@ def test_widths_that_differ(folder):
     ("ids", "told"),
     [
         (["a"] * 3, r"train_ids\.txt has 3 names, for 7 pictures in 7 rows"),
-        (list("aabbccc"), r"train_ids\.txt:4: b again, but row 3 of the features differs"),
-        (list("aabccca"), r"train_ids\.txt:7: a again|a second time, first on line 1"),
+        (list("aabbccc"), r"train_ids\.txt:4: the same name .*, but row 3 of the features is ano"),
+        (list("aabccca"), r"train_ids\.txt:7: a a second time, first on line 1"),
     ],
 )
 def test_names_that_do_not_fit(folder, ids, told):

@@ -47,8 +47,9 @@ def load(folder: str | os.PathLike[str], data_dir: str | os.PathLike[str]) -> Da
     """The data set of a folder in this layout, its features memory-mapped.
 
     A picture has five captions where there are five times as many captions as rows; where there are
-    as many, each row belongs to one caption, and rows that are the same belong to one picture: five
-    at a time, or as `_ids.txt` says. `testall`, COCO's 5,000, is the test split if it is there.
+    as many, each row belongs to one caption, and rows that are the same belong to one picture: as
+    `_ids.txt` names them, or five at a time. `testall`, COCO's 5,000, is the test split if it is
+    there.
 
     Args:
       folder: with the files.
@@ -167,18 +168,17 @@ def _pictures(
     """The row [n] of each picture, and the picture [m] of each caption."""
     if captions != rows:
         return np.arange(rows), np.repeat(np.arange(rows), captions // rows)
-    groups = rows % CAPTIONS == 0 and repeats.reshape(-1, CAPTIONS)[:, 1:].all()
     first = np.ones(rows, bool)
-    if groups:
-        first = np.arange(rows) % CAPTIONS == 0
-    elif names is not None and len(names) == rows:
+    if names is not None and len(names) == rows:
         first[1:] = [one != other for one, other in zip(names[1:], names, strict=False)]
-        wrong = np.flatnonzero(~first & ~repeats)
-        if len(wrong):
-            raise DataError(
-                f"{ids}:{wrong[0] + 1}: {names[wrong[0]]} again, but row {wrong[0]} of the "
-                "features differs from the one before"
-            )
+    if first.all() and rows % CAPTIONS == 0 and repeats.reshape(-1, CAPTIONS)[:, 1:].all():
+        first = np.arange(rows) % CAPTIONS == 0
+    wrong = np.flatnonzero(~first & ~repeats)
+    if len(wrong):
+        raise DataError(
+            f"{ids}:{wrong[0] + 1}: the same name as on the line before, but row {wrong[0]} of the "
+            "features is another"
+        )
     return np.flatnonzero(first), np.cumsum(first) - 1
 
 
