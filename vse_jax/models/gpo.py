@@ -12,8 +12,10 @@ from flax import linen as nn
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
+from vse_jax.models.gru_cell import GRUWeights, next_state
 from vse_jax.models.masked import masked_softmax
-from vse_jax.models.text import GRU, symmetric_uniform
+from vse_jax.models.recurrent import GRUParams
+from vse_jax.models.text import symmetric_uniform
 
 # Up to this many parts, values are ranked by counting: n^2 comparisons that run over the channels
 # in one fused loop, against a sort that XLA does for one channel at a time on a CPU.
@@ -43,8 +45,7 @@ class GPO(nn.Module):
 
     def setup(self) -> None:
         """The two directions of the GRU and the last layer."""
-        self.gru = GRU(self.hidden)
-        self.gru_reverse = GRU(self.hidden, reverse=True)
+        self.gru, self.gru_reverse = GRUWeights(self.hidden), GRUWeights(self.hidden)
         self.score = self.param("score", symmetric_uniform(self.hidden**-0.5), (self.hidden,))
 
     def __call__(
@@ -61,14 +62,35 @@ class GPO(nn.Module):
 
     def weights(self, counts: Int[Array, " c"], size: int) -> Float[Array, "c n"]:
         """theta for sets of these counts, each at most n = `size`; zero beyond the count."""
-        code = position_code(size, self.code)[None]
-        # What a state of the forward direction has read does not depend on the count.
-        forward = self.gru(code, jnp.full(1, size)).outputs
-        code = jnp.broadcast_to(code, (len(counts), size, self.code))
-        backward = self.gru_reverse(code, counts).outputs
+        code = position_code(size, self.code)
+        # What the forward direction has read at a position does not depend on the count.
+        forward = _read(self.gru(self.code), code, jnp.full(1, size))
+        backward = _read(self.gru_reverse(self.code), code, counts, reverse=True)
         states = (jnp.broadcast_to(forward, backward.shape) + backward) / 2
         real = jnp.arange(size)[None] < counts[:, None]
         return masked_softmax(states @ self.score / self.temperature, real)
+
+
+def _read(
+    params: GRUParams, code: Float[Array, "n e"], counts: Int[Array, " c"], *, reverse: bool = False
+) -> Float[Array, "c n h"]:
+    """A GRU's states over the first 1, 2, ... of one row of inputs, zero beyond each count.
+
+    A plain scan: at this size `recurrent.gru`, made to skip padding, takes longer to compile.
+    """
+    from_code = code @ params.weight_ih.T + params.bias_ih[None]
+
+    def step(state: Array, inputs: tuple[Array, Array]) -> tuple[Array, Array]:
+        place, from_input = inputs
+        from_state = state @ params.weight_hh.T + params.bias_hh[None]
+        from_input = jnp.broadcast_to(from_input, from_state.shape)
+        state = next_state(from_input, from_state, state)
+        state = jnp.where((place < counts)[:, None], state, 0.0)
+        return state, state
+
+    start = jnp.zeros((len(counts), params.weight_hh.shape[1]))
+    inputs = (jnp.arange(len(code)), from_code)
+    return lax.scan(step, start, inputs, reverse=reverse)[1].swapaxes(0, 1)
 
 
 def position_code(length: int, width: int) -> Float[Array, "n c"]:

@@ -14,6 +14,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from vse_jax.encoding import Encoding
+from vse_jax.models.gru_cell import GRUWeights, next_state
 from vse_jax.models.masked import MaskedBatchNorm, masked_softmax, to_front
 from vse_jax.models.normalize import l2_normalize
 from vse_jax.models.recurrent import GRUParams
@@ -220,19 +221,13 @@ class _DecoderWeights(nn.Module):
     def __call__(self, words: int) -> Decoder:
         """As the released code starts them: products of attention and output Xavier normal."""
         hidden, normal = self.hidden, nn.initializers.xavier_normal()
-        gates, recurrent = 3 * hidden, symmetric_uniform(hidden**-0.5)
         return Decoder(
-            GRUParams(
-                self.param("weight_ih", recurrent, (gates, words + hidden)),
-                self.param("weight_hh", recurrent, (gates, hidden)),
-                self.param("bias_ih", recurrent, (gates,)),
-                self.param("bias_hh", recurrent, (gates,)),
-            ),
+            GRUWeights(hidden, name="gru")(words + hidden),
             self.param("attend", normal, (2 * hidden, hidden)),
             self.param("attend_bias", symmetric_uniform((2 * hidden) ** -0.5), (hidden,)),
             self.param("score", nn.initializers.normal((2 / (hidden + 1)) ** 0.5), (hidden,)),
             self.param("out", normal, (hidden, self.vocabulary)),
-            self.param("out_bias", recurrent, (self.vocabulary,)),
+            self.param("out_bias", symmetric_uniform(hidden**-0.5), (self.vocabulary,)),
         )
 
 
@@ -263,9 +258,7 @@ def _decode(
         context = kept * jnp.einsum("bn,bnh->bh", attention, states)
         from_x = from_word + product("bh,hg->bg", context, w_context)
         from_h = product("bh,hg->bg", h, w_state) + weights.gru.bias_hh[None]
-        r, z = jnp.split(jax.nn.sigmoid((from_x + from_h)[:, : 2 * hidden]), 2, axis=1)
-        n = jnp.tanh(from_x[:, 2 * hidden :] + r * from_h[:, 2 * hidden :])
-        h = (1 - z) * n + z * h
+        h = next_state(from_x, from_h, h)
         scores = product("bh,hv->bv", h, weights.out) + weights.out_bias[None]
         chosen = jnp.take_along_axis(jax.nn.log_softmax(scores), target[:, None], axis=1)
         return h, -chosen[:, 0]
