@@ -75,7 +75,7 @@ def _model() -> ConfigDict:
     # Whether embeddings are scaled to length 1.
     model.normalize = True
     model.image = image = ConfigDict()
-    # A module of vse_jax.models.backbones: "mobilenet_v2" or "small_resnet".
+    # Of vse_jax.models.backbones.catalogue: "mobilenet_v2", "resnet", "small_resnet" or "vgg19".
     image.backbone = "small_resnet"
     # Pretrained weights: a folder, a safetensors file or a Hugging Face hub name.
     image.weights = placeholder(str)

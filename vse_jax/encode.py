@@ -32,7 +32,7 @@ class Encoder:
 
         def features(variables: Any, batch: Batch) -> Float[Array, "b n f"]:
             def grid(model: nn.Module) -> Float[Array, "b h w c"]:
-                return model.image.backbone(batch["image"], train=False)
+                return model.image.backbone(batch["image"], train=False).grid
 
             return _everywhere(parts_of(nn.apply(grid, model)(variables), model.image.pool))
 

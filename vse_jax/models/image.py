@@ -82,7 +82,7 @@ class ImageEncoder(nn.Module):
         self, image: UInt8[Array, "b h w 3"], train: bool
     ) -> tuple[Float[Array, "b n f"], Bool[Array, "b n"]]:
         assert self.backbone is not None
-        grid = self.backbone(image, train=train and not self.frozen)
+        grid = self.backbone(image, train=train and not self.frozen).grid
         if self.frozen:
             grid = jax.lax.stop_gradient(grid)
         parts = parts_of(grid, self.pool)

@@ -7,9 +7,11 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from vse_jax.models.backbones import mobilenet_v2 as _mobilenet_v2
+from vse_jax.models.backbones import resnet as _resnet
 from vse_jax.models.backbones import small_resnet as _small_resnet
+from vse_jax.models.backbones import vgg19 as _vgg19
 
-__all__ = ["mobilenet_v2", "small_resnet"]
+__all__ = ["mobilenet_v2", "resnet", "small_resnet", "vgg19"]
 
 
 class Backbone(NamedTuple):
@@ -17,8 +19,8 @@ class Backbone(NamedTuple):
 
     Attributes:
       make: (configuration, dtype, axis_name) -> the module, called with uint8 pictures
-        [b, h, w, 3] and `train=`. The configuration is `config.json` of pretrained weights,
-        empty without them.
+        [b, h, w, 3] and `train=`, which returns a FeatureMap. The configuration is `config.json`
+        of pretrained weights, empty without them.
       load: (weights, module) -> the module's pretrained variables, raising WeightsError; None
         where there are no public weights.
     """
@@ -35,8 +37,24 @@ mobilenet_v2 = Backbone(
     _mobilenet_v2.load,
 )
 
+# ResNet-50, -101 or -152 as the weights' config.json says, ResNet-50 without weights.
+resnet = Backbone(
+    lambda configuration, dtype, axis_name: _resnet.make(
+        configuration, dtype=dtype, axis_name=axis_name
+    ),
+    _resnet.load,
+)
+
 # For training from scratch.
 small_resnet = Backbone(
     lambda _, dtype, axis_name: _small_resnet.SmallResNet(dtype=dtype, axis_name=axis_name),
     None,
+)
+
+# With batch norm where the weights' config.json says so.
+vgg19 = Backbone(
+    lambda configuration, dtype, axis_name: _vgg19.make(
+        configuration, dtype=dtype, axis_name=axis_name
+    ),
+    _vgg19.load,
 )
