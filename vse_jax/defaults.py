@@ -95,8 +95,8 @@ def _model() -> ConfigDict:
     # Whether embeddings are scaled to length 1.
     model.normalize = True
     model.image = image = ConfigDict()
-    # A module of vse_jax.models.backbones: "mobilenet_v2" or "small_resnet"; "none" where the data
-    # are features ("precomputed").
+    # Of vse_jax.models.backbones.catalogue: "clip", "mobilenet_v2", "resnet", "siglip",
+    # "small_resnet", "vgg19" or "vit"; "none" where the data are features ("precomputed").
     image.backbone = "small_resnet"
     # Pretrained weights: a folder, a safetensors file or a Hugging Face hub name.
     image.weights = placeholder(str)

@@ -4,6 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from vse_jax.models.backbones.feature_map import averaged
 from vse_jax.models.image import ImageEncoder, parts_of
 
 MASK = np.asarray([[1, 1, 1, 1], [1, 0, 1, 0], [0, 1, 0, 0], [0, 0, 0, 0]], bool)
@@ -16,7 +17,7 @@ class Stripes(nn.Module):
     def __call__(self, image, *, train):
         x = image.astype(jnp.float32) / 255.0
         x = nn.Conv(5, (2, 2), (2, 2), name="conv")(x)
-        return nn.BatchNorm(use_running_average=not train, name="norm")(x)
+        return averaged(nn.BatchNorm(use_running_average=not train, name="norm")(x))
 
 
 def features(seed=0, d=5):
@@ -108,7 +109,7 @@ def test_pixels_are_their_backbones_parts(pool):
     encoder = ImageEncoder(3, backbone=Stripes(), pool=pool, normalize_features=True)
     variables = start(encoder, pictures(), None, None)
     own = {name: tree["backbone"] for name, tree in variables.items()}
-    parts = parts_of(run(Stripes(), own, pictures()), pool)
+    parts = parts_of(run(Stripes(), own, pictures()).grid, pool)
     assert parts.shape == ((4, 1, 5) if pool else (4, 4, 5))
     mask = np.ones(parts.shape[:2], bool)
     from_pixels = run(encoder, variables, pictures(), None, None)

@@ -40,8 +40,9 @@ def noise(side, count=2):
 def ours(folder, image, dtype=jnp.float32):
     net, variables = from_pretrained(folder, dtype=dtype)
     head, head_variables = classifier_from_pretrained(folder)
-    grid = jax.jit(lambda v, x: net.apply(v, x, train=False))(variables, jnp.asarray(image))
-    return np.asarray(grid), np.asarray(head.apply(head_variables, grid.mean((1, 2))))
+    grid, pooled = jax.jit(lambda v, x: net.apply(v, x, train=False))(variables, jnp.asarray(image))
+    assert pooled.dtype == jnp.float32
+    return np.asarray(grid), np.asarray(head.apply(head_variables, pooled))
 
 
 def theirs(torch, model, image):
@@ -140,8 +141,8 @@ def test_the_headless_class_loads_too_and_has_no_classifier(torch, transformers,
     model.mobilenet_v2.save_pretrained(tmp_path)
     net, variables = from_pretrained(tmp_path)
     image = noise(64)
-    grid = jax.jit(lambda v, x: net.apply(v, x, train=False))(variables, jnp.asarray(image))
-    np.testing.assert_allclose(grid, theirs(torch, model, image)[0], atol=1e-4, rtol=1e-4)
+    found = jax.jit(lambda v, x: net.apply(v, x, train=False))(variables, jnp.asarray(image))
+    np.testing.assert_allclose(found.grid, theirs(torch, model, image)[0], atol=1e-4, rtol=1e-4)
     with pytest.raises(WeightsError, match="no classifier"):
         classifier_from_pretrained(tmp_path)
 
@@ -172,8 +173,8 @@ def test_training_updates_statistics_and_gradients_are_finite_on_a_black_picture
     @partial(jax.grad, has_aux=True)
     def gradient(params):
         batch = {"params": params, "batch_stats": variables["batch_stats"]}
-        grid, new = net.apply(batch, image, train=True, mutable=["batch_stats"])
-        return grid.sum(), new["batch_stats"]
+        found, new = net.apply(batch, image, train=True, mutable=["batch_stats"])
+        return found.grid.sum(), new["batch_stats"]
 
     gradients, new = gradient(variables["params"])
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradients))

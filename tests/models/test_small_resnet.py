@@ -57,7 +57,8 @@ def test_the_default_grid_is_six_by_six_for_about_thirty_million_multiply_adds()
     variables = jax.eval_shape(partial(net.init, train=False), jax.random.key(0), image)
     lowered = jax.jit(lambda v, x: net.apply(v, x, train=False)).lower(variables, image)
     assert 20e6 < lowered.cost_analysis()["flops"] / 2 < 40e6
-    assert lowered.out_info.shape == (1, 6, 6, 512)
+    assert lowered.out_info.grid.shape == (1, 6, 6, 512)
+    assert lowered.out_info.pooled.shape == (1, 512)
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(variables))
 
 
@@ -70,8 +71,8 @@ def test_gradients_are_finite_on_a_constant_picture(coordinates):
     @jax.value_and_grad
     def loss(params, image):
         batch = {"params": params, "batch_stats": variables["batch_stats"]}
-        grid, new = net.apply(batch, image, train=True, mutable=["batch_stats"])
-        return (grid.mean((1, 2)) ** 2).sum() + 0.0 * sum(map(jnp.sum, jax.tree.leaves(new)))
+        found, new = net.apply(batch, image, train=True, mutable=["batch_stats"])
+        return (found.pooled**2).sum() + 0.0 * sum(map(jnp.sum, jax.tree.leaves(new)))
 
     for value in (0, 255):
         image = jnp.full((2, 16, 16, 3), value, jnp.uint8)
@@ -106,7 +107,7 @@ def test_an_average_over_the_grid_tells_left_from_right_only_with_coordinates():
         variables = jax.tree.map(jnp.copy, start(net))
         scales = variables["params"]["stage1_block0"]["norm2"]
         scales["scale"] = jnp.ones_like(scales["scale"])
-        pooled = forward(net, variables, image).mean((1, 2))
+        pooled = forward(net, variables, image).pooled
         gaps[coordinates] = np.abs(pooled[0] - pooled[1]).max()
     assert gaps[False] < 1e-6 < 1e-4 < gaps[True]
 
@@ -115,7 +116,7 @@ def test_with_an_axis_name_four_devices_share_the_statistics_of_the_whole_batch(
     image = pictures()
     alone, shared = tiny(), tiny(axis_name="data")
     variables = start(alone)
-    grid, new = train(alone, variables, image)
+    found, new = train(alone, variables, image)
     mesh = jax.make_mesh((4,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
     split, whole = PartitionSpec("data"), PartitionSpec()
     mapped = jax.jit(
@@ -127,27 +128,30 @@ def test_with_an_axis_name_four_devices_share_the_statistics_of_the_whole_batch(
             check_vma=False,
         )
     )
-    shared_grid, shared_new = mapped(variables, image)
-    np.testing.assert_allclose(shared_grid, grid, atol=1e-4)
+    shared_found, shared_new = mapped(variables, image)
+    jax.tree.map(partial(np.testing.assert_allclose, atol=1e-4), shared_found, found)
     jax.tree.map(partial(np.testing.assert_allclose, atol=1e-5), shared_new, new)
 
 
 def test_bfloat16_is_close_and_keeps_float32_statistics():
     net, half, image = tiny(), tiny(dtype=jnp.bfloat16), pictures()
     variables = start(tiny())
-    grid, _ = train(net, variables, image)
-    half_grid, new = train(half, variables, image)
-    assert half_grid.dtype == jnp.bfloat16
+    found, _ = train(net, variables, image)
+    half_found, new = train(half, variables, image)
+    assert half_found.grid.dtype == jnp.bfloat16
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(new))
-    difference = np.abs(np.asarray(half_grid, np.float32) - grid)
-    assert difference.mean() < 0.02 * np.abs(grid).mean()
+    difference = np.abs(np.asarray(half_found.grid, np.float32) - found.grid)
+    assert difference.mean() < 0.02 * np.abs(found.grid).mean()
+    # The mean adds up in float32 what the grid has in bfloat16.
+    mean = np.asarray(half_found.grid, np.float64).mean((1, 2))
+    np.testing.assert_allclose(half_found.pooled, mean, rtol=1e-5, atol=1e-6)
 
 
 def test_a_side_that_is_odd_is_padded_by_a_pixel():
     """A grid of 23 x 24 pixels is that of 24 x 24 but for the cells that see the last row."""
     net = tiny(widths=(6,), blocks=(0,), coordinates=False)
     image = pictures()
-    cut, whole = (net.apply(start(net), x, train=False) for x in (image[:, :-1], image))
+    cut, whole = (net.apply(start(net), x, train=False).grid for x in (image[:, :-1], image))
     assert cut.shape == whole.shape
     np.testing.assert_allclose(cut[:, :-1], whole[:, :-1], rtol=1e-5, atol=1e-5)
     assert not np.allclose(cut[:, -1], whole[:, -1])

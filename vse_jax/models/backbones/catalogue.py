@@ -8,11 +8,13 @@ import jax.numpy as jnp
 
 from vse_jax.models.backbones import clip as _clip
 from vse_jax.models.backbones import mobilenet_v2 as _mobilenet_v2
+from vse_jax.models.backbones import resnet as _resnet
 from vse_jax.models.backbones import siglip as _siglip
 from vse_jax.models.backbones import small_resnet as _small_resnet
+from vse_jax.models.backbones import vgg19 as _vgg19
 from vse_jax.models.backbones import vit as _vit
 
-__all__ = ["clip", "mobilenet_v2", "none", "siglip", "small_resnet", "vit"]
+__all__ = ["clip", "mobilenet_v2", "none", "resnet", "siglip", "small_resnet", "vgg19", "vit"]
 
 
 class Backbone(NamedTuple):
@@ -20,8 +22,8 @@ class Backbone(NamedTuple):
 
     Attributes:
       make: (configuration, dtype, axis_name) -> the module, called with uint8 pictures
-        [b, h, w, 3] and `train=`; None where the data are features already. The
-        configuration is `config.json` of pretrained weights, empty without them.
+        [b, h, w, 3] and `train=`, which returns a FeatureMap; None where the data are features
+        already. The configuration is `config.json` of pretrained weights, empty without them.
       load: (weights, module) -> the module's pretrained variables, raising WeightsError; None
         where there are no public weights.
     """
@@ -38,10 +40,26 @@ mobilenet_v2 = Backbone(
     _mobilenet_v2.load,
 )
 
+# ResNet-50, -101 or -152 as the weights' config.json says, ResNet-50 without weights.
+resnet = Backbone(
+    lambda configuration, dtype, axis_name: _resnet.make(
+        configuration, dtype=dtype, axis_name=axis_name
+    ),
+    _resnet.load,
+)
+
 # For training from scratch.
 small_resnet = Backbone(
     lambda _, dtype, axis_name: _small_resnet.SmallResNet(dtype=dtype, axis_name=axis_name),
     None,
+)
+
+# With batch norm where the weights' config.json says so.
+vgg19 = Backbone(
+    lambda configuration, dtype, axis_name: _vgg19.make(
+        configuration, dtype=dtype, axis_name=axis_name
+    ),
+    _vgg19.load,
 )
 
 # As the weights' config.json describes it, ViT-B/16 without weights.

@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 
@@ -28,3 +29,8 @@ class WordFeatures(NamedTuple):
 
     words: Float[Array, "b l c"]
     pooled: Float[Array, "b p"]
+
+
+def averaged(grid: Float[Array, "b h w c"]) -> FeatureMap:
+    """The grid, and the mean of its cells in float32 as its whole."""
+    return FeatureMap(grid, jnp.mean(grid, axis=(1, 2), dtype=jnp.float32))

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, UInt8
 
 from vse_jax.models.backbones import weights
+from vse_jax.models.backbones.feature_map import FeatureMap, averaged
 from vse_jax.models.backbones.weights import WeightsError
 
 Dtype = Any
@@ -81,8 +82,8 @@ class MobileNetV2(nn.Module):
     axis_name: str | None = None
 
     @nn.compact
-    def __call__(self, image: UInt8[Array, "b h w 3"], *, train: bool) -> Float[Array, "b h2 w2 c"]:
-        """The last feature map; `train` decides on batch or running statistics."""
+    def __call__(self, image: UInt8[Array, "b h w 3"], *, train: bool) -> FeatureMap:
+        """The last feature map and its mean; `train` decides on batch or running statistics."""
         layer = partial(
             _ConvLayer,
             activation=_ACTIVATIONS[self.hidden_act],
@@ -111,7 +112,7 @@ class MobileNetV2(nn.Module):
             else:
                 x = block(stride, 1, layer)(x)
                 reached *= stride
-        return layer(self.channels, 1, name="conv_1x1")(x)
+        return averaged(layer(self.channels, 1, name="conv_1x1")(x))
 
     @property
     def channels(self) -> int:

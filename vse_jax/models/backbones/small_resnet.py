@@ -8,6 +8,8 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float, UInt8
 
+from vse_jax.models.backbones.feature_map import FeatureMap, averaged
+
 Dtype = Any
 
 
@@ -43,8 +45,11 @@ class SmallResNet(nn.Module):
     axis_name: str | None = None
 
     @nn.compact
-    def __call__(self, image: UInt8[Array, "b h w 3"], *, train: bool) -> Float[Array, "b h2 w2 c"]:
-        """The grid, after the last rectifier; `train` decides on batch or running statistics."""
+    def __call__(self, image: UInt8[Array, "b h w 3"], *, train: bool) -> FeatureMap:
+        """The grid, after the last rectifier, and its mean.
+
+        `train` decides on batch or running statistics.
+        """
         norm = partial(
             nn.BatchNorm,
             use_running_average=not train,
@@ -64,7 +69,7 @@ class SmallResNet(nn.Module):
                 x = _Block(width, stride, norm, self.dtype, name=f"stage{stage}_block{block}")(x)
         if self.coordinates:
             x = _append_coordinates(x)
-        return nn.relu(nn.Conv(self.head, (1, 1), dtype=self.dtype, name="head")(x))
+        return averaged(nn.relu(nn.Conv(self.head, (1, 1), dtype=self.dtype, name="head")(x)))
 
 
 class _Block(nn.Module):

@@ -1,0 +1,50 @@
+"""What `timm`'s config.json says of its weights."""
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from vse_jax.models.backbones.pixels import IMAGENET_MEAN, IMAGENET_STD, Channels
+from vse_jax.models.backbones.weights import WeightsError
+
+_WHERE = "config.json of the weights"
+# Of the changes to an architecture that timm can write down, those that features do not see.
+_HARMLESS = {"num_classes", "drop_rate", "drop_path_rate"}
+
+
+def architecture(config: Mapping[str, Any], known: Collection[str]) -> str:
+    """The name of the network, one of those `known`.
+
+    Raises:
+      WeightsError: it is another one, or a known one that was changed.
+    """
+    name: Any = config.get("architecture")
+    if name not in known:
+        raise WeightsError(f"{_WHERE}: architecture is {name!r}, expected one of {sorted(known)}")
+    changes = sorted((config.get("model_args") or {}).keys() - _HARMLESS)
+    if changes:
+        raise WeightsError(f"{_WHERE}: model_args changes {changes} of {name}, expected no changes")
+    return str(name)
+
+
+def statistics(config: Mapping[str, Any]) -> tuple[Channels, Channels]:
+    """Mean and deviation of the pixels, in [0, 1]; ImageNet's where none are given.
+
+    They stand in `pretrained_cfg`; in older uploads, beside the name.
+
+    Raises:
+      WeightsError: one is not three numbers, or a deviation is not positive.
+    """
+    given = config.get("pretrained_cfg", config)
+    mean = _three("mean", given.get("mean", IMAGENET_MEAN))
+    std = _three("std", given.get("std", IMAGENET_STD))
+    if min(std) <= 0:
+        raise WeightsError(f"{_WHERE}: std is {list(std)}, expected positive numbers")
+    return mean, std
+
+
+def _three(name: str, value: Any) -> Channels:
+    try:
+        first, second, third = map(float, value)
+    except (TypeError, ValueError):
+        raise WeightsError(f"{_WHERE}: {name} is {value!r}, expected three numbers") from None
+    return first, second, third
