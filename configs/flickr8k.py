@@ -1,7 +1,8 @@
 """Flickr8k with a frozen MobileNetV2, on cached features.
 
-configs/flickr8k.py[:system[,objective=NAME]], where system is "vsepp" with the objective "lmh" (the
-default), "lseh", "lsh" or "infonce", or "leap" with "full" (the default) or one of its parts, each
+configs/flickr8k.py[:system[,objective=NAME]], where system is a network, "vsepp" (the default),
+"vse_infinity", "vsrn", "saf" or "sgr", with the objective "lmh" (the default), "lseh", "lsh" or
+"infonce"; or "leap" with "full" (the default) or one of its parts, each
 with those before: "fixed" (margin), "adaptive", "centers", "quantizer", "multitask". Needs
 --config.data.manual_dir (the photos and captions) and --config.model.image.weights.
 """

@@ -22,6 +22,7 @@ def get_config(choice: str = "vsepp") -> ConfigDict:
     config.model.image.pooling = "mean_max"
     config.model.text.words = 64
     config.model.text.bidirectional = True
+    config.model.text.features = "words"
     config.model.text.pooling = "max"
     config.train.epochs = 2.5
     config.train.batch_size = 64

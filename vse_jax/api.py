@@ -40,7 +40,10 @@ class Model:
         )
         origin = workdir.read_origin(path)
         self._features: int | None = origin.get("features")
-        model = assembly.make_model(self.config, self._tokenizer.vocabulary, origin["backbone"])
+        words = origin["words"] | {"special": tuple(origin["words"]["special"])}
+        model = assembly.make_model(
+            self.config, assembly.Words(**words), assembly.Sources(**origin["sources"])
+        )
         tree = checkpoint.read_newest(path / "checkpoints" / "best")
         self.step = int(tree["step"])
         self.codebook = assembly.codebook_of(tree.get("objective_state", {}))

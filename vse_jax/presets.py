@@ -108,9 +108,58 @@ def leap(config: ConfigDict) -> None:
     config.objective.leap.pair_high = 1.2
 
 
+def regions(config: ConfigDict) -> None:
+    """Pictures as sets of parts: the 17 cells of a pyramid, where they are not sets already."""
+    if config.model.image.features == "pooled":
+        config.model.image.features = "pyramid"
+
+
+def words(config: ConfigDict) -> None:
+    """Sentences as sets of words, read in both directions."""
+    config.model.text.features = "words"
+    config.model.text.pooling = "mean"
+    config.model.text.bidirectional = True
+
+
+def vse_infinity(config: ConfigDict) -> None:
+    """Sets of regions and of words, pooled as is learned. Source: Chen et al., CVPR 2021."""
+    regions(config)
+    words(config)
+    config.model.network = "vse_infinity"
+    config.model.text.alter = 0.2
+
+
+def vsrn(config: ConfigDict) -> None:
+    """Regions that are reasoned over, captions told from them. Source: Li et al., ICCV 2019."""
+    regions(config)
+    config.model.network = "vsrn"
+    config.model.dimension = 2048
+    config.objective.generation.weight = 1.0
+
+
+def saf(config: ConfigDict) -> None:
+    """Words and regions compared in pairs, filtered. Source: Diao et al., AAAI 2021."""
+    regions(config)
+    words(config)
+    config.model.network = "saf"
+    # Cheaper than epochs of a softer loss, which needs the gradient of every pair.
+    config.objective.triplet.warmup_epochs = 0.0
+
+
+def sgr(config: ConfigDict) -> None:
+    """The same, reasoned over. Source: Diao et al., AAAI 2021."""
+    saf(config)
+    config.model.network = "sgr"
+
+
 # Of each system the objectives it can be trained with.
+_RANKING: dict[str, Setting] = {"lmh": lmh, "lseh": lseh, "lsh": lsh, "infonce": infonce}
 SYSTEMS: dict[str, dict[str, Setting]] = {
-    "vsepp": {"lmh": lmh, "lseh": lseh, "lsh": lsh, "infonce": infonce},
+    "vsepp": _RANKING,
+    "vse_infinity": _RANKING,
+    "vsrn": _RANKING,
+    "saf": _RANKING,
+    "sgr": _RANKING,
     "leap": {
         "full": leap,
         "fixed": leap_fixed,
@@ -119,6 +168,13 @@ SYSTEMS: dict[str, dict[str, Setting]] = {
         "quantizer": leap_quantizer,
         "multitask": leap_multitask,
     },
+}
+# What a system is besides its objective.
+NETWORKS: dict[str, Setting] = {
+    "vse_infinity": vse_infinity,
+    "vsrn": vsrn,
+    "saf": saf,
+    "sgr": sgr,
 }
 
 
@@ -147,6 +203,7 @@ def system(config: ConfigDict, choice: str, file: str, **defaults: str) -> None:
             )
         objective = value
     SYSTEMS[name][objective](config)
+    NETWORKS.get(name, lambda _: None)(config)
 
 
 def is_choice(text: str) -> bool:
