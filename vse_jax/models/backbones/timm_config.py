@@ -7,8 +7,8 @@ from vse_jax.models.backbones.pixels import IMAGENET_MEAN, IMAGENET_STD, Channel
 from vse_jax.models.backbones.weights import WeightsError
 
 _WHERE = "config.json of the weights"
-# Of the changes to an architecture that timm can write down, those that features do not see.
-_HARMLESS = {"num_classes", "drop_rate", "drop_path_rate"}
+# What timm notes of an architecture and features do not see, or the tensors' shapes tell.
+_HARMLESS = {"num_classes", "in_chans", "global_pool", "drop_rate", "drop_path_rate"}
 
 
 def architecture(config: Mapping[str, Any], known: Collection[str]) -> str:
