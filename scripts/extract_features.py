@@ -38,7 +38,6 @@ from vse_jax.data.scan_files import CAPTIONS, NAMES
 from vse_jax.data.split import DataError, Split
 from vse_jax.data.tokenizer import SPECIAL
 from vse_jax.errors import USER_ERRORS
-from vse_jax.models.backbones.feature_map import FeatureMap
 from vse_jax.models.backbones.weights import digest
 from vse_jax.models.regions import box_features, pyramid, pyramid_boxes
 
@@ -75,7 +74,9 @@ class Backbone:
                 f"'model.image.weights' {config.model.image.weights!r}: features are those of a "
                 "pretrained backbone; set both"
             )
-        built = assembly.build_model(config, len(SPECIAL), frozen=True)
+        built = assembly.build_model(
+            config, assembly.Words(len(SPECIAL), 0, ()), assembly.Frozen(image=True, text=False)
+        )
         module = built.model.image.backbone
         variables = {
             kind: tree["image"]["backbone"]
@@ -84,8 +85,7 @@ class Backbone:
         }
 
         def grid(variables: Any, image: jax.Array) -> jax.Array:
-            found = module.apply(variables, image, train=False)
-            return found.grid if isinstance(found, FeatureMap) else found
+            return module.apply(variables, image, train=False).grid
 
         def regions(variables: Any, batch: Mapping[str, jax.Array]) -> jax.Array:
             found = grid(variables, batch["image"])

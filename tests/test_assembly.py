@@ -34,19 +34,19 @@ def config(preset):
 )
 def test_a_backbone_of_which_a_part_learns_is_not_frozen(config, rules):
     config.train.freeze = rules
-    assert not assembly.backbone_is_frozen(config)
+    assert assembly.frozen_backbones(config) == (False, False)
 
 
 def test_a_backbone_frozen_at_random_is_refused(config):
     config.train.freeze = (("image/.*", None),)
     with pytest.raises(ConfigError, match="freezes the backbone, which has no pretrained weights"):
-        assembly.backbone_is_frozen(config)
+        assembly.frozen_backbones(config)
 
 
 def test_a_pattern_that_matches_nothing_is_refused_before_any_data(config):
     config.train.freeze = (("image/backbon/.*", None),)
     with pytest.raises(ConfigError, match="matches no parameter; names look like"):
-        assembly.backbone_is_frozen(config)
+        assembly.frozen_backbones(config)
 
 
 def test_what_has_no_pretrained_weights(config):
@@ -60,7 +60,8 @@ def test_a_gradient_reaches_the_backbone_unless_it_is_frozen(preset, frozen):
     config = preset("shapes")
     config.data.image_size = 16
     config.model.dimension, config.model.text.words = 4, 4
-    built = assembly.build_model(config, 6, frozen)
+    words, parts = assembly.Words(6, 0, ()), assembly.Frozen(frozen, text=False)
+    built = assembly.build_model(config, words, parts)
     rng = np.random.default_rng(0)
     batch = {
         "image": jnp.asarray(rng.integers(0, 256, (2, 16, 16, 3), dtype=np.uint8)),

@@ -154,7 +154,7 @@ def test_what_is_out_of_range(field, wrong):
         ({"data__shapes_sizes": (10, 10)}, "'data.shapes_sizes'"),
         ({"data__shapes_sizes": (10, 10, 0)}, "'data.shapes_sizes'"),
         ({"data__shapes_sizes": (10, 10, 1.5)}, "'data.shapes_sizes'"),
-        ({"train__decay_epochs": (1.0, "two")}, "'train.decay_epochs'"),
+        ({"train__decay_steps": (1.0, "two")}, "'train.decay_steps'"),
         ({"data__max_tokens": 2}, "'data.max_tokens' must be at least 3"),
         (
             {"objective__triplet__weight": 0.0},

@@ -51,8 +51,8 @@ def test_measure_ranks_every_picture_and_caption_of_the_split():
     images = np.eye(3, dtype=np.float32)
     # The second caption of picture 0 is nearest to picture 2.
     captions = np.asarray([[1, 0, 0], [0.1, 0, 1], [0, 1, 0], [0, 0, 2]], np.float32)
-    embeddings = evaluation.Embeddings(images, captions)
-    found = evaluation.measure(split_of([0, 0, 1, 2], 3), embeddings, dot)
+    embeddings = evaluation.Embeddings(images, captions, dot)
+    found = evaluation.measure(split_of([0, 0, 1, 2], 3), embeddings)
     assert found.keys() == MEASURES | {"rsum"}
     assert found["i2t/R@1"] == 100.0
     assert found["t2i/R@1"] == 75.0
@@ -61,9 +61,10 @@ def test_measure_ranks_every_picture_and_caption_of_the_split():
 
 
 def test_measure_refuses_a_split_of_another_size_than_the_protocol():
-    embeddings = evaluation.Embeddings(np.eye(2, dtype=np.float32), np.eye(2, dtype=np.float32))
+    eye = np.eye(2, dtype=np.float32)
+    embeddings = evaluation.Embeddings(eye, eye, dot)
     with pytest.raises(EvaluationError, match="defined on 1000 images, this set has 2"):
-        evaluation.measure(split_of([0, 1], 2), embeddings, dot, "flickr8k_1k")
+        evaluation.measure(split_of([0, 1], 2), embeddings, "flickr8k_1k")
 
 
 def test_the_oracle_ranks_by_meaning_and_only_where_it_is_known(run):
@@ -110,7 +111,7 @@ def test_the_report_keeps_its_contract(trained, run, best, report):
     assert report["warnings"] == [f"the test {few}"]
     assert report["chance"]["t2i/R@1"] == 100 / 16
     split = run.dataset.splits["test"]
-    again = evaluation.measure(split, evaluation.encode(run, best, "test"), dot)
+    again = evaluation.measure(split, evaluation.encode(run, best, "test"))
     assert {k: report["metrics"][k] for k in again} == pytest.approx(again)
     page = (trained / "report.html").read_text()
     assert "<title>vse_jax on shapes</title>" in page
@@ -201,7 +202,7 @@ def test_judgements_of_pairs_in_the_split_are_correlated_with_distances(tmp_path
     config = default_config().evaluate
     config.expert = str(path)
     found = evaluation.judged(
-        config, split, evaluation.Embeddings(images, captions), negative_euclidean
+        config, split, evaluation.Embeddings(images, captions, negative_euclidean)
     )
     assert found["expert/pairs"] == 5
     assert found["expert/spearman"] > 0.8
@@ -212,15 +213,17 @@ def test_judgements_of_pairs_in_the_split_are_correlated_with_distances(tmp_path
     everything = path.read_text()
     path.write_text("\t".join(map(str, lines[5])) + "\n")
     assert not evaluation.judged(
-        config, split, evaluation.Embeddings(images, captions), negative_euclidean
+        config, split, evaluation.Embeddings(images, captions, negative_euclidean)
     )
     path.write_text("".join("\t".join(map(str, line)) + "\n" for line in lines[:2]))
     assert not evaluation.judged(
-        config, split, evaluation.Embeddings(images, captions), negative_euclidean
+        config, split, evaluation.Embeddings(images, captions, negative_euclidean)
     )
     path.write_text(everything)
     assert not evaluation.judged(
-        config, split, evaluation.Embeddings(images[[0] * 4], captions[[0] * 5]), negative_euclidean
+        config,
+        split,
+        evaluation.Embeddings(images[[0] * 4], captions[[0] * 5], negative_euclidean),
     )
     assert [
         line.partition(";")[0] for line in caplog.messages if line.endswith("it is left out")
@@ -244,8 +247,8 @@ def test_right_pairs_and_wrong_ones_are_counted_apart():
     images /= np.linalg.norm(images, axis=1, keepdims=True)
     owners = np.repeat(np.arange(40), 3)
     captions = images[owners]
-    embeddings = evaluation.Embeddings(images, captions)
-    found = content.score_histograms(split_of(owners, 40), embeddings, negative_euclidean)
+    embeddings = evaluation.Embeddings(images, captions, negative_euclidean)
+    found = content.score_histograms(split_of(owners, 40), embeddings)
     edges, right, wrong = (np.asarray(found[name]) for name in ("edges", "right", "wrong"))
     assert len(edges) == len(right) + 1 == len(wrong) + 1
     assert found["measure"] == "distance"
@@ -257,5 +260,5 @@ def test_right_pairs_and_wrong_ones_are_counted_apart():
     apart = np.linalg.norm(images[:, None] - images[None], axis=2)[~np.eye(40, dtype=bool)]
     mean = wrong @ (edges[1:] + edges[:-1]) / 200
     assert mean == pytest.approx(apart.mean(), rel=0.05)
-    one = evaluation.Embeddings(images[:1], captions[:3])
-    assert content.score_histograms(split_of([0, 0, 0], 1), one, negative_euclidean) is None
+    one = evaluation.Embeddings(images[:1], captions[:3], negative_euclidean)
+    assert content.score_histograms(split_of([0, 0, 0], 1), one) is None

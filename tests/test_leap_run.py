@@ -221,11 +221,10 @@ def test_training_pairs_are_drawn_by_the_seed(found):
 def test_scenes_are_judged_by_the_caption_that_is_compared(found, embeddings):
     """Spearman's correlation, over the same pairs, from the definition."""
     from vse_jax.data.shapes.similarity import scene_similarity
-    from vse_jax.similarity import negative_euclidean
 
     run, _ = found
     split = run.dataset.splits["test"]
-    judged = evaluation.judged(run.config.evaluate, split, embeddings, negative_euclidean)
+    judged = evaluation.judged(run.config.evaluate, split, embeddings)
     shape = len(split.images), len(split.captions)
     pairs = np.random.default_rng(0).integers(0, shape, (evaluation.JUDGED, 2))
     truth = np.array([scene_similarity(split.meanings[c], split.scenes[i]) for i, c in pairs])

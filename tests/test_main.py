@@ -59,8 +59,8 @@ CASES = {
         [SHAPES, "--config.train.schedule=cosin"], 1, "'train.schedule' is 'cosin'; did you mean",
     ),
     "a tuple twice": (
-        [SHAPES, "--config.train.decay_epochs=(1.0,)", "--config.train.decay_epochs=(2.0,)"],
-        2, "--config.train.decay_epochs is given twice",
+        [SHAPES, "--config.train.decay_steps=(10,)", "--config.train.decay_steps=(20,)"],
+        2, "--config.train.decay_steps is given twice",
     ),
     "custom without its file": (
         ["--config=configs/custom.py:leap"], 2, "takes the file first: configs/custom.py:PATH,leap",

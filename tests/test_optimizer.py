@@ -128,9 +128,9 @@ def test_cosine_after_a_linear_warm_up():
 
 
 @pytest.mark.parametrize("warmup", [0.0, 1.0])
-def test_step_decays_at_its_epochs_counted_from_the_start(warmup):
+def test_step_decays_at_its_steps_counted_from_the_start(warmup):
     config = section(
-        learning_rate=1.0, schedule="step", decay_epochs=(2.0, 3.5), decay_factor=0.1,
+        learning_rate=1.0, schedule="step", decay_steps=(20, 35), decay_factor=0.1,
         warmup_epochs=warmup,
     )  # fmt: skip
     at = np.array([10, 19, 20, 34, 35, 99])
@@ -139,7 +139,7 @@ def test_step_decays_at_its_epochs_counted_from_the_start(warmup):
 
 
 def test_two_decays_that_fall_on_one_step_both_count():
-    config = section(learning_rate=1.0, schedule="step", decay_epochs=(1.0, 1.1), decay_factor=0.5)
+    config = section(learning_rate=1.0, schedule="step", decay_steps=(2, 2), decay_factor=0.5)
     found = rates(config, 10, 2.0, [1, 2, 9])
     np.testing.assert_allclose(found, [1.0, 0.25, 0.25], rtol=1e-6)
 

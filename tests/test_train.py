@@ -164,7 +164,7 @@ def test_words_start_from_glove_and_come_from_training_captions_alone(
     config.model.text.glove = str(tmp_path / "glove.txt")
     run = experiment.prepare(config, tmp_path / "run")
     assert f"word vectors: 1 of {run.tokenizer.vocabulary} words found" in caplog.text
-    table = run.built.variables["params"]["text"]["words"]
+    table = run.built.variables["params"]["text"]["reader"]["words"]
     number = run.tokenizer.words.token_to_id("circle")
     np.testing.assert_array_equal(table[number], np.full(8, 0.5))
     assert np.abs(np.delete(table, number, axis=0)).max() <= 0.1

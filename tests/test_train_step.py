@@ -12,9 +12,10 @@ import pytest
 from vse_jax import parallel, train_step
 from vse_jax.encoding import Encoding
 from vse_jax.models.backbones.small_resnet import SmallResNet
+from vse_jax.models.heads import LinearHead
 from vse_jax.models.image import ImageEncoder
 from vse_jax.models.model import VisualSemanticModel
-from vse_jax.models.text import GRUTextEncoder
+from vse_jax.models.text import GRUReader, TextEncoder
 from vse_jax.objectives.base import Objective, Spec, weighted_sum
 from vse_jax.objectives.triplet import triplet
 from vse_jax.optimizer import flatten, partition
@@ -23,7 +24,7 @@ from vse_jax.parallel import AXIS, Devices
 SPEC = Spec(dimension=6, images=8, steps_per_epoch=1, steps=5)
 # A rate at which the parameters after a step are the gradient, but for rounding.
 RATE, DECAY = 1e6, 0.5
-FROZEN = {"pixels": (("text/words", None),), "features": (("image/backbone/.*", None),)}
+FROZEN = {"pixels": (("text/reader/words", None),), "features": (("image/backbone/.*", None),)}
 SETUPS = {
     "pixels": [("shard_map", 1), ("shard_map", 4), ("pmap", 1), ("pmap", 4)],
     "features": [("shard_map", 1), ("shard_map", 4)],
@@ -52,8 +53,8 @@ def batch(path):
 def model(path):
     backbone = SmallResNet(stem=4, widths=(6,), blocks=(1,), head=8, axis_name=AXIS)
     return VisualSemanticModel(
-        ImageEncoder(6, backbone=backbone, pool=False, frozen=path == "features"),
-        GRUTextEncoder(vocabulary=9, words=4, embedding=6),
+        ImageEncoder(LinearHead(6), backbone, "grid", frozen=path == "features"),
+        TextEncoder(GRUReader(vocabulary=9, width=4, hidden=6), LinearHead(None)),
     )
 
 
@@ -152,8 +153,12 @@ def test_the_moving_average_follows_what_is_not_frozen():
         expected = DECAY * before.ema[name] + (1 - DECAY) * value
         np.testing.assert_allclose(after.ema[name], expected, rtol=1e-6)
     merged = flatten(train_step.evaluation_params(after))
-    np.testing.assert_array_equal(merged["text/gru/bias_hh"], after.ema["text/gru/bias_hh"])
-    np.testing.assert_array_equal(merged["text/words"], before.params["text"]["words"])
+    np.testing.assert_array_equal(
+        merged["text/reader/gru/bias_hh"], after.ema["text/reader/gru/bias_hh"]
+    )
+    np.testing.assert_array_equal(
+        merged["text/reader/words"], before.params["text"]["reader"]["words"]
+    )
 
 
 def test_statistics_move_to_those_of_the_whole_batch_or_not_at_all():
@@ -175,8 +180,8 @@ class Dropped(nn.Module):
     """Ones after dropout, times a parameter."""
 
     @nn.compact
-    def __call__(self, batch, *, train):
-        del batch
+    def __call__(self, batch, *, train, gather):
+        del batch, gather
         scale = self.param("scale", nn.initializers.ones, ())
         rows = nn.Dropout(0.5, deterministic=not train)(jnp.ones((1, 20))) * scale
         return {"image": Encoding(rows[None], jnp.ones((1, 1), bool), rows)}

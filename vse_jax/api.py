@@ -16,7 +16,8 @@ from vse_jax import assembly, checkpoint, parallel, train_step, workdir
 from vse_jax import codebook as codebooks
 from vse_jax.data import tokenizer
 from vse_jax.data.split import DataError
-from vse_jax.encode import Encoder, HostBatch
+from vse_jax.encode import Encoded, Encoder, HostBatch
+from vse_jax.encoding import Encoding
 
 T = TypeVar("T")
 Picture = str | os.PathLike[str] | bytes | np.ndarray
@@ -55,8 +56,8 @@ class Model:
 
     def encode_images(
         self, pictures: Iterable[Picture] | np.ndarray, batch_size: int = 64
-    ) -> Float[np.ndarray, "n d"]:
-        """Embeddings float32 of pictures, in order.
+    ) -> Encoded:
+        """Embeddings float32 [n, d] of pictures, in order; an `Encoding` of a pairwise network.
 
         Args:
           pictures: each a path, encoded bytes (JPEG, PNG, ...) or uint8 [h, w, 3]; of any sizes.
@@ -92,7 +93,7 @@ class Model:
 
     def _encode_features(
         self, pictures: Iterable[Picture] | np.ndarray, width: int, batch_size: int
-    ) -> Float[np.ndarray, "n d"]:
+    ) -> Encoded:
         """As `encode_images`, of the features that the model was trained on."""
         if isinstance(pictures, str | bytes | os.PathLike):
             raise TypeError("this model takes features, [n, r, f] or a list of [r, f], no pictures")
@@ -119,10 +120,8 @@ class Model:
             return self._nothing()
         return self._encoder.images(self._variables, batches())
 
-    def encode_texts(
-        self, sentences: Iterable[str], batch_size: int = 256
-    ) -> Float[np.ndarray, "n d"]:
-        """Embeddings float32 of sentences, in order.
+    def encode_texts(self, sentences: Iterable[str], batch_size: int = 256) -> Encoded:
+        """Embeddings float32 [n, d] of sentences, in order; an `Encoding` of a pairwise network.
 
         Args:
           sentences: of any number and length; unknown words count as <unk> or are dropped, as
@@ -162,16 +161,26 @@ class Model:
             return self._nothing()
         return self._encoder.texts(self._variables, batches())
 
-    def similarity(
-        self, images: Float[np.ndarray, "n d"], texts: Float[np.ndarray, "m d"]
-    ) -> Float[np.ndarray, "n m"]:
+    def similarity(self, images: Encoded, texts: Encoded) -> Float[np.ndarray, "n m"]:
         """Scores float32 of every picture with every sentence; larger is closer.
+
+        Args:
+          images: as `encode_images` gives them.
+          texts: as `encode_texts` gives them.
 
         They are cosines, or minus Euclidean distances where the model was trained for these.
 
         Raises:
           ValueError: an array is not of embeddings of this model, or not finite.
         """
+        if assembly.is_pairwise(self.config):
+            for name, given in (("images", images), ("texts", texts)):
+                if not isinstance(given, Encoding):
+                    raise ValueError(
+                        f"{name} is a {type(given).__name__}; this model compares in pairs: "
+                        "expected what encode_images and encode_texts give"
+                    )
+            return self._encoder.scores(self._variables, images, texts)
         for name, rows in (("image", images), ("text", texts)):
             self._check(f"{name}s", rows)
             codebooks.check_finite(rows, name)
@@ -208,8 +217,11 @@ class Model:
             padded = min(batch_size, 1 << (count - 1).bit_length())
             yield start, count, -(-padded // self._devices.count) * self._devices.count
 
-    def _nothing(self) -> Float[np.ndarray, "0 d"]:
-        return np.zeros((0, self.config.model.dimension), np.float32)
+    def _nothing(self) -> Encoded:
+        pooled = np.zeros((0, self.config.model.dimension), np.float32)
+        if assembly.is_pairwise(self.config):
+            return Encoding(pooled[:, None], np.zeros((0, 1), bool), pooled)
+        return pooled
 
 
 def _listed(items: Iterable[T], what: str) -> Sequence[T]:

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from vse_jax import config as configs
 from vse_jax import parallel
 from vse_jax.codebook import Codebook
-from vse_jax.data.tokenizer import Tokenizer
+from vse_jax.data.tokenizer import SPECIAL, Tokenizer
 from vse_jax.models import networks
 from vse_jax.models.backbones import catalogue, text_catalogue
 from vse_jax.models.backbones.weights import load_config
@@ -102,22 +102,21 @@ def sources_of(config: ConfigDict) -> Sources:
     )
 
 
-def frozen_backbones(config: ConfigDict, words: Words, features: int | None = None) -> Frozen:
+def frozen_backbones(config: ConfigDict) -> Frozen:
     """Which backbones `train.freeze` leaves whole as they are; traces the model, no more.
 
-    Args:
-      config: of the run.
-      words: of its tokenizer.
-      features: as for `build_model`.
+    A GRU that is frozen as it starts is not pretrained, so it counts as none.
 
     Raises:
-      ConfigError: a pattern matches no parameter; or as `backbone_of`; or a backbone is frozen
-        without pretrained weights.
+      ConfigError: a pattern matches no parameter; or as `backbone_of`; or the backbone of pictures
+        is frozen without pretrained weights.
       WeightsError: the weights are missing.
     """
     if not config.train.freeze:
         return Frozen(image=False, text=False)
-    model = make_model(config, words, sources_of(config))
+    # Names depend neither on the vocabulary nor on the width of given features.
+    model = make_model(config, Words(len(SPECIAL), 0, ()), sources_of(config))
+    features = 1 if config.model.image.backbone == "none" else None
     init = partial(model.init, train=False)
     shapes = jax.eval_shape(init, jax.random.key(0), _example(config, features))
     trainable, frozen = partition(shapes["params"], config.train.freeze)
@@ -127,12 +126,13 @@ def frozen_backbones(config: ConfigDict, words: Words, features: int | None = No
         some = any(name.startswith(inside) for name in frozen)
         if any(name.startswith(inside) for name in trainable) or not some:
             return False
-        if config.model[side].weights is None:
+        pretrained = config.model[side].weights is not None
+        if side == "image" and not pretrained:
             raise configs.ConfigError(
-                f"'train.freeze' freezes the backbone of the {side} side, which has no pretrained "
-                f"weights: set 'model.{side}.weights'"
+                "'train.freeze' freezes the backbone, which has no pretrained weights: "
+                "set 'model.image.weights'"
             )
-        return True
+        return pretrained
 
     return Frozen(*map(is_frozen, BACKBONES))
 

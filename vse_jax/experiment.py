@@ -81,7 +81,7 @@ def prepare(conf: ConfigDict, folder: Path, *, training: bool = False) -> Experi
     if datasets.are_missing(conf.data):
         load(conf.data, conf.seed)
     assembly.backbone_of(conf)
-    assembly.sources_of(conf)
+    frozen = assembly.frozen_backbones(conf)
     dataset = parallel.first_process_first("data", lambda: load(conf.data, conf.seed))
     _describe(dataset)
     if conf.objective.quantizer.weight:
@@ -90,7 +90,6 @@ def prepare(conf: ConfigDict, folder: Path, *, training: bool = False) -> Experi
     known = assembly.Words.of(words, conf.model.text.alter > 0)
     given = dataset.splits["train"].features
     width = None if given is None else given.width
-    frozen = assembly.frozen_backbones(conf, known, width)
     built = assembly.build_model(conf, known, frozen, width)
     if conf.model.text.glove is not None:
         vectors, found = tokenizer.read_glove(conf.model.text.glove, words, conf.model.text.words)

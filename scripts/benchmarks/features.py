@@ -12,9 +12,10 @@ from benchmarks.timing import Options, Row, alternately, rate, ratio
 from vse_jax import parallel
 from vse_jax.encode import Encoder
 from vse_jax.models.backbones import mobilenet_v2
+from vse_jax.models.heads import LinearHead
 from vse_jax.models.image import ImageEncoder
 from vse_jax.models.model import VisualSemanticModel
-from vse_jax.models.text import GRUTextEncoder
+from vse_jax.models.text import GRUReader, TextEncoder
 
 SIZE, BATCHES = 224, (16, 64, 256)
 
@@ -38,8 +39,8 @@ def measure(size: int, batches: Sequence[int], rounds: int, settings: Any = None
         module, variables, work = _with_twins(settings or {})
     else:
         module, variables, work = *_random(), {}
-    image = ImageEncoder(8, module, dtype=np.dtype(np.float32))
-    model = VisualSemanticModel(image, GRUTextEncoder(8, 8, 8))
+    text = TextEncoder(GRUReader(8, 8, 8), LinearHead(None))
+    model = VisualSemanticModel(ImageEncoder(LinearHead(8), module), text)
     encoder = Encoder(model, devices)
     placed = encoder.variables(
         *({"image": {"backbone": variables[name]}} for name in ("params", "batch_stats"))
@@ -47,7 +48,7 @@ def measure(size: int, batches: Sequence[int], rounds: int, settings: Any = None
 
     def ours(pictures: np.ndarray) -> np.ndarray:
         batch = {"image": pictures, "weight": np.ones(len(pictures), np.float32)}
-        (found,) = encoder.features(placed, [batch])
+        (found,) = encoder.image_features(placed, [batch])
         return found[:, 0]
 
     return [

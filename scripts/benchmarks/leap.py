@@ -10,7 +10,7 @@ def run(options: Options) -> list[Row]:
     vsepp = configs["VSE++"]
     captions = step.captions_of(options, vsepp)
     steps = {name: step.OurStep(conf, captions.vocabulary) for name, conf in configs.items()}
-    width = steps["VSE++"].params["image"]["project"]["kernel"].shape[0]
+    width = steps["VSE++"].params["image"]["head"]["project"]["kernel"].shape[0]
     given = step.batches(captions, vsepp.train.batch_size, width)
     timings = alternately(
         {

@@ -123,7 +123,9 @@ class OurStep:
         loose = conf.copy_and_resolve_references()
         # A frozen backbone would ask for pretrained weights.
         loose.train.freeze, loose.model.image.weights = (), None
-        built = assembly.build_model(loose, vocabulary, frozen=False)
+        built = assembly.build_model(
+            loose, assembly.Words(vocabulary, 0, ()), assembly.Frozen(image=False, text=False)
+        )
         trainable, _ = optimizer.partition(built.variables["params"], conf.train.freeze)
         epoch = IMAGES * CAPTIONS_OF_EACH / conf.train.batch_size
         steps = round(conf.train.epochs * epoch)
@@ -173,7 +175,7 @@ def measure(
 ) -> list[Row]:
     """Rows of the step of `conf` and, where PyTorch is installed, of its twins."""
     ours = OurStep(conf, captions.vocabulary)
-    features = ours.params["image"]["project"]["kernel"].shape[0]
+    features = ours.params["image"]["head"]["project"]["kernel"].shape[0]
     given = batches(captions, conf.train.batch_size, features)
     steps: dict[str, Callable[[Batch], Any]] = {"ours": ours}
     if importlib.util.find_spec("torch") is not None:

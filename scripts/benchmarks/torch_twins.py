@@ -21,7 +21,7 @@ class TowersLoss(nn.Module):
     def __init__(self, params: Any, config: ConfigDict) -> None:
         """Starts from this project's parameters, a tree of NumPy arrays, under its config."""
         super().__init__()
-        image, text = params["image"]["project"], params["text"]
+        image, text = params["image"]["head"]["project"], params["text"]["reader"]
         self.margin = config.objective.triplet.margin
         self.image_dropout = nn.Dropout(config.model.image.dropout)
         self.text_dropout = nn.Dropout(config.model.text.dropout)

@@ -292,7 +292,7 @@ def test_evaluation_sees_every_caption_once(processes):
     given = examples()
     parts = [
         list(pipeline.caption_batches(
-            given.tokens, given.token_mask, batch_size=4, process=p, processes=processes
+            given, batch_size=4, process=p, processes=processes
         ))
         for p in range(processes)
     ]  # fmt: skip

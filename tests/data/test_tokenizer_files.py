@@ -162,7 +162,7 @@ def test_siglip_does_it_where_only_the_model_says_whose_it_is(siglip, tmp_path):
     assert rows(found, SENTENCES) == rows(tokenizer.pretrained(siglip, 64), SENTENCES)
 
 
-def test_siglip_2_lower_cases_and_keeps_punctuation(clip, tmp_path):
+def test_siglip_2_lower_cases_and_keeps_punctuation(tmp_path):
     words = Tokenizer(models.BPE({"a": 0, "b": 1, "!": 2, "▁": 3}, []))
     words.normalizer = normalizers.Replace(" ", "▁")
     words.save(str(tmp_path / "tokenizer.json"))
@@ -252,7 +252,7 @@ def test_more_tokens_than_the_model_reads_are_refused(clip):
         tokenizer.pretrained(clip, 78)
 
 
-def test_what_is_missing_or_damaged_is_named(bert, tmp_path):
+def test_what_is_missing_or_damaged_is_named(tmp_path):
     with pytest.raises(DataError, match=r"neither tokenizer\.json nor vocab\.txt"):
         tokenizer.pretrained(tmp_path, 9)
     (tmp_path / "vocab.txt").write_text("[PAD]\n[UNK]\na\n")
@@ -289,5 +289,5 @@ def test_the_hub_is_asked_for_the_tokenizer_too(monkeypatch, bert):
         raise huggingface_hub.errors.LocalEntryNotFoundError("Got: ConnectError")
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", refuse)
-    with pytest.raises(WeightsError, match="'somebody/bert'.*give the path of a local folder"):
+    with pytest.raises(WeightsError, match=r"'somebody/bert'.*give the path of a local folder"):
         tokenizer.pretrained("somebody/bert", 40)

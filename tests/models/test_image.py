@@ -4,7 +4,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vse_jax.models.backbones.feature_map import averaged
+from vse_jax.models.backbones.feature_map import FeatureMap, averaged
+from vse_jax.models.heads import LinearHead
 from vse_jax.models.image import ImageEncoder, parts_of
 
 MASK = np.asarray([[1, 1, 1, 1], [1, 0, 1, 0], [0, 1, 0, 0], [0, 0, 0, 0]], bool)
@@ -28,6 +29,10 @@ def pictures():
     return np.random.default_rng(1).integers(0, 256, (4, 4, 4, 3), dtype=np.uint8)
 
 
+def encoder_of(pooling="mean", **options):
+    return ImageEncoder(LinearHead(3, pooling), **options)
+
+
 def start(encoder, *inputs):
     return encoder.init(jax.random.key(0), *jax.tree.map(jnp.asarray, inputs), train=False)
 
@@ -49,12 +54,13 @@ def unit(rows):
 @pytest.mark.parametrize("normalize", [False, True])
 @pytest.mark.parametrize("pooling", ["mean", "mean_max"])
 def test_features_are_pooled_and_projected_as_the_formula_says(normalize, pooling):
-    encoder = ImageEncoder(3, normalize_features=normalize, pooling=pooling)
+    encoder = encoder_of(pooling, normalize_features=normalize)
     given = features()
     variables = start(encoder, None, given, MASK)
-    kernel, bias = (np.array(variables["params"]["project"][name]) for name in ("kernel", "bias"))
+    layer = variables["params"]["head"]["project"]
+    kernel, bias = (np.array(layer[name]) for name in ("kernel", "bias"))
     bias = bias + 0.3
-    variables = {"params": {"project": {"kernel": kernel, "bias": bias}}}
+    variables = {"params": {"head": {"project": {"kernel": kernel, "bias": bias}}}}
     found = run(encoder, variables, None, given, MASK)
 
     parts = unit(given) if normalize else given
@@ -73,7 +79,7 @@ def test_features_are_pooled_and_projected_as_the_formula_says(normalize, poolin
 
 @pytest.mark.parametrize("pooling", ["mean", "mean_max"])
 def test_masked_parts_change_nothing_and_get_no_gradient(pooling):
-    encoder = ImageEncoder(3, pooling=pooling)
+    encoder = encoder_of(pooling)
     given = features()
     variables = start(encoder, None, given, MASK)
     dirty = np.where(MASK[..., None], given, 1e3).astype(np.float32)
@@ -90,7 +96,7 @@ def test_masked_parts_change_nothing_and_get_no_gradient(pooling):
 
 @pytest.mark.parametrize("pooling", ["mean", "mean_max"])
 def test_cells_of_zeros_have_finite_gradients(pooling):
-    encoder = ImageEncoder(3, normalize_features=True, pooling=pooling)
+    encoder = encoder_of(pooling, normalize_features=True)
     given = features()
     given[0] = 0.0
     given[1, 0] = 0.0
@@ -104,22 +110,22 @@ def test_cells_of_zeros_have_finite_gradients(pooling):
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(found))
 
 
-@pytest.mark.parametrize("pool", [False, True])
-def test_pixels_are_their_backbones_parts(pool):
-    encoder = ImageEncoder(3, backbone=Stripes(), pool=pool, normalize_features=True)
+@pytest.mark.parametrize(("parts", "count"), [("pooled", 1), ("grid", 4), ("pyramid", 5)])
+def test_pixels_are_their_backbones_parts(parts, count):
+    encoder = encoder_of(backbone=Stripes(), parts=parts, cells=2, normalize_features=True)
     variables = start(encoder, pictures(), None, None)
     own = {name: tree["backbone"] for name, tree in variables.items()}
-    parts = parts_of(run(Stripes(), own, pictures()).grid, pool)
-    assert parts.shape == ((4, 1, 5) if pool else (4, 4, 5))
-    mask = np.ones(parts.shape[:2], bool)
+    seen = parts_of(run(Stripes(), own, pictures()), parts, 2)
+    assert seen.shape == (4, count, 5)
+    mask = np.ones(seen.shape[:2], bool)
     from_pixels = run(encoder, variables, pictures(), None, None)
-    from_parts = run(encoder, variables, None, parts, mask, train=False)
+    from_parts = run(encoder, variables, None, seen, mask, train=False)
     assert_same(from_pixels, from_parts)
 
 
 @pytest.mark.parametrize("frozen", [False, True])
 def test_a_frozen_backbone_gets_no_gradient_and_keeps_its_statistics(frozen):
-    encoder = ImageEncoder(3, backbone=Stripes(), frozen=frozen)
+    encoder = encoder_of(backbone=Stripes(), frozen=frozen)
     variables = start(encoder, pictures(), None, None)
 
     def total(params):
@@ -130,7 +136,7 @@ def test_a_frozen_backbone_gets_no_gradient_and_keeps_its_statistics(frozen):
         return jnp.sum(found.pooled**3), new
 
     gradient, new = jax.grad(total, has_aux=True)(variables["params"])
-    assert np.any(gradient["project"]["kernel"] != 0)
+    assert np.any(gradient["head"]["project"]["kernel"] != 0)
     moved = any(np.any(leaf != 0) for leaf in jax.tree.leaves(gradient["backbone"]))
     same = jax.tree.map(np.array_equal, new["batch_stats"], variables["batch_stats"])
     assert moved == (not frozen)
@@ -138,7 +144,7 @@ def test_a_frozen_backbone_gets_no_gradient_and_keeps_its_statistics(frozen):
 
 
 def test_dropout_acts_only_in_training():
-    encoder = ImageEncoder(3, dropout=0.5)
+    encoder = encoder_of(dropout=0.5)
     variables = start(encoder, None, features(), MASK)
     plain, again = (run(encoder, variables, None, features(), MASK) for _ in "ab")
     rngs = {"dropout": jax.random.key(1)}
@@ -149,15 +155,18 @@ def test_dropout_acts_only_in_training():
 
 def test_neither_pixels_nor_features_is_an_error():
     with pytest.raises(ValueError, match="neither pixels nor features"):
-        start(ImageEncoder(3), None, None, None)
+        start(encoder_of(), None, None, None)
 
 
-def test_parts_are_the_cells_row_by_row_or_their_mean():
+def test_parts_are_the_cells_row_by_row_the_whole_or_a_pyramid():
     grid = np.arange(2 * 2 * 3 * 4, dtype=np.float32).reshape(2, 2, 3, 4)
-    cells = parts_of(jnp.asarray(grid, jnp.bfloat16), pool=False)
+    pooled = np.ones((2, 7), np.float32)
+    seen = FeatureMap(jnp.asarray(grid, jnp.bfloat16), jnp.asarray(pooled))
+    cells = parts_of(seen, "grid")
     assert cells.dtype == jnp.float32
     for row in range(2):
         for column in range(3):
             np.testing.assert_array_equal(cells[:, 3 * row + column], grid[:, row, column])
-    whole = parts_of(jnp.asarray(grid), pool=True)
-    np.testing.assert_allclose(whole, grid.mean((1, 2))[:, None], rtol=1e-6)
+    np.testing.assert_array_equal(parts_of(seen, "pooled"), pooled[:, None])
+    whole = parts_of(seen, "pyramid", 1)
+    np.testing.assert_allclose(whole, np.stack([grid.mean((1, 2))] * 2, 1), rtol=1e-6)

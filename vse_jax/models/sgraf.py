@@ -10,6 +10,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
@@ -190,7 +191,9 @@ def _linear(module: nn.Module, name: str, inputs: int, outputs: int) -> dict[str
     }
 
 
-def _apply(linear: dict[str, Array], x: Float[Array, "*n f"], dtype: Any) -> Float[Array, "*n d"]:
+def _apply(
+    linear: dict[str, Array], x: Float[Array | np.ndarray, "*n f"], dtype: Any
+) -> Float[Array, "*n d"]:
     """x W + b, summed in float32."""
     found = jnp.matmul(
         x.astype(dtype), linear["kernel"].astype(dtype), preferred_element_type=jnp.float32
@@ -222,7 +225,7 @@ def _alignments(
     logits = product("ard,ed->are", regions, words.reshape(c * length, d))
     logits = jnp.where(logits > 0, logits, LEAK * logits).reshape(a, -1, c, length)
     logits = SMOOTH * l2_normalize(logits * texts.mask[None, None])
-    weights = _softmax(logits, images.mask[:, :, None, None], axis=1)
+    weights = _softmax(logits, jnp.asarray(images.mask)[:, :, None, None], axis=1)
     context = product("are,ard->aed", weights.reshape(a, -1, c * length).astype(dtype), regions)
     context = l2_normalize(context).reshape(a, c, length, d)
     squares = (context - texts.local[None]) ** 2
@@ -243,7 +246,10 @@ def _measure_filtration(
     """Mean and variance of the nodes' logits, caption by caption."""
     logits = _apply(params["weight"], nodes, jnp.float32)[..., 0]
     where = jnp.broadcast_to(_real(texts), logits.shape)
-    return tuple(f(logits, axis=(0, 2), where=where) for f in (jnp.mean, jnp.var))
+    return (
+        jnp.mean(logits, axis=(0, 2), where=where),
+        jnp.var(logits, axis=(0, 2), where=where),
+    )
 
 
 def _filtered(
