@@ -1,9 +1,14 @@
-"""Word tokenizers on the `tokenizers` library: two presets, vocabulary from training captions."""
+"""Tokenizers on the `tokenizers` library: words of training captions, or those of weights.
+
+Two presets take their vocabulary from training captions; "pretrained" is what published weights
+were trained with.
+"""
 
 import dataclasses
 import math
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -13,12 +18,15 @@ from tokenizers.models import WordLevel
 from tokenizers.processors import TemplateProcessing
 from tokenizers.trainers import WordLevelTrainer
 
+from vse_jax.data import tokenizer_files
 from vse_jax.data.split import DataError
 
 PAD, START, END, UNKNOWN = "<pad>", "<start>", "<end>", "<unk>"
 SPECIAL = [PAD, START, END, UNKNOWN]
 # How often a training caption must use a word for it to enter the vocabulary.
 MIN_COUNT = {"vse": 4, "dvsa": 5}
+# What stands for a word that is hidden, the first of them that a tokenizer knows.
+MASKS = ("[MASK]", "<mask>", "[UNK]", UNKNOWN)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,40 +34,65 @@ class Tokenizer:
     """Sentences to padded token numbers.
 
     Attributes:
-      preset: "vse" maps unknown words to <unk>; "dvsa" drops them.
-      words: the tokenizer of the library, as saved.
-      max_tokens: of a sentence, <start> and <end> included.
+      preset: "vse" maps unknown words to <unk>; "dvsa" drops them; "pretrained" splits them.
+      words: the tokenizer of the library.
+      max_tokens: of a sentence, those that open and close it included.
+      pad: the token behind shorter sentences.
     """
 
     preset: str
     words: Words
     max_tokens: int
+    pad: int = 0
 
     def __post_init__(self) -> None:
-        """Reads "<end>" in a sentence as what people wrote, not as the token."""
+        """Reads "<end>" in a sentence as what people wrote, not as the token.
+
+        Cutting and padding are not left to the library: it would pad to the longest uncut.
+        """
         self.words.encode_special_tokens = True
+        self.words.no_truncation()
+        self.words.no_padding()
 
     @property
     def vocabulary(self) -> int:
         """How many token numbers there are."""
         return self.words.get_vocab_size()
 
+    @property
+    def mask_token(self) -> int:
+        """What stands for a hidden word: the model's own mask token, else the unknown word.
+
+        Raises:
+          DataError: there is neither, as in CLIP's vocabulary.
+        """
+        known = [self.words.token_to_id(name) for name in MASKS]
+        found = [number for number in known if number is not None]
+        if not found:
+            raise DataError(f"the tokenizer has none of {', '.join(MASKS)} to hide words with")
+        return found[0]
+
+    @property
+    def special(self) -> tuple[int, ...]:
+        """The tokens that stand for no word or part of one: padding, start, end, unknown, mask."""
+        added = self.words.get_added_tokens_decoder()
+        return tuple(sorted({self.pad} | {n for n, token in added.items() if token.special}))
+
     def tokenize(self, sentences: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """(tokens int32 [b, l], mask bool [b, l]) with l the longest of these, at least 1.
 
-        Longer sentences are cut so that <end> stays the last token.
+        Longer sentences are cut so that the token that closes them stays the last.
         """
         rows = [encoding.ids for encoding in self.words.encode_batch(list(sentences))]
         if self.preset == "dvsa":
             unknown = SPECIAL.index(UNKNOWN)
             rows = [[token for token in row if token != unknown] for row in rows]
-        end = SPECIAL.index(END)
         rows = [
-            row if len(row) <= self.max_tokens else [*row[: self.max_tokens - 1], end]
+            row if len(row) <= self.max_tokens else [*row[: self.max_tokens - 1], row[-1]]
             for row in rows
         ]
         length = max(map(len, rows), default=1)
-        tokens = np.zeros((len(rows), length), np.int32)
+        tokens = np.full((len(rows), length), self.pad, np.int32)
         mask = np.zeros((len(rows), length), bool)
         for number, row in enumerate(rows):
             tokens[number, : len(row)] = row
@@ -68,7 +101,12 @@ class Tokenizer:
 
     def to_json(self) -> str:
         """The library's JSON, for `load`."""
-        return self.words.to_str(pretty=True)
+        if self.preset != "pretrained":
+            return self.words.to_str(pretty=True)
+        # The library's own place for the padding token.
+        copy = Words.from_str(self.words.to_str())
+        copy.enable_padding(pad_id=self.pad, pad_token=self.words.id_to_token(self.pad))
+        return copy.to_str(pretty=True)
 
 
 def train(captions: Sequence[str], preset: Literal["vse", "dvsa"], max_tokens: int) -> Tokenizer:
@@ -101,12 +139,34 @@ def train(captions: Sequence[str], preset: Literal["vse", "dvsa"], max_tokens: i
     return Tokenizer(preset, words, max_tokens)
 
 
+def pretrained(source: str | Path, max_tokens: int) -> Tokenizer:
+    """The tokenizer that pretrained weights were trained with.
+
+    Args:
+      source: the weights: a folder, a file in it, or a name on the Hugging Face hub.
+      max_tokens: of a sentence, those that open and close it included.
+
+    Raises:
+      DataError: no tokenizer lies beside the weights, it is damaged, or `max_tokens` is more
+        than the model reads.
+      WeightsError: no such path, and the hub has no such name or cannot be reached.
+    """
+    words, pad, most = tokenizer_files.read(source)
+    if most is not None and max_tokens > most:
+        raise DataError(
+            f"tokenizer of {source}: its model reads at most {most} tokens, and data.max_tokens is "
+            f"{max_tokens}"
+        )
+    return Tokenizer("pretrained", words, max_tokens, pad)
+
+
 def load(path: str | os.PathLike[str], preset: str, max_tokens: int) -> Tokenizer:
     """The tokenizer of a file with `Tokenizer.to_json`; raises DataError where it is none."""
     try:
-        return Tokenizer(preset, Words.from_file(os.fspath(path)), max_tokens)
+        words = Words.from_file(os.fspath(path))
     except Exception as error:  # the library raises bare Exception
         raise DataError(f"{path}: no tokenizer file: {error}") from error
+    return Tokenizer(preset, words, max_tokens, (words.padding or {"pad_id": 0})["pad_id"])
 
 
 def read_glove(

@@ -23,6 +23,10 @@ Rules = Sequence[tuple[str, str]]
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 CONFIG = "config.json"
+TOKENIZER = "tokenizer.json"
+TOKENIZER_CONFIG = "tokenizer_config.json"
+SPECIAL_TOKENS = "special_tokens_map.json"
+VOCABULARY = "vocab.txt"
 
 # What the last part of a Flax path is called in PyTorch.
 _LEAVES = {
@@ -47,7 +51,7 @@ def locate(source: str | Path) -> Path:
     Args:
       source: a safetensors file, a folder with `model.safetensors` (or its shards and their
         index) and `config.json`, or a name on the Hugging Face hub such as
-        `google/mobilenet_v2_1.0_224`, of which those files are fetched.
+        `google/mobilenet_v2_1.0_224`, of which those files are fetched, and the tokenizer's.
 
     Raises:
       WeightsError: no such path, and the hub has no such name or cannot be reached.
@@ -60,6 +64,7 @@ def locate(source: str | Path) -> Path:
     import huggingface_hub
 
     wanted = [CONFIG, WEIGHTS, INDEX, "model-*.safetensors"]
+    wanted += [TOKENIZER, TOKENIZER_CONFIG, SPECIAL_TOKENS, VOCABULARY]
     try:
         return Path(huggingface_hub.snapshot_download(str(source), allow_patterns=wanted))
     except Exception as error:  # The client's errors come from three packages.
