@@ -125,7 +125,8 @@ def test_bfloat16_is_close(minilm):
 @pytest.fixture
 def tiny():
     module = bert.make(TINY)
-    variables = module.init(jax.random.key(0), *map(jnp.asarray, batch()), train=False)
+    init = jax.jit(partial(module.init, train=False))
+    variables = init(jax.random.key(0), *map(jnp.asarray, batch()))
     rng = np.random.default_rng(1)
     return module, jax.tree.map(
         lambda leaf: rng.normal(scale=0.3, size=leaf.shape).astype(np.float32), variables
@@ -135,11 +136,10 @@ def tiny():
 def test_a_sentence_alone_is_what_it_is_in_a_batch(tiny):
     module, variables = tiny
     tokens, mask = map(jnp.asarray, batch())
-    found = module.apply(variables, tokens, mask, train=False)
+    apply = partial(jax.jit(partial(module.apply, train=False)), variables)
+    found = apply(tokens, mask)
     for row, length in enumerate((9, 4, 1)):
-        alone = module.apply(
-            variables, tokens[row : row + 1, :length], mask[row : row + 1, :length], train=False
-        )
+        alone = apply(tokens[row : row + 1, :length], mask[row : row + 1, :length])
         np.testing.assert_allclose(found.words[row, :length], alone.words[0], atol=1e-6)
         np.testing.assert_allclose(found.pooled[row], alone.pooled[0], atol=1e-6)
     np.testing.assert_array_equal(found.pooled[3], 0.0)
@@ -155,7 +155,7 @@ def test_gradients_are_finite_with_a_sentence_without_words(tiny):
         )
         return (found.pooled**2).sum() + (found.words**2).sum()
 
-    leaves = jax.tree.leaves(jax.grad(total)(variables))
+    leaves = jax.tree.leaves(jax.jit(jax.grad(total))(variables))
     assert all(np.isfinite(leaf).all() for leaf in leaves)
     assert max(abs(leaf).max() for leaf in leaves) > 0
 

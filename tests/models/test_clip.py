@@ -138,7 +138,8 @@ def test_towers_saved_alone_load(tmp_path):
 @pytest.fixture
 def tiny():
     module = clip.make_text({"text_config": TEXT, "projection_dim": 20})
-    variables = module.init(jax.random.key(0), *map(jnp.asarray, batch()), train=False)
+    init = jax.jit(partial(module.init, train=False))
+    variables = init(jax.random.key(0), *map(jnp.asarray, batch()))
     rng = np.random.default_rng(1)
     return module, jax.tree.map(
         lambda leaf: rng.normal(scale=0.3, size=leaf.shape).astype(np.float32), variables
@@ -149,11 +150,10 @@ def test_a_sentence_alone_is_what_it_is_in_a_batch(tiny):
     module, variables = tiny
     tokens, mask = map(jnp.asarray, batch())
     tokens = jnp.where(mask, tokens, 7)
-    found = module.apply(variables, tokens, mask, train=False)
+    apply = partial(jax.jit(partial(module.apply, train=False)), variables)
+    found = apply(tokens, mask)
     for row, length in enumerate((9, 4, 2)):
-        alone = module.apply(
-            variables, tokens[row : row + 1, :length], mask[row : row + 1, :length], train=False
-        )
+        alone = apply(tokens[row : row + 1, :length], mask[row : row + 1, :length])
         np.testing.assert_allclose(found.words[row, :length], alone.words[0], atol=1e-6)
         np.testing.assert_allclose(found.pooled[row], alone.pooled[0], atol=1e-6)
 
@@ -169,9 +169,9 @@ def test_gradients_are_finite_with_a_sentence_without_words_and_a_black_picture(
 
     image = jnp.zeros((1, 32, 32, 3), jnp.uint8)
     pictures = clip.make_image(VISION)
-    drawn = pictures.init(jax.random.key(0), image, train=False)
+    drawn = jax.jit(partial(pictures.init, train=False))(jax.random.key(0), image)
     for gradients in (
-        jax.grad(partial(total, module.apply))(variables, tokens, mask),
+        jax.jit(jax.grad(partial(total, module.apply)))(variables, tokens, mask),
         jax.jit(jax.grad(partial(total, pictures.apply)))(drawn, image),
     ):
         leaves = jax.tree.leaves(gradients)
@@ -192,7 +192,7 @@ def test_dropout_is_the_configurations():
     settings = {"text_config": TEXT | {"attention_dropout": 0.5}}
     module = clip.make_text(settings)
     arrays = tuple(map(jnp.asarray, batch()))
-    variables = module.init(jax.random.key(0), *arrays, train=False)
+    variables = jax.jit(partial(module.init, train=False))(jax.random.key(0), *arrays)
     rngs = {"dropout": jax.random.key(1)}
     still = module.apply(variables, *arrays, train=False).words
     dropped = module.apply(variables, *arrays, train=True, rngs=rngs).words

@@ -105,7 +105,8 @@ def test_towers_saved_alone_load(tmp_path):
 @pytest.fixture
 def tiny():
     module = siglip.make_text({"text_config": TEXT})
-    variables = module.init(jax.random.key(0), *map(jnp.asarray, batch()), train=False)
+    init = jax.jit(partial(module.init, train=False))
+    variables = init(jax.random.key(0), *map(jnp.asarray, batch()))
     rng = np.random.default_rng(1)
     return module, jax.tree.map(
         lambda leaf: rng.normal(scale=0.3, size=leaf.shape).astype(np.float32), variables
@@ -115,11 +116,10 @@ def tiny():
 def test_a_sentence_alone_is_what_it_is_in_a_batch(tiny):
     module, variables = tiny
     tokens, mask = map(jnp.asarray, batch(behind=33))
-    found = module.apply(variables, tokens, mask, train=False)
+    apply = partial(jax.jit(partial(module.apply, train=False)), variables)
+    found = apply(tokens, mask)
     for row, length in enumerate(LENGTHS):
-        alone = module.apply(
-            variables, tokens[row : row + 1, :length], mask[row : row + 1, :length], train=False
-        )
+        alone = apply(tokens[row : row + 1, :length], mask[row : row + 1, :length])
         np.testing.assert_allclose(found.words[row, :length], alone.words[0], atol=1e-6)
         np.testing.assert_allclose(found.pooled[row], alone.pooled[0], atol=1e-6)
 
@@ -142,9 +142,9 @@ def test_gradients_are_finite_with_a_sentence_without_words_and_a_black_picture(
 
     image = jnp.zeros((1, 32, 32, 3), jnp.uint8)
     pictures = siglip.make_image(VISION)
-    drawn = pictures.init(jax.random.key(0), image, train=False)
+    drawn = jax.jit(partial(pictures.init, train=False))(jax.random.key(0), image)
     for gradients in (
-        jax.grad(partial(total, module.apply))(variables, tokens, mask),
+        jax.jit(jax.grad(partial(total, module.apply)))(variables, tokens, mask),
         jax.jit(jax.grad(partial(total, pictures.apply)))(drawn, image),
     ):
         leaves = jax.tree.leaves(gradients)
@@ -155,15 +155,18 @@ def test_gradients_are_finite_with_a_sentence_without_words_and_a_black_picture(
 def test_bfloat16_is_close():
     image = jnp.asarray(noise(32, 32))
     modules = [siglip.make_image(VISION, dtype=d) for d in (jnp.float32, jnp.bfloat16)]
-    variables = modules[0].init(jax.random.key(0), image, train=False)
-    full, half = (module.apply(variables, image, train=False) for module in modules)
+    variables = jax.jit(partial(modules[0].init, train=False))(jax.random.key(0), image)
+    full, half = (
+        jax.jit(partial(module.apply, train=False))(variables, image) for module in modules
+    )
     assert half.grid.dtype == half.pooled.dtype == jnp.bfloat16
     assert 0.99 < np.corrcoef(full.pooled[0], half.pooled[0].astype(jnp.float32))[0, 1] < 1.0
 
 
 def test_what_is_missing_is_named(tmp_path):
     module = siglip.make_image(VISION)
-    drawn = module.init(jax.random.key(0), jnp.asarray(noise(32, 32)), train=False)
+    init = jax.jit(partial(module.init, train=False))
+    drawn = init(jax.random.key(0), jnp.asarray(noise(32, 32)))
     tensors = weights.revert(drawn, siglip.IMAGE_RULES)
     for leaf in ("weight", "bias"):
         parts = [tensors.pop(f"head.attention.{p}.{leaf}") for p in ("query", "key", "value")]

@@ -142,7 +142,8 @@ def test_a_foreign_configuration_is_refused(config, message):
 @pytest.fixture
 def tiny():
     module = vit.make(TINY)
-    variables = module.init(jax.random.key(0), jnp.asarray(noise(32, 32)), train=False)
+    init = jax.jit(partial(module.init, train=False))
+    variables = init(jax.random.key(0), jnp.asarray(noise(32, 32)))
     return module, variables
 
 
