@@ -38,6 +38,10 @@ def test_softmax_is_over_the_kept_entries():
     (gradient,) = back(jnp.arange(12.0).reshape(3, 4))
     assert np.isfinite(gradient).all()
     np.testing.assert_array_equal(jnp.where(mask, 0, gradient), 0)
+    # A single entry weighs 1 whatever its score.
+    np.testing.assert_array_equal(gradient[2], 0)
+    mean = expected @ [0.0, 1.0, 3.0]
+    np.testing.assert_allclose(gradient[0, [0, 1, 3]], expected * ([0, 1, 3] - mean), atol=1e-6)
 
 
 def test_to_front_keeps_the_order():

@@ -14,8 +14,9 @@ def masked_softmax(scores: Float[Array, "*b n"], mask: Bool[Array, "*b n"]) -> F
     scores = jnp.where(mask, scores, jnp.finfo(scores.dtype).min)
     highest = jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True))
     raised = jnp.where(mask, jnp.exp(scores - highest), 0.0)
-    # The highest adds exactly 1, so that the bound is met by empty rows alone.
-    return raised / jnp.maximum(jnp.sum(raised, axis=-1, keepdims=True), 1.0)
+    total = jnp.sum(raised, axis=-1, keepdims=True)
+    # Not the larger of it and 1: of equals, as with a single entry, each gets half the gradient.
+    return raised / jnp.where(jnp.any(mask, axis=-1, keepdims=True), total, 1.0)
 
 
 def to_front(

@@ -14,6 +14,7 @@ from vse_jax.encoding import Encoding
 from vse_jax.models.gpo import GPO
 from vse_jax.models.masked import MaskedBatchNorm
 from vse_jax.models.normalize import l2_normalize
+from vse_jax.models.rows_product import rows_product
 from vse_jax.models.text import symmetric_uniform
 
 
@@ -53,6 +54,7 @@ class VSEInfinityImage(nn.Module):
             self.dimension,
             kernel_init=nn.initializers.xavier_uniform(),
             dtype=self.dtype,
+            dot_general=rows_product,
             name="project",
         )
         hidden = _linear(self.dimension // 2, parts.shape[-1], self.dtype, "hidden")(parts)
@@ -105,7 +107,14 @@ class VSEInfinityText(nn.Module):
 def _linear(width: int, inputs: int, dtype: DTypeLike, name: str) -> nn.Dense:
     """A linear layer as PyTorch's starts by default: all in U(+-1/sqrt inputs)."""
     init = symmetric_uniform(inputs**-0.5)
-    return nn.Dense(width, kernel_init=init, bias_init=init, dtype=dtype, name=name)
+    return nn.Dense(
+        width,
+        kernel_init=init,
+        bias_init=init,
+        dtype=dtype,
+        dot_general=rows_product,
+        name=name,
+    )
 
 
 def _pooled(embedded: Float[Array, "b n d"], mask: Bool[Array, "b n"], normalize: bool) -> Encoding:

@@ -18,6 +18,7 @@ from vse_jax.models.gru_cell import GRUWeights, next_state
 from vse_jax.models.masked import MaskedBatchNorm, masked_softmax, to_front
 from vse_jax.models.normalize import l2_normalize
 from vse_jax.models.recurrent import GRUParams
+from vse_jax.models.rows_product import rows_product
 from vse_jax.models.text import GRU, symmetric_uniform
 
 
@@ -48,7 +49,14 @@ class RegionGraph(nn.Module):
         init = symmetric_uniform(width**-0.5)
 
         def linear(name: str) -> nn.Dense:
-            return nn.Dense(width, kernel_init=init, bias_init=init, dtype=self.dtype, name=name)
+            return nn.Dense(
+                width,
+                kernel_init=init,
+                bias_init=init,
+                dtype=self.dtype,
+                dot_general=rows_product,
+                name=name,
+            )
 
         product = partial(_product, dtype=self.dtype)
         count = jnp.maximum(jnp.sum(mask, axis=1), 1)[:, None, None]
@@ -101,6 +109,7 @@ class VSRNImage(nn.Module):
             self.dimension,
             kernel_init=nn.initializers.xavier_uniform(),
             dtype=self.dtype,
+            dot_general=rows_product,
             name="project",
         )
         regions = self._scaled(project(parts).astype(jnp.float32), mask)
@@ -171,6 +180,7 @@ class CaptionGenerator(nn.Module):
             kernel_init=nn.initializers.xavier_normal(),
             bias_init=symmetric_uniform(regions.shape[-1] ** -0.5),
             dtype=self.dtype,
+            dot_general=rows_product,
             name="project",
         )
         encoder = GRU(self.hidden, dtype=self.dtype, name="encoder")
