@@ -57,6 +57,7 @@ LEAP = (
 )  # fmt: skip
 # Networks that look at a picture and a sentence together; there are no embeddings to compare.
 PAIRWISE = ("saf", "sgr")
+NETWORKS = ("none", "residual", "saf", "sgr", "vse_infinity", "vsepp", "vsrn")
 # Fields whose value is at least the first and below, or at, the second.
 RANGES: Mapping[str, tuple[float, float]] = {
     "seed": (0, 2**31 - 1),
@@ -217,6 +218,11 @@ def _check_features(given: Mapping[str, Any]) -> None:
 def _check_network(given: Mapping[str, Any]) -> None:
     """Raises ConfigError where the fields of the model contradict each other."""
     network, similarity = given["model.network"], given["model.similarity"]
+    if network not in NETWORKS:
+        raise ConfigError(
+            f"config field 'model.network' is {network!r}{_nearest(network, NETWORKS)}; it may be "
+            f"{_either(NETWORKS)}"
+        )
     tile = given["model.tile"]
     if len(tile) != 2 or not all(isinstance(side, int) and side > 0 for side in tile):
         raise ConfigError(

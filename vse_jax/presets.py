@@ -133,7 +133,7 @@ def vsrn(config: ConfigDict) -> None:
     """Regions that are reasoned over, captions told from them. Source: Li et al., ICCV 2019."""
     regions(config)
     config.model.network = "vsrn"
-    config.model.dimension = 2048
+    config.model.dimension *= 2
     config.objective.generation.weight = 1.0
 
 

@@ -27,7 +27,16 @@ def encoding(pooled):
 
 
 def run(
-    objective, state, images, texts, weight=WEIGHT, ids=IDS, mode="shard_map", count=1, **columns
+    objective,
+    state,
+    images,
+    texts,
+    weight=WEIGHT,
+    ids=IDS,
+    mode="shard_map",
+    count=1,
+    pairwise=False,
+    **columns,
 ):
     """(global loss, new state, metrics, gradients of both sides) over `count` devices."""
     devices = Devices(mode, tuple(jax.devices()[:count]))
@@ -35,6 +44,9 @@ def run(
     def function(state, batch):
         def loss_of(sides):
             outputs = {"image": encoding(sides[0]), "text": encoding(sides[1])}
+            if pairwise:
+                # As a network would have them that knows no embeddings.
+                outputs = {"scores": parallel.all_gather(sides[0]) @ sides[1].T}
             loss, new, metrics = objective.apply(state, outputs, batch)
             return loss, (new, metrics)
 
@@ -91,10 +103,15 @@ def dense(kind, images, texts):
 
 @pytest.mark.parametrize(("mode", "count"), EVERYWHERE)
 @pytest.mark.parametrize("kind", ["hardest", "all"])
-def test_loss_metrics_and_gradients_are_those_of_the_whole_batch_on_any_devices(kind, mode, count):
+@pytest.mark.parametrize("pairwise", [False, True])
+def test_loss_metrics_and_gradients_are_those_of_the_whole_batch_on_any_devices(
+    kind, pairwise, mode, count
+):
     images, texts = embeddings()
     objective, state = hardest(negatives=kind)
-    loss, new, metrics, gradient = run(objective, state, images, texts, mode=mode, count=count)
+    loss, new, metrics, gradient = run(
+        objective, state, images, texts, mode=mode, count=count, pairwise=pairwise
+    )
     expected, expected_metrics = by_hand(kind, images, texts)
     np.testing.assert_allclose(loss, expected, rtol=1e-5)
     assert metrics.keys() == expected_metrics.keys()
@@ -234,7 +251,8 @@ def lseh_by_hand(kind, images, texts, semantics, margin, share):
 
 @pytest.mark.parametrize(("mode", "count"), EVERYWHERE)
 @pytest.mark.parametrize("kind", ["hardest", "all"])
-def test_margins_from_semantics_are_those_of_the_formula(kind, mode, count):
+@pytest.mark.parametrize("pairwise", [False, True])
+def test_margins_from_semantics_are_those_of_the_formula(kind, pairwise, mode, count):
     """With a picture that comes twice, padding, and a caption that says nothing."""
     images, texts = embeddings()
     semantics = np.random.default_rng(5).normal(size=(8, 6)).astype(np.float32)
@@ -244,7 +262,14 @@ def test_margins_from_semantics_are_those_of_the_formula(kind, mode, count):
     objective = triplet(MARGIN, kind, 0.0, chunk=3, semantic=share)
     state = objective.init(jax.random.key(0), SPEC)
     loss, _, _, gradient = run(
-        objective, state, images, texts, mode=mode, count=count, semantics=semantics
+        objective,
+        state,
+        images,
+        texts,
+        mode=mode,
+        count=count,
+        pairwise=pairwise,
+        semantics=semantics,
     )
     expected, chosen = lseh_by_hand(kind, images, texts, semantics, MARGIN, share)
     np.testing.assert_allclose(loss, expected, rtol=1e-5)
