@@ -20,7 +20,9 @@ def name(request):
 @pytest.fixture
 def config(name, preset, tiny_shapes):
     config = preset("shapes", f"{name},objective={OBJECTIVES[name]}")
+    tiny_shapes = tiny_shapes.copy_and_resolve_references()
     config.data = tiny_shapes.data
+    config.data.max_tokens = 12
     config.train, config.evaluate = tiny_shapes.train, tiny_shapes.evaluate
     config.train.steps = 2
     config.model.dimension, config.model.text.words = 16, 8

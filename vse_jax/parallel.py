@@ -260,8 +260,8 @@ class Devices:
 
         return jax.tree.map(one, tree, is_leaf=_is_split)
 
-    def split(self, batch: dict[str, np.ndarray]) -> dict[str, Array]:
-        """This process's rows of the global batch, put on its devices, rows in order."""
+    def split(self, batch: Any) -> Any:
+        """This process's rows of a tree of arrays, put on its devices, rows in order."""
         return self._assemble(batch, one_row_each=False)
 
     def fetch(self, tree: Any) -> Any:

@@ -23,7 +23,7 @@ Params = Any
 # Of each caption, what its scores depend on besides the pair: arrays [c, ...]; () for nothing.
 Statistics = Any
 # Lengths to which the captions of a tile are cut: each is compiled once.
-_LENGTHS = (4, 8, 12, 16, 20, 24, 32, 40, 48, 64, 96, 128, 192, 256)
+_LENGTHS = (8, 12, 16, 20, 24, 32, 48, 64, 96, 128, 256)
 # Pairs of which the gradient is computed at a time.
 _BLOCK = 32
 # Beyond this share of pairs with a gradient all are computed, by tiles.
