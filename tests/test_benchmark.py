@@ -102,7 +102,7 @@ def test_drawn_captions_have_the_lengths_of_flickr8k():
 class FakeStep:
     """Stands in for the project's step, which takes seconds to compile."""
 
-    params = {"image": {"project": {"kernel": np.zeros((5, 16))}}}  # noqa: RUF012
+    params = {"image": {"head": {"project": {"kernel": np.zeros((5, 16))}}}}  # noqa: RUF012
 
     def __init__(self, *unused):
         del unused

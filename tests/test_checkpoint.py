@@ -112,7 +112,7 @@ def test_the_newest_are_kept_and_the_newest_of_them_is_restored(tmp_path, opened
 def test_arrays_may_change_as_soon_as_save_returns(tmp_path, opened):
     checkpoints, given = opened(tmp_path), state(3)
     checkpoints.save(3, given)
-    given.params["text"]["reader"]["words"][:] = 0.0
+    given.params["text"]["words"][:] = 0.0
     assert_identical(checkpoints.restore(state()), state(3))
 
 

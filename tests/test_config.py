@@ -81,7 +81,9 @@ def test_a_whole_number_will_do_for_a_float():
 def test_a_wrong_choice_is_told_the_choices(field):
     choices = configs.CHOICES[field]
     for right in choices:
-        validate(changed(**{field.replace(".", "__"): right}))
+        weights = {"model__text__backbone": "bert", "model__text__weights": "w"}
+        with_it = weights if right == "pretrained" else {}
+        validate(changed(**{field.replace(".", "__"): right}, **with_it))
     wrong = choices[0] + "x"
     with pytest.raises(ConfigError) as error:
         validate(changed(**{field.replace(".", "__"): wrong}))
@@ -272,7 +274,7 @@ def test_the_presets_are_valid(name, argument):
 
 @pytest.mark.parametrize("name", ["shapes", *PHOTO_SETS])
 def test_a_preset_does_not_know_any_system(name):
-    known = "'vsepp' or 'leap'"
+    known = "'vsepp' or 'vse_infinity' or .* or 'leap'"
     with pytest.raises(ConfigError, match=rf"configs/{name}\.py has no system 'vsepp2'.*{known}"):
         preset(name).get_config("vsepp2")
 

@@ -83,7 +83,7 @@ def test_features_are_made_once_for_the_same_data_and_weights(preset, tmp_path, 
         """The run, and whether its features were computed rather than found."""
         caplog.clear()
         run = experiment.prepare(config, tmp_path / name)
-        assert "features in" in caplog.text
+        assert "features of pictures in" in caplog.text
         return run, "computing the features of 12 pictures, once" in caplog.text
 
     assert train.train(config, tmp_path / "first")
