@@ -33,4 +33,5 @@ def first_pictures(split: Split, count: int) -> Split:
         boxes=None if split.boxes is None else split.boxes[:count],
         scenes=None if split.scenes is None else split.scenes[:count],
         meanings=None if split.meanings is None else split.meanings[:captions],
+        features=None if split.features is None else split.features.chosen(range(count)),
     )

@@ -15,6 +15,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
 from vse_jax.encoding import Encoding
+from vse_jax.models.masked import MaskedBatchNorm
 from vse_jax.models.normalize import l2_normalize
 from vse_jax.models.pairwise import TILE, Comparison, Params, Statistics, Tile, score, table
 
@@ -61,20 +62,16 @@ class SGRAFHead(nn.Module):
         mean = jnp.sum(local, axis=1) / count
         width = local.shape[-1]
 
-        def embedded(x: Array, name: str, where: Array | None) -> Array:
+        def embedded(x: Array, name: str, where: Array) -> Array:
             x = dense(width, name=name)(x).astype(jnp.float32)
             if self.batch_norm:
-                norm = nn.BatchNorm(
-                    use_running_average=not train,
-                    momentum=self.momentum,
-                    axis_name=self.axis_name,
-                    name=f"{name}_norm",
-                )
-                x = norm(x, mask=where)
+                norm = MaskedBatchNorm(self.momentum, axis_name=self.axis_name, name=f"{name}_norm")
+                x = norm(x, where, train=train)
             return nn.Dropout(self.dropout, deterministic=not train)(jnp.tanh(x))
 
-        own = embedded(local, "part", mask[..., None])
-        common = own * embedded(mean, "mean", None)[:, None]
+        own = embedded(local, "part", mask)
+        every = jnp.ones((len(mask), 1), bool)
+        common = own * embedded(mean[:, None], "mean", every)
         logits = dense(1, name="weight")(common).astype(jnp.float32)[..., 0]
         weights = _softmax(logits, mask, axis=1)
         pooled = l2_normalize(jnp.sum(weights[..., None] * local, axis=1))
