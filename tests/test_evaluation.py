@@ -156,7 +156,7 @@ def test_without_a_test_split_validation_is_reported(run, best, tmp_path):
     config = run.config.copy_and_resolve_references()
     config.evaluate.queries = 0
     other = dataclasses.replace(run, config=config, dataset=dataset, workdir=tmp_path)
-    metrics = content.write_reports(other, best, ["careful"], "python -m vse_jax.main")
+    metrics = content.report_state(other, best, ["careful"], "python -m vse_jax.main")
     found = json.loads((tmp_path / "report.json").read_text())
     assert (found["split"], found["protocol"]) == ("validation", "all_16")
     assert found["metrics"] == metrics

@@ -51,10 +51,11 @@ CASES = {
     "negative seed": ([SHAPES, "--config.seed=-1"], 1, "'seed' is -1; it must lie in [0, "),
     "own config with a typo": (["--config={folder}/typo.py"], 2, "typo.py:4: AttributeError"),
     "own config with a wrong type": (["--config={folder}/type.py"], 2, "type.py:4: "),
-    "evaluating with a config": (
-        ["--mode=evaluate", SHAPES],
-        2, "--mode=evaluate reads the workdir's own config: no --config",
+    "several workdirs to train": ([SHAPES, "--workdir=other"], 2, "--workdir is given twice"),
+    "nowhere to report": (
+        ["--mode=evaluate", "--workdir=other"], 2, "--output, where the report goes, is for evalu",
     ),
+    "an output of one": (["--mode=evaluate", "--output=o"], 2, "several --workdir: give both"),
     "bad choice": (
         [SHAPES, "--config.train.schedule=cosin"], 1, "'train.schedule' is 'cosin'; did you mean",
     ),

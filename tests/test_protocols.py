@@ -56,7 +56,7 @@ def test_the_report_has_the_first_protocol_and_those_beside_it(trained, opened, 
     config = run.config.copy_and_resolve_references()
     config.evaluate.queries = 0
     run = dataclasses.replace(run, config=config, workdir=tmp_path)
-    metrics = content.write_reports(run, best)
+    metrics = content.report_state(run, best)
 
     report = json.loads((tmp_path / "report.json").read_text())
     assert report["protocol"] == "shapes_16"
@@ -87,7 +87,7 @@ def test_the_report_has_the_first_protocol_and_those_beside_it(trained, opened, 
 @pytest.mark.usefixtures("two_folds")
 def test_codes_are_measured_by_each_protocol(trained_leap, opened, tmp_path):
     run, best = opened(trained_leap)
-    content.write_reports(dataclasses.replace(run, workdir=tmp_path), best)
+    content.report_state(dataclasses.replace(run, workdir=tmp_path), best)
     found = json.loads((tmp_path / "report.json").read_text())
     beside = found["protocols"]["shapes_8_2fold"]
     assert beside["codes/asymmetric/rsum"] > found["metrics"]["codes/asymmetric/rsum"]

@@ -80,11 +80,13 @@ class Built:
       model: of pictures and sentences.
       variables: `params` and `batch_stats`, host arrays.
       sources: of its pretrained weights.
+      drawn: names of the parameters that start at random, for no weights have them.
     """
 
     model: VisualSemanticModel
     variables: dict[str, Any]
     sources: Sources
+    drawn: tuple[str, ...]
 
 
 def compute_dtype(config: ConfigDict) -> jnp.dtype:
@@ -114,12 +116,7 @@ def frozen_backbones(config: ConfigDict) -> Frozen:
     """
     if not config.train.freeze:
         return Frozen(image=False, text=False)
-    # Names depend neither on the vocabulary nor on the width of given features.
-    model = make_model(config, Words(len(SPECIAL), 0, ()), sources_of(config))
-    features = 1 if config.model.image.backbone == "none" else None
-    init = partial(model.init, train=False)
-    shapes = jax.eval_shape(init, jax.random.key(0), _example(config, features))
-    trainable, frozen = partition(shapes["params"], config.train.freeze)
+    trainable, frozen = partition(_shapes(config)["params"], config.train.freeze)
 
     def is_frozen(side: str) -> bool:
         inside = f"{side}/{BACKBONES[side]}/"
@@ -135,6 +132,30 @@ def frozen_backbones(config: ConfigDict) -> Frozen:
         return pretrained
 
     return Frozen(*map(is_frozen, BACKBONES))
+
+
+def with_width_of_towers(config: ConfigDict) -> ConfigDict:
+    """The config, its `model.dimension` that of the towers where the network adds no layer.
+
+    Raises:
+      ConfigError: the towers have spaces of different widths; or as `backbone_of`.
+      WeightsError: the weights are missing.
+    """
+    if config.model.network != "none":
+        return config
+    shapes = _shapes(config)
+    widths = {side: shapes[side].shape[-1] for side in BACKBONES}
+    if widths["image"] != widths["text"]:
+        raise configs.ConfigError(
+            "config field 'model.network' is 'none', but pictures have "
+            f"{widths['image']} channels ({config.model.image.backbone!r}, "
+            f"{config.model.image.features!r}) and sentences {widths['text']} "
+            f"({config.model.text.backbone!r}, {config.model.text.features!r}): the towers have no "
+            "space in common; choose a network, such as 'residual'"
+        )
+    config = config.copy_and_resolve_references()
+    config.model.dimension = widths["image"]
+    return config
 
 
 def features_are_cached(config: ConfigDict, frozen: Frozen) -> Frozen:
@@ -215,6 +236,19 @@ def _leap(section: ConfigDict) -> Objective:
         Quantizer(**section.quantizer) if section.quantizer.weight else None,
         Multitask(**section.multitask) if section.multitask.weight else None,
     )
+
+
+def _shapes(config: ConfigDict) -> dict[str, Any]:
+    """The shapes of the `params`, and of the embeddings of one `image` and one `text`."""
+    # Names depend neither on the vocabulary nor on the width of given features.
+    model = make_model(config, Words(len(SPECIAL), 0, ()), sources_of(config))
+    example = _example(config, 1 if config.model.image.backbone == "none" else None)
+
+    def traced(key: PRNGKeyArray) -> dict[str, Any]:
+        outputs, variables = model.init_with_output(key, example, train=False)
+        return {"params": variables["params"]} | {side: outputs[side].pooled for side in BACKBONES}
+
+    return jax.eval_shape(traced, jax.random.key(0))
 
 
 def backbone_of(config: ConfigDict) -> catalogue.Backbone:
@@ -351,7 +385,8 @@ def build_model(
 
     drawn = draw(jax.random.fold_in(jax.random.key(config.seed), 0))
     variables = unflatten(jax.tree.map(np.array, drawn | given))
-    return Built(model, {"params": {}, "batch_stats": {}} | variables, sources)
+    random = tuple(name.removeprefix("params/") for name in drawn if name.startswith("params/"))
+    return Built(model, {"params": {}, "batch_stats": {}} | variables, sources, random)
 
 
 def _example(config: ConfigDict, features: int | None = None) -> dict[str, Array]:

@@ -190,6 +190,11 @@ def judged(config: ConfigDict, split: Split, embeddings: Embeddings) -> dict[str
     return found
 
 
+def reported_split(dataset: Dataset) -> str:
+    """The split that is reported: the test, or validation where there is none."""
+    return "test" if "test" in dataset.splits else "validation"
+
+
 def protocol_of(dataset: Dataset, name: str) -> str:
     """The protocol by which a split is reported: the data set's for the test, else all of it."""
     return dataset.protocol if name == "test" else f"all_{len(dataset.splits[name].images)}"

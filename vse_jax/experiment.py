@@ -71,7 +71,8 @@ def prepare(conf: ConfigDict, folder: Path, *, training: bool = False) -> Experi
         conf = conf.copy_and_resolve_references()
         config.without_backbone(conf)
     config.validate(conf, devices.count if training else 1)
-    conf = config.with_absolute_paths(conf)
+    assembly.backbone_of(conf)
+    conf = assembly.with_width_of_towers(config.with_absolute_paths(conf))
     # What can be told at once is told before minutes of work.
     begun = workdir.check(folder, conf)
     for name, read in judgement.READERS.items():
@@ -80,7 +81,6 @@ def prepare(conf: ConfigDict, folder: Path, *, training: bool = False) -> Experi
     load = config.choose(datasets, conf.data.dataset, "data.dataset")
     if datasets.are_missing(conf.data):
         load(conf.data, conf.seed)
-    assembly.backbone_of(conf)
     frozen = assembly.frozen_backbones(conf)
     dataset = parallel.first_process_first("data", lambda: load(conf.data, conf.seed))
     _describe(dataset)

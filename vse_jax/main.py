@@ -1,7 +1,8 @@
 """python -m vse_jax.main --config=configs/shapes.py --workdir=runs/shapes.
 
-Trains, then evaluates; `--mode=evaluate` evaluates a workdir again. The same command goes
-on with a run that was stopped.
+Trains, then evaluates; the same command goes on with a run that was stopped. `--mode=evaluate`
+evaluates a workdir again by its own config, or a config without any training, such as
+`configs/flickr8k.py:clip`.
 """
 
 import logging
@@ -24,7 +25,10 @@ from vse_jax.errors import USER_ERRORS
 log = logging.getLogger("vse_jax.main")
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/.")
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
+_WORKDIR = flags.DEFINE_multi_string(
+    "workdir", None, "Folder of the run; to be evaluated together, of each of several."
+)
+_OUTPUT = flags.DEFINE_string("output", None, "Where the report of several workdirs goes.")
 _MODE = flags.DEFINE_enum("mode", "train", ["train", "evaluate"], "What to do.")
 _COORDINATOR = flags.DEFINE_string("coordinator", None, "host:port of process 0, if several.")
 _PROCESSES = flags.DEFINE_integer("processes", None, "How many processes there are.")
@@ -35,7 +39,7 @@ def main(argv: Sequence[str]) -> None:
     """Runs the mode that the flags name; a user's mistake ends in one clear line and exit 1."""
     del argv
     try:
-        _run(Path(str(_WORKDIR.value)))
+        _run([Path(folder) for folder in _WORKDIR.value or ()])
     except (*USER_ERRORS, OSError) as error:
         # An OSError names its file and reason: a full disk, a missing permission.
         log.error("%s", error)
@@ -44,7 +48,7 @@ def main(argv: Sequence[str]) -> None:
         os._exit(1) if _COORDINATOR.value else sys.exit(1)
 
 
-def _run(workdir: Path) -> None:
+def _run(workdirs: Sequence[Path]) -> None:
     parallel.initialize(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
     console.set_up_logging(_PROCESS.value or 0)
     cache = os.environ.get("JAX_COMPILATION_CACHE_DIR", "~/.cache/vse_jax/xla")
@@ -52,14 +56,21 @@ def _run(workdir: Path) -> None:
     # The many small programs of a start take seconds together.
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     # TensorFlow is imported here, late, so that wrong flags are told at once.
-    from vse_jax import train
+    from vse_jax import evaluate, train
 
-    if _MODE.value == "evaluate":
-        train.evaluate_again(workdir)
+    workdir = workdirs[0]
+    command = shlex.join(["python", "-m", "vse_jax.main", *sys.argv[1:]])
+    if _MODE.value == "evaluate" and len(workdirs) > 1:
+        evaluate.together(workdirs, Path(str(_OUTPUT.value)), command)
+        return
+    if _MODE.value == "evaluate" and _CONFIG.value is None:
+        evaluate.again(workdir)
         return
     devices = jax.devices()
     log.info("%d x %s, JAX %s", len(devices), devices[0].device_kind, jax.__version__)
-    command = shlex.join(["python", "-m", "vse_jax.main", *sys.argv[1:]])
+    if _MODE.value == "evaluate":
+        evaluate.untrained(_CONFIG.value, workdir, command)
+        return
     train.train(_CONFIG.value, workdir, _stop_on_signal, command)
 
 
@@ -100,14 +111,17 @@ def _parse(argv: Sequence[str]) -> list[str]:
         remaining = flags.FLAGS(argv)
         if remaining[1:]:
             raise flags.ValidationError(f"{remaining[1]!r} is no flag: do two dashes miss?")
-        if not _WORKDIR.value:
+        if not _WORKDIR.value or not all(_WORKDIR.value):
             raise flags.ValidationError("--workdir is missing: the folder of the run")
+        several = len(_WORKDIR.value) > 1
+        if several and (_MODE.value == "train" or _CONFIG.value is not None):
+            raise flags.ValidationError("--workdir is given twice")
+        if several != (_OUTPUT.value is not None):
+            raise flags.ValidationError(
+                "--output, where the report goes, is for evaluating several --workdir: give both"
+            )
         if _MODE.value == "train" and _CONFIG.value is None:
             raise flags.ValidationError("--config is missing: a file of configs/")
-        if _MODE.value == "evaluate" and _CONFIG.value is not None:
-            raise flags.ValidationError(
-                "--mode=evaluate reads the workdir's own config: no --config"
-            )
         if _CONFIG.value is not None:
             _CONFIG.value.to_dict()  # a file that could not be loaded says so when it is used
     except Exception as error:  # whatever a user's config file raises

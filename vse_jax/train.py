@@ -71,7 +71,7 @@ def _train(
         state = template
     else:
         log.info("resumed at step %d", int(state.step))
-    told = _never_mined(run)
+    told = never_mined(run)
     for warning in told:
         log.warning(warning)
     loop = Loop(run, state, last, best, listen())
@@ -81,7 +81,7 @@ def _train(
         loop.close()
     if finished:
         warnings = [*told, *warnings_of(loop.metrics.rows)]
-        content.write_reports(run, _final_state(run, template), warnings, command)
+        content.report_state(run, _final_state(run, template), warnings, command)
     return finished
 
 
@@ -103,18 +103,6 @@ def _final_state(run: Experiment, template: TrainState) -> TrainState:
         return final
     finally:
         best.close()
-
-
-def evaluate_again(folder: Path) -> dict[str, float]:
-    """Measures the best checkpoint of a workdir again and rewrites its reports.
-
-    Raises:
-      CheckpointError: there is no checkpoint.
-    """
-    run = experiment.prepare(workdir.read_config(folder), folder)
-    state = evaluation.best_state(run, initial_state(run))
-    warnings = [*_never_mined(run), *warnings_of(workdir.read_metrics(folder))]
-    return content.write_reports(run, state, warnings, content.reported_command(folder))
 
 
 def initial_state(run: Experiment) -> TrainState:
@@ -185,7 +173,7 @@ def warnings_of(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     return []
 
 
-def _never_mined(run: Experiment) -> list[str]:
+def never_mined(run: Experiment) -> list[str]:
     """What is wrong with a training that ends before its hardest negatives are mined."""
     epochs = total_steps(run) / steps_per_epoch(run)
     return [

@@ -95,7 +95,9 @@ def latent(captions: Sequence[str]) -> Float[np.ndarray, "m s"]:
             "few for semantics"
         )
     svd = TruncatedSVD(width, algorithm="randomized", n_iter=ITERATIONS, random_state=SEED)
-    return svd.fit_transform(counts).astype(np.float32)
+    # The share of the variance, which is not asked for, is 0 / 0 where all captions mean the same.
+    with np.errstate(invalid="ignore"):
+        return svd.fit_transform(counts).astype(np.float32)
 
 
 def stems(caption: str) -> str:

@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +26,13 @@ FEW = 100
 BINS = 50
 
 
-def write_reports(
+def report_state(
     experiment: Experiment,
     state: TrainState,
     warnings: Sequence[str] = (),
     command: str | None = None,
 ) -> dict[str, float]:
-    """Evaluates the test split (validation where there is none); writes the two reports.
+    """Evaluates the reported split under a state; writes the two reports into the workdir.
 
     Args:
       experiment: the run.
@@ -43,11 +43,41 @@ def write_reports(
     Returns:
       The metrics.
     """
+    name = evaluation.reported_split(experiment.dataset)
+    return write_reports(
+        experiment.workdir,
+        experiment,
+        evaluation.encode(experiment, state, name),
+        {"config": experiment.config.to_dict(), "step": int(state.step), "command": command},
+        warnings,
+        assembly.codebook_of(state.objective_state),
+    )
+
+
+def write_reports(
+    folder: Path,
+    experiment: Experiment,
+    embeddings: Embeddings,
+    facts: Mapping[str, Any],
+    warnings: Sequence[str] = (),
+    codebook: Codebook | None = None,
+) -> dict[str, float]:
+    """Measures embeddings of the reported split; writes the two reports.
+
+    Args:
+      folder: where they go.
+      experiment: whose data it is.
+      embeddings: of the reported split.
+      facts: of where they come from, for the reports; see `page.Run`.
+      warnings: to be shown.
+      codebook: learned, if any.
+
+    Returns:
+      The metrics.
+    """
     dataset = experiment.dataset
-    name = "test" if "test" in dataset.splits else "validation"
+    name = evaluation.reported_split(dataset)
     split = dataset.splits[name]
-    embeddings = evaluation.encode(experiment, state, name)
-    codebook = assembly.codebook_of(state.objective_state)
     metrics = _metrics(experiment, name, embeddings, codebook)
     beside = _beside(experiment, name, embeddings, codebook)
     chance, truth = retrieval.chance(split.caption_image), evaluation.oracle(split)
@@ -71,11 +101,10 @@ def write_reports(
     if not parallel.is_first_process():
         return metrics
     content = {
-        "config": experiment.config.to_dict(),
+        **facts,
         "dataset": dataset.name,
         "split": name,
         "protocol": evaluation.protocol_of(dataset, name),
-        "step": int(state.step),
         "metrics": metrics,
         "protocols": beside or None,
         "chance": chance,
@@ -84,11 +113,10 @@ def write_reports(
         "scores": score_histograms(split, embeddings),
         "code_usage": _code_usage(embeddings, codebook),
         "oracle": truth,
-        "command": command,
     }
     known = {key: value for key, value in content.items() if value is not None}
-    workdir.write_text(experiment.workdir / workdir.REPORT, json.dumps(known, indent=2))
-    path = page.write(experiment.workdir, _queries(experiment, split, embeddings))
+    workdir.write_text(folder / workdir.REPORT, json.dumps(known, indent=2))
+    path = page.write(folder, _queries(experiment, split, embeddings))
     log.info("report: %s", path)
     return metrics
 

@@ -55,9 +55,10 @@ class Run:
 
     Attributes:
       workdir: the folder.
-      report: `report.json`: `config`, `dataset`, `split`, `protocol`, `step` and `metrics`, and
-        where they are known `protocols` (name -> the same measures by a further protocol),
-        `oracle` (the same names as `metrics`, of the best possible model),
+      report: `report.json`: `dataset`, `split`, `protocol` and `metrics`; `config` and `step`, or
+        of several workdirs measured together their names as `ensemble`; and where they are
+        known `protocols` (name -> the same measures by a further protocol), `oracle` (the same
+        names as `metrics`, of the best possible model),
         `scores` (histograms, `edges`, `right`, `wrong` and the name of the `measure`),
         `code_usage` (of each rank, 1 is even),
         `skipped` (reason -> names), `warnings` (sentences), `timing` (what -> value), `name` (of
@@ -177,7 +178,9 @@ def _header(run: Run, title: str) -> str:
     line = [
         f"{report.get('split', '?')} split",
         f"protocol {report.get('protocol', '?')}",
-        f"checkpoint of step {whole(report.get('step'))}",
+        f"mean similarity of {', '.join(report['ensemble'])}"
+        if "ensemble" in report
+        else f"checkpoint of step {whole(report.get('step'))}",
     ]
     tiles = {
         "rsum of 600": number(metrics.get("rsum")),

@@ -1,0 +1,236 @@
+"""Pretrained text towers from config to report: CLIP without any training, frozen features."""
+
+import json
+import logging
+
+import numpy as np
+import parity
+import pytest
+from commands import Command
+from test_frozen_backbone import write_flickr8k, write_weights
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+
+import vse_jax
+from vse_jax import assembly, evaluate, evaluation, experiment, train
+from vse_jax.config import ConfigError
+from vse_jax.data import pipeline
+from vse_jax.evaluators import retrieval
+
+BLOCKS = {
+    "hidden_size": 24,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+}
+SIZE = 32
+
+
+def write_tokenizer(folder, words, opening, closing, pad):
+    """Of whole words, in the model's own numbers: opening, closing, padding, words."""
+    names = list(dict.fromkeys([pad, opening, closing, "[UNK]", "[MASK]", *words]))
+    made = Tokenizer(models.WordLevel({n: i for i, n in enumerate(names)}, unk_token="[UNK]"))
+    made.pre_tokenizer = pre_tokenizers.Whitespace()
+    made.add_special_tokens([pad, opening, closing, "[UNK]", "[MASK]"])
+    made.post_processor = processors.TemplateProcessing(
+        single=f"{opening} $A {closing}",
+        special_tokens=[(token, names.index(token)) for token in (opening, closing)],
+    )
+    made.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"pad_token": pad}))
+    return len(names), names.index(closing)
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory):
+    """A folder with a small CLIP drawn at random, and the model of transformers."""
+    folder = tmp_path_factory.mktemp("clip")
+    words = "a red green blue square circle triangle left of right above below the small large"
+    count, closing = write_tokenizer(folder, words.split(), "<start>", "<end>", "<end>")
+    library = parity.transformers()
+    text = {"vocab_size": count, "max_position_embeddings": 40, "eos_token_id": closing}
+    vision = {"image_size": SIZE, "patch_size": 8}
+    model = library.CLIPModel(
+        library.CLIPConfig(
+            text_config=BLOCKS | text | {"pad_token_id": closing, "bos_token_id": 1},
+            vision_config=BLOCKS | vision,
+            projection_dim=12,
+        )
+    )
+    parity.saved(parity.randomize(model), folder)
+    return folder, model
+
+
+@pytest.fixture
+def config(preset, tiny_shapes, clip):
+    config = preset("shapes", "clip")
+    config.data.data_dir = tiny_shapes.data.data_dir
+    config.data.shapes_sizes = tiny_shapes.data.shapes_sizes
+    config.data.image_size = SIZE
+    config.data.max_tokens = 40
+    config.model.image.weights = config.model.text.weights = str(clip[0])
+    config.evaluate.batch_size = 16
+    config.evaluate.queries = 3
+    config.train.steps, config.train.batch_size = 2, 16
+    return config
+
+
+@pytest.mark.slow
+@pytest.mark.torch
+def test_clip_is_measured_without_training_then_trained(config, clip, tmp_path):
+    """Its figures are those of transformers' scores; it loads; training goes on from it."""
+    torch, folder = parity.torch(), tmp_path / "run"
+    metrics = evaluate.untrained(config, folder, "the command")
+    report = json.loads((folder / "report.json").read_text())
+    assert (report["step"], report["command"]) == (0, "the command")
+    assert not any("random" in warning for warning in report["warnings"])
+    assert report["config"]["model"]["dimension"] == 12
+
+    run = experiment.prepare(config, folder)
+    assert not run.built.drawn
+    split = run.dataset.splits["test"]
+    batches = list(pipeline.image_batches(run.examples["test"], batch_size=16))
+    pixels = np.concatenate([b["image"][b["weight"] > 0] for b in batches]).astype(np.float32)
+    mean, std = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]
+    pixels = (pixels / 255 - np.float32(mean)) / np.float32(std)
+    tokens, mask = run.tokenizer.tokenize(split.captions)
+    with torch.no_grad():
+        seen = clip[1].visual_projection(
+            clip[1].vision_model(torch.from_numpy(pixels).permute(0, 3, 1, 2)).pooler_output
+        )
+        read = clip[1].text_model(
+            torch.from_numpy(tokens).long(), attention_mask=torch.from_numpy(mask)
+        )
+        read = clip[1].text_projection(read.pooler_output)
+        seen, read = (x / x.norm(dim=1, keepdim=True) for x in (seen, read))
+        scores = (seen @ read.T).numpy()
+    embeddings = evaluation.encode(
+        run, evaluation.best_state(run, train.initial_state(run)), "test"
+    )
+    np.testing.assert_allclose(embeddings.scores(), scores, atol=1e-5)
+    expected = retrieval.evaluate_scores("all_16", embeddings.scores(), split.caption_image)
+    assert {k: metrics[k] for k in expected} == pytest.approx(expected)
+
+    model = vse_jax.load(folder)
+    assert model.step == 0
+    np.testing.assert_allclose(
+        model.encode_texts(split.captions[:3]), embeddings.captions[:3], atol=1e-5
+    )
+    assert evaluate.again(folder) == metrics
+    assert evaluate.untrained(config, folder) == metrics
+    assert train.train(config, folder)
+    assert vse_jax.load(folder).step == 2
+
+
+def test_towers_without_a_common_space_are_refused(config):
+    config = config.copy_and_resolve_references()
+    config.model.image.features = "grid"
+    config.model.image.weights = config.model.text.weights
+    config.model.text.features = "words"
+    assert assembly.with_width_of_towers(config).model.dimension == 24
+    config.model.image.features = "pooled"
+    with pytest.raises(ConfigError, match=r"pictures have 12 channels .* sentences 24"):
+        assembly.with_width_of_towers(config)
+
+
+@pytest.mark.slow
+def test_what_is_drawn_at_random_is_told(tiny_shapes, tmp_path, caplog):
+    config = tiny_shapes.copy_and_resolve_references()
+    evaluate.untrained(config, tmp_path / "run")
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    assert "parameters are as drawn at random, such as 'image/" in report["warnings"][0]
+    assert report["warnings"][0] in caplog.text
+
+
+@pytest.fixture(scope="module")
+def minilm(tmp_path_factory):
+    """A folder with a small BERT drawn at random, whose words are those of `write_flickr8k`."""
+    folder = tmp_path_factory.mktemp("bert")
+    words = ["A", "dog", "and", "a", "in", "the", "snow", ".", *map(str, range(10))]
+    count, _ = write_tokenizer(folder, words, "[CLS]", "[SEP]", "[PAD]")
+    library = parity.transformers()
+    model = library.BertModel(
+        library.BertConfig(vocab_size=count, max_position_embeddings=40, **BLOCKS)
+    )
+    return parity.saved(parity.randomize(model), folder)
+
+
+@pytest.fixture
+def flickr8k(preset, minilm, tmp_path):
+    """System -> its config on a Flickr8k of generated photos, with both pretrained sides."""
+    write_flickr8k(tmp_path / "flickr8k")
+    write_weights(tmp_path / "weights", seed=0)
+
+    def made(system):
+        config = preset("flickr8k", system)
+        config.data.manual_dir = str(tmp_path / "flickr8k")
+        config.data.data_dir = str(tmp_path / "prepared")
+        config.data.image_size = SIZE
+        config.model.image.weights = str(tmp_path / "weights")
+        config.model.text.weights = str(minilm)
+        config.model.dimension = config.model.hidden = 8
+        config.train.steps, config.train.batch_size = 2, 4
+        config.evaluate.batch_size = 8
+        return config
+
+    return made
+
+
+@pytest.mark.slow
+@pytest.mark.torch
+@pytest.mark.parametrize("features", ["pooled", "words"])
+def test_frozen_towers_go_over_the_data_once(flickr8k, features, tmp_path, caplog):
+    """What is cached of captions gives the embeddings that the sentences themselves give."""
+    caplog.set_level(logging.INFO, "vse_jax")
+    config = flickr8k("frozen,objective=lmh")
+    config.model.text.features = features
+    assert train.train(config, tmp_path / "run")
+    assert "computing the features of 60 captions, once" in caplog.text
+    caplog.clear()
+    run = experiment.prepare(config, tmp_path / "run")
+    assert "computing" not in caplog.text
+    state = evaluation.best_state(run, train.initial_state(run))
+    expected = evaluation.encode(run, state, "test")
+    split = run.dataset.splits["test"]
+    found = vse_jax.load(tmp_path / "run").encode_texts(split.captions)
+    np.testing.assert_allclose(found, expected.captions, atol=1e-5)
+    assert len(np.unique(found.round(4), axis=0)) > 1
+
+
+@pytest.mark.slow
+@pytest.mark.torch
+def test_a_pretrained_reader_learns_at_its_own_rate(flickr8k, tmp_path):
+    """VSE-infinity over BERT: no step moves what a factor of 0 holds, others move."""
+    config = flickr8k("vse_infinity,text=bert,objective=lseh")
+    assert ("text/reader/.*", 0.1) in config.train.freeze
+    assert train.train(config, tmp_path / "run")
+    rows = [
+        json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    ]
+    assert all(np.isfinite(row["loss"]) for row in rows if "loss" in row)
+    run = experiment.prepare(config, tmp_path / "run")
+    state = evaluation.best_state(run, train.initial_state(run))
+    before, after = run.built.variables["params"]["text"], state.params["text"]
+    moved = {
+        name: np.abs(after[part][name] - before[part][name]).max()
+        for part, name in (("reader", "words"), ("reader", "types"))
+    }
+    assert all(0 < far < 1e-3 for far in moved.values()), moved
+
+
+@pytest.mark.slow
+def test_several_workdirs_are_measured_as_one(trained, trained_leap, opened, tmp_path):
+    """Their similarities are averaged: here cosines and minus distances."""
+    arguments = ["--mode=evaluate", *(f"--workdir={w}" for w in (trained, trained_leap))]
+    code, output = Command([*arguments, f"--output={tmp_path / 'both'}"]).wait(100)
+    assert code == 0, output
+    report = json.loads((tmp_path / "both" / "report.json").read_text())
+    assert report["ensemble"] == [str(trained), str(trained_leap)]
+    assert str(trained_leap) in (tmp_path / "both" / "report.html").read_text()
+    scores = []
+    for folder in (trained, trained_leap):
+        run, state = opened(folder)
+        scores.append(evaluation.encode(run, state, "test").scores())
+    split = run.dataset.splits["test"]
+    expected = retrieval.evaluate_scores("all_16", sum(scores) / 2, split.caption_image)
+    assert {k: report["metrics"][k] for k in expected} == pytest.approx(expected)
+    assert not np.allclose(scores[0], scores[1], atol=0.1)
