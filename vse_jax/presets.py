@@ -203,8 +203,9 @@ def saf(config: ConfigDict) -> None:
     regions(config)
     words(config)
     config.model.network = "saf"
-    # Cheaper than epochs of a softer loss, which needs the gradient of every pair.
-    config.objective.triplet.warmup_epochs = 0.0
+    # The other softer losses need the gradient of every pair's score.
+    config.objective.triplet.warmup = "drawn"
+    config.objective.triplet.warmup_epochs = 1.0
 
 
 def sgr(config: ConfigDict) -> None:

@@ -227,6 +227,41 @@ def test_the_warm_up_may_be_the_cross_entropy(count):
     np.testing.assert_allclose(loss, by_hand("hardest", images, texts)[0], rtol=1e-5)
 
 
+@pytest.mark.parametrize(("mode", "count"), EVERYWHERE)
+@pytest.mark.parametrize("semantic", [0.0, 0.9])
+@pytest.mark.parametrize("pairwise", [False, True])
+def test_the_warm_up_may_draw_a_negative_for_each(semantic, pairwise, mode, count):
+    """After as many steps as there are others every one was drawn once: the sum is that of all."""
+    images, texts = embeddings()
+    semantics = np.random.default_rng(5).normal(size=(8, 6)).astype(np.float32)
+    objective = triplet(MARGIN, "hardest", 8.0, chunk=3, warmup="drawn", semantic=semantic)
+    state = objective.init(jax.random.key(0), SPEC)
+    total, slopes = 0.0, [0.0, 0.0]
+    for step in range(7):
+        now = state.replace(step=np.asarray(step, np.int32))
+        loss, _, metrics, gradient = run(
+            objective,
+            now,
+            images,
+            texts,
+            mode=mode,
+            count=count,
+            pairwise=pairwise,
+            semantics=semantics,
+        )
+        total += loss
+        slopes = [slope + own for slope, own in zip(slopes, gradient, strict=True)]
+        assert metrics["collapse"] == 0.0
+    expected = lseh_by_hand("all", images, texts, semantics, MARGIN, semantic)[0]
+    np.testing.assert_allclose(total, expected, rtol=1e-5)
+    every = triplet(MARGIN, "all", 0.0, chunk=3, semantic=semantic)
+    _, _, _, gradient = run(
+        every, every.init(jax.random.key(0), SPEC), images, texts, semantics=semantics
+    )
+    for one, other in zip(slopes, gradient, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
+
+
 def lseh_by_hand(kind, images, texts, semantics, margin, share):
     """LSEH from its formula: m_ij = margin + share <u_i, u_j> / max_k <u_i, u_k>, i a picture."""
     rows = np.flatnonzero(WEIGHT)

@@ -128,6 +128,42 @@ def hardest_hinge(
     return loss, seen._replace(hardest=hardest)
 
 
+def drawn_hinge(
+    similarity: Similarity,
+    queries: Rows,
+    keys: Rows,
+    positive: Float[Array, " b"],
+    margin: Margin,
+    index: Int[Array, " b"],
+) -> tuple[Float[Array, ""], Negatives]:
+    """Sum over the queries of [margin_ij + s_ij - s_ii]+ with one given j each, and what was seen.
+
+    With j drawn at random it is on average the mean over all keys, for the gradient of few pairs.
+    A j that is no negative of its query costs nothing.
+
+    Args:
+      similarity: scores queries against keys.
+      queries: [b, d].
+      keys: [n, d].
+      positive: s_ii, the score of each query with its own key.
+      margin: of the hinge.
+      index: number of the key of each query.
+    """
+    chosen = jax.tree.map(lambda leaf: jnp.take(leaf, index, axis=0), keys)
+    negative = similarity.rows(queries.vectors, chosen.vectors)
+    found = (queries.ids != chosen.ids) & chosen.where
+    if callable(margin):
+        # Of each query with its own key: b x 1 at a time.
+        margins = jax.vmap(lambda one, other: _margins(margin, one, other)[0, 0])(
+            *jax.tree.map(lambda leaf: leaf[:, None], (queries, chosen))
+        )
+    else:
+        margins = jnp.broadcast_to(jnp.asarray(margin, jnp.float32), negative.shape)
+    loss = hinge(positive, negative, margins, queries.where & found)
+    known = jax.lax.stop_gradient(jnp.where(found, negative, -jnp.inf))
+    return loss, Negatives(known, margins, jnp.where(found, known, 0.0))
+
+
 def all_hinge(
     similarity: Similarity,
     queries: Rows,
