@@ -37,6 +37,8 @@ COLUMNS = {
     "t2i R@5": "t2i/R@5",
     "t2i R@10": "t2i/R@10",
     "rsum of the codes": "codes/asymmetric/rsum",
+    "epochs to best": "dev/epoch",
+    "seconds an epoch": "epoch_seconds",
     "Spearman": "scenes/spearman",
     "Spearman, experts": "expert/spearman",
     "Spearman, crowd": "crowdflower/spearman",
@@ -152,17 +154,30 @@ def _is_finished(command: Sequence[str], folder: Path) -> bool:
 
 
 def measured(command: Sequence[str], folder: Path) -> dict[str, float]:
-    """The metrics of a finished run, with the best of the validation as "dev/...": {} before."""
+    """The metrics of a finished run; {} before.
+
+    With the best of the validation as "dev/...", its `epoch` too, and the median time of an epoch
+    without validation as `epoch_seconds`.
+    """
     if not _is_finished(command, folder):
         return {}
-    validations = [row for row in workdirs.read_metrics(folder) if "validation/rsum" in row]
+    rows = workdirs.read_metrics(folder)
+    validations = [row for row in rows if "validation/rsum" in row]
     best = max(validations, key=lambda row: row["validation/rsum"])
     dev = {
         f"dev/{name.removeprefix('validation/')}": value
         for name, value in best.items()
         if name.startswith("validation/")
     }
-    return dev | json.loads((folder / workdirs.REPORT).read_text())["metrics"]
+    report = json.loads((folder / workdirs.REPORT).read_text())
+    batch = report["config"]["train"]["batch_size"]
+    seconds = [
+        row["step"] / row["epoch"] * batch / row["time/images_per_second"]
+        for row in rows
+        if "time/images_per_second" in row
+    ]
+    found = dev | {"dev/epoch": best["epoch"], "epoch_seconds": statistics.median(seconds)}
+    return found | report["metrics"]
 
 
 def summarize(runs: Sequence[dict[str, float]]) -> dict[str, dict[str, float]]:

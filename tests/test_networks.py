@@ -61,6 +61,7 @@ def test_a_network_trains_is_reported_and_loaded(name, config, tmp_path, opened)
         ({"similarity": "negative_euclidean"}, "has its own similarity"),
         ({"text.features": "pooled"}, "looks at words: set it to 'words'"),
         ({"tile": (0, 4)}, "'model.tile'"),
+        ({"network": "vsepp", "text.pooling": "mean_max"}, "twice as wide as the common space"),
         ({"text.backbone": "bert"}, "'data.tokenizer' is 'vse', but 'model.text.backbone'"),
         ({"text.weights": "w"}, "which takes none: unset it"),
         ({"network": "sag"}, "did you mean"),

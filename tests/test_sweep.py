@@ -32,10 +32,13 @@ if "--wait" in sys.argv and not (folder / "stopped").exists():
     (folder / "ready").touch()
     time.sleep(60)
 rsum = float(flags["config.base"]) + float(flags["config.seed"]) ** 2
-rows = [{"step": 1, "validation/rsum": 1.0}, {"step": 2, "loss": 3.0},
-        {"step": 3, "validation/rsum": rsum + 10}, {"step": 4, "validation/rsum": 2.0}]
+rows = [{"step": 1, "epoch": 0.5, "validation/rsum": 1.0},
+        {"step": 2, "epoch": 1.0, "loss": 3.0, "time/images_per_second": 4.0},
+        {"step": 3, "epoch": 1.5, "validation/rsum": rsum + 10},
+        {"step": 4, "epoch": 2.0, "validation/rsum": 2.0}]
 (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\\n" for row in rows))
-(folder / "report.json").write_text(json.dumps({"metrics": {"rsum": rsum, "i2t/R@1": 7.0}}))
+report = {"metrics": {"rsum": rsum, "i2t/R@1": 7.0}, "config": {"train": {"batch_size": 8}}}
+(folder / "report.json").write_text(json.dumps(report))
 """
 SWEEP = """flags = ["--config.common=1"]
 [[row]]
@@ -83,7 +86,7 @@ def test_the_table_has_means_and_deviations(sweep, file, tmp_path, capsys):
         assert found[name]["dev/rsum"]["mean"] == pytest.approx(statistics.fmean(values) + 10)
     table = (folder / "table.md").read_text()
     assert table == capsys.readouterr().out
-    assert "| Plain | 3 | 113.3 ± 4.9 | 103.3 ± 4.9 | 7 ± 0 |" in table
+    assert "| Plain | 3 | 113.3 ± 4.9 | 103.3 ± 4.9 | 7 ± 0 | 1.5 ± 0 | 4 ± 0 |" in table
     assert "Spearman" not in table  # no run measured it
 
 
@@ -143,7 +146,7 @@ def test_sigterm_reaches_the_training_and_the_same_command_goes_on(file, tmp_pat
     subprocess.run([*command, "--only=Plain"], env=os.environ, check=True, capture_output=True)
     assert ran(tmp_path / "w") == ["plain 0", "plain 0"]
     assert (tmp_path / "w" / "plain" / "0" / "finished.json").exists()
-    assert "| Plain | 1 | 110 | 100 | 7 |" in (tmp_path / "w" / "table.md").read_text()
+    assert "| Plain | 1 | 110 | 100 | 7 | 1.5 | 4 |" in (tmp_path / "w" / "table.md").read_text()
 
 
 @pytest.mark.parametrize(

@@ -269,6 +269,13 @@ def _check_network(given: Mapping[str, Any]) -> None:
                 f"config field {name!r} is {given[name]!r}, but 'model.text.backbone' is "
                 f"{given['model.text.backbone']!r}, which takes none: unset it"
             )
+    both = given["model.text.pooling"] == "mean_max" and given["model.text.features"] == "words"
+    if network == "vsepp" and both and not pretrained:
+        raise ConfigError(
+            "config field 'model.text.pooling' is 'mean_max', but a GRU's sentences are not "
+            "projected by the network 'vsepp', and would be twice as wide as the common space: set "
+            "it to 'mean' or 'max'"
+        )
     if network == "none" and not pretrained:
         raise ConfigError(
             "config field 'model.network' is 'none', which is for two pretrained towers of one "
