@@ -204,7 +204,7 @@ def saf(config: ConfigDict) -> None:
     words(config)
     config.model.network = "saf"
     # The other softer losses need the gradient of every pair's score.
-    config.objective.triplet.warmup = "drawn"
+    config.objective.triplet.warmup = "widening"
     config.objective.triplet.warmup_epochs = 1.0
 
 

@@ -11,9 +11,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from vse_jax.losses.blocks import Block, Rows, blocks, negative_counts, negatives
+from vse_jax.losses.blocks import Block, Rows, blocks, negatives
 from vse_jax.similarity import Similarity
 
+# Numbers of keys -> which of them each query looks at.
+Among = Callable[[Int[Array, " c"]], Bool[Array, "b c"]]
 # One margin for all pairs, or one for each: (queries, keys) -> [b, c], from their `meanings`.
 # No gradient flows through either.
 Margin = float | Float[Array, ""] | Callable[[Rows, Rows], Float[Array, "b c"]]
@@ -31,6 +33,10 @@ class Negatives(NamedTuple):
     hardest: Float[Array, " b"]
     margin: Float[Array, " b"]
     total: Float[Array, " b"]
+
+
+# Of each query the largest cost, where it is, how many negatives there are, what was seen.
+_Best = tuple[Float[Array, " b"], Int[Array, " b"], Int[Array, " b"], Negatives]
 
 
 def hinge(
@@ -52,11 +58,17 @@ def hinge(
 
 
 def hardest_negatives(
-    similarity: Similarity, queries: Rows, keys: Rows, margin: Margin, chunk: int
-) -> tuple[Int[Array, " b"], Negatives]:
+    similarity: Similarity,
+    queries: Rows,
+    keys: Rows,
+    margin: Margin,
+    chunk: int,
+    among: Among | None = None,
+) -> tuple[Int[Array, " b"], Int[Array, " b"], Negatives]:
     """For each query the number of the negative with the largest margin + score, and its like.
 
-    Scores b x chunk at a time, without gradient; of equals the first key wins.
+    The second result is how many negatives it has. Scores b x chunk at a time, without gradient;
+    of equals the first key wins.
 
     Args:
       similarity: scores queries against keys.
@@ -64,16 +76,19 @@ def hardest_negatives(
       keys: [n, d].
       margin: of the pairs; a single one does not matter to the choice.
       chunk: keys scored at a time; n need not be a multiple of it.
+      among: which keys are looked at; None: all.
     """
     queries, keys = jax.lax.stop_gradient((queries, keys))
     b = queries.ids.shape[0]
 
-    def step(
-        best: tuple[Float[Array, " b"], Int[Array, " b"], Negatives], block: Block
-    ) -> tuple[tuple[Float[Array, " b"], Int[Array, " b"], Negatives], None]:
-        cost, index, seen = best
+    def step(best: _Best, block: Block) -> tuple[_Best, None]:
+        cost, index, count, seen = best
         block_keys, start = block
-        scores = _negative_scores(similarity, queries, block_keys)
+        where = negatives(queries, block_keys)
+        if among is not None:
+            where &= among(start + jnp.arange(block_keys.ids.shape[0]))
+        scores = similarity.matrix(queries.vectors, block_keys.vectors)
+        scores = jnp.where(where, scores, -jnp.inf)
         margins = _margins(margin, queries, block_keys)
         costs = scores + margins if callable(margin) else scores
         block_index = jnp.argmax(costs, axis=1)
@@ -85,6 +100,7 @@ def hardest_negatives(
         return (
             jnp.where(better, chosen(costs), cost),
             jnp.where(better, start + block_index.astype(jnp.int32), index),
+            count + jnp.sum(where, axis=1, dtype=jnp.int32),
             Negatives(
                 jnp.where(better, chosen(scores), seen.hardest),
                 jnp.where(better, chosen(margins), seen.margin),
@@ -92,9 +108,10 @@ def hardest_negatives(
             ),
         ), None
 
-    nothing = jnp.full((b,), -jnp.inf), jnp.zeros((b,), jnp.int32), nothing_seen(b)
-    (_, index, seen), _ = jax.lax.scan(step, nothing, blocks(keys, chunk))
-    return index, seen
+    zeros = jnp.zeros((b,), jnp.int32)
+    nothing = jnp.full((b,), -jnp.inf), zeros, zeros, nothing_seen(b)
+    (_, index, count, seen), _ = jax.lax.scan(step, nothing, blocks(keys, chunk))
+    return index, count, seen
 
 
 def hardest_hinge(
@@ -104,6 +121,7 @@ def hardest_hinge(
     positive: Float[Array, " b"],
     margin: Margin,
     chunk: int,
+    among: Among | None = None,
 ) -> tuple[Float[Array, ""], Negatives]:
     """Sum over the queries of max_j [margin_ij + s_ij - s_ii]+, and what was seen (LMH).
 
@@ -118,50 +136,15 @@ def hardest_hinge(
       positive: s_ii, the score of each query with its own key.
       margin: of the hinge.
       chunk: keys scored at a time while mining.
+      among: which keys are mined; None: all.
     """
-    index, seen = hardest_negatives(similarity, queries, keys, margin, chunk)
+    index, count, seen = hardest_negatives(similarity, queries, keys, margin, chunk, among)
     negative = similarity.rows(queries.vectors, jnp.take(keys.vectors, index, axis=0))
-    # By the ids: scores that are not numbers must not pass for queries without negatives.
-    found = negative_counts(queries, keys) > 0
+    # Counted, for scores that are not numbers must not pass for queries without negatives.
+    found = count > 0
     loss = hinge(positive, negative, seen.margin, queries.where & found)
     hardest = jnp.where(found, jax.lax.stop_gradient(negative), -jnp.inf)
     return loss, seen._replace(hardest=hardest)
-
-
-def drawn_hinge(
-    similarity: Similarity,
-    queries: Rows,
-    keys: Rows,
-    positive: Float[Array, " b"],
-    margin: Margin,
-    index: Int[Array, " b"],
-) -> tuple[Float[Array, ""], Negatives]:
-    """Sum over the queries of [margin_ij + s_ij - s_ii]+ with one given j each, and what was seen.
-
-    With j drawn at random it is on average the mean over all keys, for the gradient of few pairs.
-    A j that is no negative of its query costs nothing.
-
-    Args:
-      similarity: scores queries against keys.
-      queries: [b, d].
-      keys: [n, d].
-      positive: s_ii, the score of each query with its own key.
-      margin: of the hinge.
-      index: number of the key of each query.
-    """
-    chosen = jax.tree.map(lambda leaf: jnp.take(leaf, index, axis=0), keys)
-    negative = similarity.rows(queries.vectors, chosen.vectors)
-    found = (queries.ids != chosen.ids) & chosen.where
-    if callable(margin):
-        # Of each query with its own key: b x 1 at a time.
-        margins = jax.vmap(lambda one, other: _margins(margin, one, other)[0, 0])(
-            *jax.tree.map(lambda leaf: leaf[:, None], (queries, chosen))
-        )
-    else:
-        margins = jnp.broadcast_to(jnp.asarray(margin, jnp.float32), negative.shape)
-    loss = hinge(positive, negative, margins, queries.where & found)
-    known = jax.lax.stop_gradient(jnp.where(found, negative, -jnp.inf))
-    return loss, Negatives(known, margins, jnp.where(found, known, 0.0))
 
 
 def all_hinge(

@@ -6,7 +6,7 @@ from typing import Any, Literal
 import flax.struct
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from vse_jax import parallel
 from vse_jax.losses import triplet as losses
@@ -37,7 +37,7 @@ def triplet(
     negatives: Literal["hardest", "all"],
     warmup_epochs: float,
     chunk: int,
-    warmup: Literal["all", "infonce", "drawn"] = "all",
+    warmup: Literal["all", "infonce", "widening"] = "all",
     temperature: float = 0.05,
     similarity: Similarity = dot,
     semantic: float = 0.0,
@@ -55,9 +55,9 @@ def triplet(
       negatives: "hardest" (LMH) or "all" (LSH).
       warmup_epochs: epochs of the softer loss before "hardest".
       chunk: pairs scored at a time; memory grows with rows of a device x chunk.
-      warmup: the softer loss: "all" negatives, the cross-entropy over them ("infonce"), or one of
-        them for each query, another every step ("drawn"), which is cheap where a score's gradient
-        is not (SAF, SGR).
+      warmup: the softer loss: "all" negatives, the cross-entropy over them ("infonce"), or the
+        hardest of a few drawn at random, one at first and all in the end ("widening"), which is
+        cheap where a score's gradient is not (SAF, SGR).
       temperature: of that cross-entropy.
       similarity: of two embeddings.
       semantic: how much wider the margin is between pairs whose captions mean the same, by
@@ -73,9 +73,9 @@ def triplet(
     def softmax(*data: Any) -> tuple[Float[Array, ""], losses.Negatives]:
         return entropy(*data), losses.nothing_seen(data[-1].shape[0])
 
-    def softer(step: Int[Array, ""], pairs: Pairs) -> Cost:
-        drawn: Cost = partial(losses.drawn_hinge, margin=wanted, index=_one_each(step, pairs))
-        return {"all": every, "infonce": softmax, "drawn": drawn}[warmup]
+    def softer(state: TripletState, pairs: Pairs) -> Cost:
+        widening: Cost = partial(mined, among=_window(state, pairs))
+        return {"all": every, "infonce": softmax, "widening": widening}[warmup]
 
     def init(rng: PRNGKeyArray, spec: Spec) -> TripletState:
         del rng
@@ -93,7 +93,7 @@ def triplet(
         if negatives == "all":
             loss, seen = both(every)
         else:
-            first = softer(state.step, pairs)
+            first = softer(state, pairs)
             loss, seen = jax.lax.cond(warming, lambda: both(first), lambda: both(mined))
 
         metrics = hinge_metrics(loss, pairs.positive, seen, pairs)
@@ -104,14 +104,21 @@ def triplet(
     return Objective(init, apply)
 
 
-def _one_each(step: Int[Array, ""], pairs: Pairs) -> Int[Array, " b"]:
-    """The number of another pair for each of this device's, another every step.
+def _window(state: TripletState, pairs: Pairs) -> losses.Among:
+    """Of each of this device's pairs the next ones: 1 at first, in the end of the warm-up all.
 
-    Batches are in random order, so that those at a distance from it are random ones.
+    Batches are in random order, so that these are drawn at random. Their number grows by the same
+    factor at every step.
     """
     own, total = pairs.where.shape[0], pairs.directions[0][1].ids.shape[0]
     numbers = parallel.device_index() * own + jnp.arange(own)
-    return (numbers + 1 + step % max(total - 1, 1)) % total
+    share = state.step / jnp.maximum(state.warmup_steps, 1)
+    width = jnp.float32(max(total - 1, 1)) ** share
+
+    def among(keys: Int[Array, " c"]) -> Bool[Array, "b c"]:
+        return (keys[None] - numbers[:, None] - 1) % total < width
+
+    return among
 
 
 def _with_semantics(pairs: Pairs, batch: Batch, chunk: int) -> Pairs:
