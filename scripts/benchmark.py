@@ -22,7 +22,10 @@ if importlib.util.find_spec("vse_jax") is None:
 from benchmarks.timing import Options, Row, machine, table  # noqa: E402 (after the path)
 
 # In the order in which they run: TensorFlow's threads come last.
-BENCHMARKS = ("peak", "step", "leap", "mining", "evaluation", "features", "pipeline", "first_step")
+BENCHMARKS = (
+    "peak", "step", "leap", "networks", "mining", "evaluation", "features", "pipeline",
+    "first_step",
+)  # fmt: skip
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -166,7 +166,7 @@ def _triplet() -> ConfigDict:
     # Epochs of a softer loss before the hardest ones are mined; 0 courts the collapse.
     triplet.warmup_epochs = 1.0
     # The softer loss: the hinge over "all" negatives, the cross-entropy over them ("infonce"), or
-    # or the hardest of a few drawn ones, one at first, all in the end ("widening"; cheap for "saf").
+    # the hardest of a few drawn ones, one at first, all in the end ("widening"; cheap for "saf").
     triplet.warmup = "all"
     # Divides the similarities in that cross-entropy.
     triplet.temperature = 0.05

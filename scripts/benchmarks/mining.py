@@ -4,14 +4,9 @@
 python -m benchmarks.mining {chunked,dense,compare} PAIRS WIDTH CHUNK ROUNDS.
 """
 
-import contextlib
 import json
-import os
-import resource
-import subprocess
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -19,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from benchmarks.memory import in_process, peak, start_peak
 from benchmarks.timing import Options, Row, Timing, alternately, available_memory, ratio
 from vse_jax.losses.blocks import Rows
 from vse_jax.losses.triplet import hardest_hinge
@@ -48,7 +44,7 @@ def measure(pairs: int, width: int, chunk: int, rounds: int) -> list[Row]:
     rounds = 1 if pairs > DENSE_MOST else rounds
     rows = []
     for kind in ("chunked", "dense") if fits else ("chunked",):
-        found = _in_process(kind, pairs, width, chunk, rounds)
+        found = in_process("benchmarks.mining", kind, pairs, width, chunk, rounds)
         case = f"B={pairs} {kind}"
         seconds = Timing(tuple(found["seconds"]))
         temporary = found["temporary"] / 2**20
@@ -61,7 +57,7 @@ def measure(pairs: int, width: int, chunk: int, rounds: int) -> list[Row]:
                 max(seconds.seconds), note=f"both ways, with gradients, width {width}"),
         ]  # fmt: skip
     if fits:
-        found = _in_process("compare", pairs, width, chunk, rounds)
+        found = in_process("benchmarks.mining", "compare", pairs, width, chunk, rounds)
         chunked, dense = (Timing(tuple(found[name])) for name in ("chunked", "dense"))
         quantity = f"B={pairs} chunked / dense"
         worst = max(found["loss"], found["gradient"])
@@ -125,17 +121,17 @@ def footprint(loss: Loss, pairs: int, width: int, rounds: int) -> dict[str, Any]
     arguments = pairs_of(pairs, width)
     function = compiled(loss, arguments)
     analysis = function.memory_analysis()
-    before = _start_peak()
+    before = start_peak()
 
     def work(_: int) -> None:
         jax.block_until_ready(function(*arguments))
 
     found = alternately({"work": work}, rounds, warmup=0 if rounds == 1 else 1)
-    peak, how = _peak()
+    most, how = peak()
     return {
         "seconds": found["work"].seconds,
         "temporary": analysis.temp_size_in_bytes + analysis.output_size_in_bytes,
-        "peak": peak - before,
+        "peak": most - before,
         "how": how,
     }
 
@@ -161,50 +157,6 @@ def compare(pairs: int, width: int, chunk: int, rounds: int) -> dict[str, Any]:
     difference = abs(float(loss) - float(wanted)) / abs(float(wanted))
     seconds = {name: timing.seconds for name, timing in timings.items()}
     return {"loss": difference, "gradient": worst, **seconds}
-
-
-def _in_process(kind: str, *numbers: int) -> dict[str, Any]:
-    """What this module, run as a program, finds."""
-    scripts = Path(__file__).parents[1]
-    path = os.pathsep.join([str(scripts), str(scripts.parent), os.environ.get("PYTHONPATH", "")])
-    done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.mining", kind, *map(str, numbers)],
-        env=os.environ | {"PYTHONPATH": path.rstrip(os.pathsep)},
-        stdout=subprocess.PIPE,
-        text=True,
-        check=True,
-    )
-    return json.loads(done.stdout.splitlines()[-1])
-
-
-def _start_peak() -> int:
-    """Bytes in use now; where Linux allows it, the peak is counted from here."""
-    if _device_statistics() is not None:
-        return _device_statistics()["bytes_in_use"]
-    with contextlib.suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")
-    return _status("VmRSS")
-
-
-def _peak() -> tuple[int, str]:
-    """The most bytes in use so far, and how that is known."""
-    statistics = _device_statistics()
-    if statistics is not None:
-        return statistics["peak_bytes_in_use"], "by the device's allocator"
-    return _status("VmHWM"), "resident set of a fresh process"
-
-
-def _device_statistics() -> dict[str, int] | None:
-    return jax.devices()[0].memory_stats() if jax.default_backend() != "cpu" else None
-
-
-def _status(field: str) -> int:
-    """Bytes of this process's field in /proc; elsewhere the largest resident set."""
-    status = Path("/proc/self/status")
-    for line in status.read_text().splitlines() if status.exists() else []:
-        if line.startswith(f"{field}:"):
-            return int(line.split()[1]) * 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def main(kind: str, pairs: int, width: int, chunk: int, rounds: int) -> None:

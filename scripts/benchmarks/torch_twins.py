@@ -12,6 +12,30 @@ from torch.optim import swa_utils
 from benchmarks.peak import torch_device, torch_wait
 
 
+class Sentences(nn.Module):
+    """Word vectors and a GRU; in two directions averaged, as SCAN's authors do."""
+
+    def __init__(self, params: Any, dropout: float) -> None:
+        """Starts from `text/reader`."""
+        super().__init__()
+        self.both = "gru_reverse" in params
+        self.dropout = nn.Dropout(dropout)
+        self.words = nn.Embedding.from_pretrained(_tensor(params["words"]), freeze=False)
+        self.gru = gru_of(params)
+
+    def forward(self, tokens: torch.Tensor, lengths: torch.Tensor) -> tuple[Any, torch.Tensor]:
+        """States [b, l, h] after each word, and after the last; lengths on the host."""
+        packed = nn.utils.rnn.pack_padded_sequence(
+            self.dropout(self.words(tokens)), lengths, batch_first=True, enforce_sorted=False
+        )
+        states, last = self.gru(packed)
+        if not self.both:
+            return None, last[0]
+        states, _ = nn.utils.rnn.pad_packed_sequence(states, batch_first=True)
+        half = states.shape[-1] // 2
+        return (states[..., :half] + states[..., half:]) / 2, last.mean(0)
+
+
 class TowersLoss(nn.Module):
     """VSE++ on pooled features as its authors wrote it: two towers, hardest negatives, sum.
 
@@ -21,20 +45,10 @@ class TowersLoss(nn.Module):
     def __init__(self, params: Any, config: ConfigDict) -> None:
         """Starts from this project's parameters, a tree of NumPy arrays, under its config."""
         super().__init__()
-        image, text = params["image"]["head"]["project"], params["text"]["reader"]
         self.margin = config.objective.triplet.margin
         self.image_dropout = nn.Dropout(config.model.image.dropout)
-        self.text_dropout = nn.Dropout(config.model.text.dropout)
-        self.words = nn.Embedding.from_pretrained(_tensor(text["words"]), freeze=False)
-        self.gru = nn.GRU(
-            text["words"].shape[1], text["gru"]["weight_hh"].shape[1], batch_first=True
-        )
-        self.project = nn.Linear(*image["kernel"].shape)
-        with torch.no_grad():
-            for name, value in text["gru"].items():
-                getattr(self.gru, f"{name}_l0").copy_(_tensor(value))
-            self.project.weight.copy_(_tensor(image["kernel"].T))
-            self.project.bias.copy_(_tensor(image["bias"]))
+        self.text = Sentences(params["text"]["reader"], config.model.text.dropout)
+        self.project = linear_of(params["image"]["head"]["project"])
 
     def forward(
         self,
@@ -43,28 +57,259 @@ class TowersLoss(nn.Module):
         lengths: torch.Tensor,
         ids: torch.Tensor,
     ) -> torch.Tensor:
-        """Loss of a batch: features [b, f], tokens [b, l], lengths [b] (on the host), ids [b]."""
-        images = functional.normalize(
-            self.project(self.image_dropout(functional.normalize(features)))
+        """Loss of a batch: features [b, n, f], tokens [b, l], lengths [b] (host), ids [b]."""
+        features = self.image_dropout(functional.normalize(features[:, 0]))
+        images = functional.normalize(self.project(features))
+        captions = functional.normalize(self.text(tokens, lengths)[1])
+        return hardest_hinge(images @ captions.T, ids, self.margin)
+
+
+class VSEInfinityLoss(nn.Module):
+    """VSE-infinity on parts as its authors wrote it, the hardest negatives' sum.
+
+    Source: Chen et al., CVPR 2021, and the released `lib/encoders.py` and `lib/modules/`.
+    """
+
+    def __init__(self, params: Any, config: ConfigDict) -> None:
+        """Starts from this project's parameters, a tree of NumPy arrays, under its config."""
+        super().__init__()
+        head = params["image"]["head"]
+        self.margin = config.objective.triplet.margin
+        self.drop = config.model.image.drop_parts
+        self.image_dropout = nn.Dropout(config.model.image.dropout)
+        self.text = Sentences(params["text"]["reader"], config.model.text.dropout)
+        self.project, self.hidden, self.out = (
+            linear_of(head[name]) for name in ("project", "hidden", "out")
         )
+        self.norm = nn.BatchNorm1d(len(head["norm"]["scale"]))
+        self.image_pool, self.text_pool = (
+            Pooling(params[side]["head"]["pool"]) for side in ("image", "text")
+        )
+
+    def forward(
+        self,
+        features: torch.Tensor,
+        tokens: torch.Tensor,
+        lengths: torch.Tensor,
+        ids: torch.Tensor,
+    ) -> torch.Tensor:
+        """As `TowersLoss`."""
+        features = self.image_dropout(functional.normalize(features, dim=-1))
+        counts = torch.full((len(features),), features.shape[1])
+        if self.drop:
+            # Their loader drops regions and pads what is left.
+            kept = [torch.rand(features.shape[1]) >= self.drop for _ in features]
+            kept = [row if row.any() else ~row for row in kept]
+            counts = torch.tensor([int(row.sum()) for row in kept])
+            features = nn.utils.rnn.pad_sequence(
+                [rows[row] for rows, row in zip(features, kept, strict=True)], batch_first=True
+            )
+        flat = features.flatten(0, 1)
+        hidden = functional.relu(self.norm(self.hidden(flat)))
+        parts = (self.project(flat) + self.out(hidden)).unflatten(0, features.shape[:2])
+        images = functional.normalize(self.image_pool(parts, counts))
+        words, _ = self.text(tokens, lengths)
+        captions = functional.normalize(self.text_pool(words, lengths))
+        return hardest_hinge(images @ captions.T, ids, self.margin)
+
+
+class Pooling(nn.Module):
+    """The generalized pooling operator: weights of ranks from a GRU over position codes."""
+
+    def __init__(self, params: Any) -> None:
+        """Starts from a head's `pool`."""
+        super().__init__()
+        self.gru = gru_of(params)
+        self.score = nn.Linear(self.gru.hidden_size, 1, bias=False)
+        self.width = self.gru.input_size
+        with torch.no_grad():
+            self.score.weight.copy_(_tensor(params["score"])[None])
+
+    def forward(self, parts: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
+        """[b, d] of parts [b, n, d], the first `counts` of which are real (on the host)."""
+        size = int(counts.max())
+        angle = torch.arange(size)[:, None] * torch.exp(
+            torch.arange(0, self.width, 2) * -(np.log(10000.0) / self.width)
+        )
+        code = torch.stack([torch.sin(angle), torch.cos(angle)], -1).reshape(size, self.width)
+        codes = code.to(parts.device)[None].expand(len(parts), -1, -1)
         packed = nn.utils.rnn.pack_padded_sequence(
-            self.text_dropout(self.words(tokens)), lengths, batch_first=True, enforce_sorted=False
+            codes, counts, batch_first=True, enforce_sorted=False
         )
-        captions = functional.normalize(self.gru(packed)[1][0])
-        scores = images @ captions.T
-        positive = scores.diagonal()
-        same = ids[:, None] == ids[None, :]
-        to_texts = (self.margin + scores - positive[:, None]).clamp(min=0).masked_fill(same, 0)
-        to_images = (self.margin + scores - positive[None, :]).clamp(min=0).masked_fill(same, 0)
-        return to_texts.max(1)[0].sum() + to_images.max(0)[0].sum()
+        states, _ = nn.utils.rnn.pad_packed_sequence(self.gru(packed)[0], batch_first=True)
+        half = states.shape[-1] // 2
+        states = (states[..., :half] + states[..., half:]) / 2
+        real = (torch.arange(size)[None] < counts[:, None]).to(parts.device)
+        logits = self.score(states)[..., 0].masked_fill(~real, -10000)
+        weights = torch.softmax(logits / 0.1, dim=1)
+        ranked = parts[:, :size].masked_fill(~real[..., None], -10000).sort(1, descending=True)[0]
+        ranked = ranked.masked_fill(~real[..., None], 0)
+        return (ranked * weights[..., None]).sum(1)
+
+
+class SAFLoss(nn.Module):
+    """SGRAF's attention filtration as its authors wrote it: caption by caption, all pictures.
+
+    Batch norms of regions are by channel here, as in this project. Source: Diao et al., AAAI 2021,
+    and the released `model.py`.
+    """
+
+    def __init__(self, params: Any, config: ConfigDict) -> None:
+        """Starts from this project's parameters, a tree of NumPy arrays, under its config."""
+        super().__init__()
+        image, text, pair = params["image"]["head"], params["text"]["head"], params["pairwise"]
+        self.margin = config.objective.triplet.margin
+        self.image_dropout = nn.Dropout(config.model.image.dropout)
+        self.text = Sentences(params["text"]["reader"], config.model.text.dropout)
+        self.project = linear_of(image["project"])
+        self.picture = SelfAttention(image, normed=True)
+        self.sentence = SelfAttention(text, normed=False)
+        self.local, self.whole, self.weight, self.score = (
+            linear_of({"kernel": pair[f"{name}_kernel"], "bias": pair[f"{name}_bias"]})
+            for name in ("local", "whole", "weight", "score")
+        )
+        self.norm = nn.BatchNorm1d(1)
+
+    def encode(
+        self, features: torch.Tensor, tokens: torch.Tensor, lengths: torch.Tensor
+    ) -> tuple[torch.Tensor, ...]:
+        """Regions [b, n, d], their wholes, words [b, l, d], their lengths on the host."""
+        features = self.image_dropout(functional.normalize(features, dim=-1))
+        regions = functional.normalize(self.project(features), dim=-1)
+        words = functional.normalize(self.text(tokens, lengths)[0], dim=-1)
+        return regions, self.picture(regions), words, lengths
+
+    def compare(
+        self,
+        regions: torch.Tensor,
+        wholes: torch.Tensor,
+        words: torch.Tensor,
+        lengths: torch.Tensor,
+    ) -> torch.Tensor:
+        """Scores [b, c]."""
+        columns = []
+        for caption, length in zip(words, lengths.tolist(), strict=True):
+            own = caption[None, :length]
+            word = own.expand(len(regions), -1, -1)
+            attention = functional.leaky_relu(regions @ word.transpose(1, 2), 0.1)
+            attention = functional.normalize(attention, dim=2).transpose(1, 2)
+            context = functional.normalize(torch.softmax(9 * attention, 2) @ regions, dim=-1)
+            nodes = functional.normalize(self.local((context - word) ** 2), dim=-1)
+            whole = self.whole((wholes - self.sentence(own)) ** 2)
+            nodes = torch.cat([functional.normalize(whole, dim=-1)[:, None], nodes], 1)
+            weight = torch.sigmoid(self.norm(self.weight(nodes).transpose(1, 2)))
+            weight = functional.normalize(weight, p=1, dim=-1)
+            vector = functional.normalize((weight @ nodes)[:, 0], dim=-1)
+            columns.append(torch.sigmoid(self.score(vector)))
+        return torch.cat(columns, 1)
+
+    def forward(
+        self,
+        features: torch.Tensor,
+        tokens: torch.Tensor,
+        lengths: torch.Tensor,
+        ids: torch.Tensor,
+    ) -> torch.Tensor:
+        """As `TowersLoss`."""
+        return hardest_hinge(
+            self.compare(*self.encode(features, tokens, lengths)), ids, self.margin
+        )
+
+    @torch.inference_mode()
+    def scores(
+        self, regions: torch.Tensor, wholes: torch.Tensor, words: torch.Tensor, lengths: Any
+    ) -> torch.Tensor:
+        """Scores of encoded pictures and captions, a hundred of each at a time as released."""
+        rows = [
+            torch.cat(
+                [
+                    self.compare(
+                        some, whole, words[start : start + 100], lengths[start : start + 100]
+                    )
+                    for start in range(0, len(words), 100)
+                ],
+                1,
+            )
+            for some, whole in zip(regions.split(100), wholes.split(100), strict=True)
+        ]
+        return torch.cat(rows)
+
+
+class SelfAttention(nn.Module):
+    """The sum of parts by their own and their mean's say, of length 1."""
+
+    def __init__(self, params: Any, *, normed: bool) -> None:
+        """Starts from a head of SAF."""
+        super().__init__()
+        self.part, self.mean, self.weight = (
+            linear_of(params[name]) for name in ("part", "mean", "weight")
+        )
+        width = self.part.out_features
+        self.part_norm, self.mean_norm = (
+            nn.BatchNorm1d(width) if normed else nn.Identity() for _ in range(2)
+        )
+        self.dropout = nn.Dropout(0.4)
+
+    def forward(self, parts: torch.Tensor) -> torch.Tensor:
+        """[b, d] of parts [b, n, d]."""
+        own = self.part_norm(self.part(parts).flatten(0, 1)).unflatten(0, parts.shape[:2])
+        common = self.mean_norm(self.mean(parts.mean(1)))
+        own, common = (self.dropout(torch.tanh(x)) for x in (own, common))
+        weights = torch.softmax(self.weight(own * common[:, None])[..., 0], dim=1)
+        return functional.normalize((weights[..., None] * parts).sum(1), dim=-1)
+
+
+def hardest_hinge(scores: torch.Tensor, ids: torch.Tensor, margin: float) -> torch.Tensor:
+    """The sum of both directions, as VSE++'s authors wrote it."""
+    positive = scores.diagonal()
+    same = ids[:, None] == ids[None, :]
+    to_texts = (margin + scores - positive[:, None]).clamp(min=0).masked_fill(same, 0)
+    to_images = (margin + scores - positive[None, :]).clamp(min=0).masked_fill(same, 0)
+    return to_texts.max(1)[0].sum() + to_images.max(0)[0].sum()
+
+
+def linear_of(params: Any) -> nn.Linear:
+    """A linear layer with this project's parameters."""
+    layer = nn.Linear(*params["kernel"].shape)
+    with torch.no_grad():
+        layer.weight.copy_(_tensor(params["kernel"].T))
+        layer.bias.copy_(_tensor(params["bias"]))
+    return layer
+
+
+def gru_of(params: Any) -> nn.GRU:
+    """A GRU with this project's parameters, in both directions if there are such."""
+    gates, width = params["gru"]["weight_ih"].shape
+    layer = nn.GRU(width, gates // 3, batch_first=True, bidirectional="gru_reverse" in params)
+    with torch.no_grad():
+        for direction, suffix in (("gru", "_l0"), ("gru_reverse", "_l0_reverse")):
+            for name, value in params.get(direction, {}).items():
+                getattr(layer, name + suffix).copy_(_tensor(value))
+    return layer
+
+
+# By `model.network`.
+LOSSES = {"vsepp": TowersLoss, "vse_infinity": VSEInfinityLoss, "saf": SAFLoss}
 
 
 class TrainStep:
     """Loss, gradient, clipping, Adam and, where asked for, the moving average; one batch a call."""
 
-    def __init__(self, params: Any, config: ConfigDict, *, compiled: bool) -> None:
-        """Starts from this project's parameters; `compiled` goes through `torch.compile`."""
-        module = TowersLoss(params, config).to(torch_device())
+    def __init__(
+        self, params: Any, config: ConfigDict, *, compiled: bool, still: bool = False
+    ) -> None:
+        """Starts from this project's parameters.
+
+        Args:
+          params: a tree of NumPy arrays.
+          config: of the step.
+          compiled: whether it goes through `torch.compile`.
+          still: whether no dropout acts, for a comparison.
+        """
+        module = LOSSES[config.model.network](params, config).to(torch_device())
+        for layer in module.modules():
+            if still and isinstance(layer, nn.Dropout):
+                layer.p = 0.0
         self.module = module
         self.parameters = list(module.parameters())
         self.loss = torch.compile(module) if compiled else module
@@ -81,7 +326,7 @@ class TrainStep:
         # As their loader does, only as wide as the longest caption here.
         tokens = torch.from_numpy(batch["tokens"][:, : int(lengths.max())].astype(np.int64))
         loss = self.loss(
-            torch.from_numpy(batch["features"][:, 0]).to(device),
+            torch.from_numpy(batch["features"]).to(device),
             tokens.to(device),
             lengths,
             torch.from_numpy(batch["image_id"]).to(device),
