@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shutil
 
 import numpy as np
 import parity
@@ -13,8 +14,10 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 import vse_jax
 from vse_jax import assembly, evaluate, evaluation, experiment, train
 from vse_jax.config import ConfigError
-from vse_jax.data import pipeline
+from vse_jax.data import pipeline, tokenizer
 from vse_jax.evaluators import retrieval
+from vse_jax.models.backbones.weights import WeightsError
+from vse_jax.workdir import WorkdirError
 
 BLOCKS = {
     "hidden_size": 24,
@@ -215,6 +218,31 @@ def test_a_pretrained_reader_learns_at_its_own_rate(flickr8k, tmp_path):
         for part, name in (("reader", "words"), ("reader", "types"))
     }
     assert all(0 < far < 1e-3 for far in moved.values()), moved
+
+
+@pytest.mark.torch
+def test_a_tokenizer_of_another_model_is_refused(flickr8k, minilm, tmp_path):
+    folder = shutil.copytree(minilm, tmp_path / "text")
+    write_tokenizer(folder, map(str, range(99)), "[CLS]", "[SEP]", "[PAD]")
+    config = flickr8k("frozen")
+    config.model.text.weights = str(folder)
+    with pytest.raises(WeightsError, match=r"the tokenizer beside it has 104 tokens, the weights"):
+        experiment.prepare(config, tmp_path / "run")
+    assert not (tmp_path / "run" / "config.json").exists()
+
+
+def test_a_vocabulary_of_other_data_is_refused(trained, tiny_shapes, tmp_path):
+    """Its numbers would stand for other words, and nothing else would show it."""
+    folder = shutil.copytree(trained, tmp_path / "run")
+    other = tokenizer.train(["some other words"] * 4, "vse", 12)
+    (folder / "tokenizer.json").write_text(other.to_json())
+    with pytest.raises(WorkdirError, match="is not the tokenizer that the run was begun with"):
+        vse_jax.load(folder)
+    with pytest.raises(WorkdirError, match="but one of other data: bring the first one back"):
+        experiment.prepare(tiny_shapes, folder)
+    (folder / "tokenizer.json").unlink()
+    with pytest.raises(WorkdirError, match=r"tokenizer\.json cannot be read"):
+        vse_jax.load(folder)
 
 
 @pytest.mark.slow

@@ -59,7 +59,7 @@ def test_data_weights_and_semantics_of_another_digest_are_refused(tmp_path):
     for name, value in (("data", "d2"), ("weights", "w2"), ("semantics", None)):
         with pytest.raises(WorkdirError, match=f"begun with other {name} .digest {name[0]}1 there"):
             claim(tmp_path, seeded(3), **{name: value})
-    assert workdir.read_origin(tmp_path) == ORIGIN
+    assert workdir.read_origin(tmp_path).items() >= ORIGIN.items()
 
 
 def test_where_things_lie_may_change(tmp_path):

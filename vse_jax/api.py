@@ -36,6 +36,7 @@ class Model:
         """Loads the best checkpoint of a workdir; see `load`."""
         path = Path(folder).expanduser()
         self.config = workdir.read_config(path)
+        workdir.check_tokenizer(path)
         self._tokenizer = tokenizer.load(
             path / workdir.TOKENIZER, self.config.data.tokenizer, self.config.data.max_tokens
         )
@@ -235,7 +236,7 @@ def load(folder: str | os.PathLike[str]) -> Model:
     """The model of a trained workdir: its best checkpoint, or the newest that is whole.
 
     Raises:
-      WorkdirError: not a workdir.
+      WorkdirError: not a workdir, or its tokenizer is another one.
       CheckpointError: no usable checkpoint.
     """
     return Model(folder)

@@ -17,7 +17,7 @@ from vse_jax.codebook import Codebook
 from vse_jax.data.tokenizer import SPECIAL, Tokenizer
 from vse_jax.models import networks
 from vse_jax.models.backbones import catalogue, text_catalogue
-from vse_jax.models.backbones.weights import load_config
+from vse_jax.models.backbones.weights import WeightsError, load_config
 from vse_jax.models.image import ImageEncoder
 from vse_jax.models.model import VisualSemanticModel
 from vse_jax.models.pairwise import Tile
@@ -363,10 +363,16 @@ def build_model(
 
     Raises:
       ConfigError: as `backbone_of`.
-      WeightsError: the weights are missing or do not fit.
+      WeightsError: the weights are missing or do not fit, or are not those of the tokenizer.
     """
     sources = sources_of(config)
     model = make_model(config, words, sources, frozen)
+    known = getattr(model.text.reader, "vocab_size", words.vocabulary)
+    if known < words.vocabulary:
+        raise WeightsError(
+            f"{config.model.text.weights}: the tokenizer beside it has {words.vocabulary} tokens, "
+            f"the weights have {known}: it is the tokenizer of another model"
+        )
     # Drawing what is pretrained would take longer to compile than the rest.
     given: dict[str, Leaf] = {}
     loads = {"image": backbone_of(config).load}

@@ -128,6 +128,7 @@ def _tokenizer(conf: ConfigDict, dataset: Dataset, saved: Path | None) -> tokeni
     """That of the workdir if there is one, of the text weights, or of the training captions."""
     preset, most = conf.data.tokenizer, conf.data.max_tokens
     if saved is not None:
+        workdir.check_tokenizer(saved.parent)
         return tokenizer.load(saved, preset, most)
     if preset == "pretrained":
         return tokenizer.pretrained(conf.model.text.weights, most)

@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import hashlib
 import json
 import logging
 import os
@@ -127,9 +128,31 @@ def claim(workdir: Path, config: ConfigDict, tokenizer: str, origin: Mapping[str
     except OSError as error:
         raise WorkdirError(f"{workdir} cannot be made: {error.strerror}") from error
     write_text(workdir / TOKENIZER, tokenizer)
-    write_text(workdir / ORIGIN, json.dumps(origin, indent=2))
+    known = {**origin, "tokenizer": _digest(tokenizer)}
+    write_text(workdir / ORIGIN, json.dumps(known, indent=2))
     # The last, as it is what makes a workdir.
     write_text(workdir / CONFIG, configs.to_json(config))
+
+
+def check_tokenizer(workdir: Path) -> None:
+    """Raises WorkdirError where the vocabulary is not the one that the run was begun with.
+
+    Numbers of another vocabulary would be read as other words, without any other sign.
+    """
+    path, origin = workdir / TOKENIZER, read_origin(workdir)
+    try:
+        found = _digest(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise WorkdirError(f"{path} cannot be read: {error}") from error
+    if found != origin.get("tokenizer", found):
+        raise WorkdirError(
+            f"{path} is not the tokenizer that the run was begun with (digest {found}, expected "
+            f"{origin['tokenizer']}), but one of other data: bring the first one back"
+        )
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def read_origin(workdir: Path) -> dict[str, Any]:
