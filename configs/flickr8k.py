@@ -1,10 +1,12 @@
 """Flickr8k with a frozen MobileNetV2, on cached features.
 
-configs/flickr8k.py[:system[,objective=NAME]], where system is a network, "vsepp" (the default),
-"vse_infinity", "vsrn", "saf" or "sgr", with the objective "lmh" (the default), "lseh", "lsh" or
-"infonce"; or "leap" with "full" (the default) or one of its parts, each
-with those before: "fixed" (margin), "adaptive", "centers", "quantizer", "multitask". Needs
---config.data.manual_dir (the photos and captions) and --config.model.image.weights.
+configs/flickr8k.py[:system[,objective=NAME][,text=bert]], where system is a network, "vsepp" (the
+default), "vse_infinity", "vsrn", "saf" or "sgr", or both sides pretrained, "frozen", "clip" or
+"siglip", each with the objective "lmh", "lseh", "lsh" or "infonce" (networks with the first unless
+told otherwise, the others with the last); or "leap" with "full" (the default) or one of its parts,
+each with those before: "fixed" (margin), "adaptive", "centers", "quantizer", "multitask". text=bert
+reads sentences by a BERT, trained further, in place of a GRU. Needs --config.data.manual_dir (the
+photos and captions) and --config.model.image.weights.
 """
 
 from ml_collections import ConfigDict

@@ -221,3 +221,42 @@ def test_an_unknown_name_is_refused(capsys):
 def teardown_module():
     for name in [name for name in sys.modules if name.split(".")[0] in ("benchmark", "benchmarks")]:
         del sys.modules[name]
+
+
+@pytest.mark.slow
+@pytest.mark.torch
+@pytest.mark.parametrize("name", ["vse_infinity", "saf"])
+def test_the_twins_of_networks_do_the_same_step(name):
+    pytest.importorskip("torch")
+    step, networks = load("step"), load("networks")
+    conf = step.without_dropout(step.config(name))
+    conf.data.image_size, conf.data.max_tokens = 32, 16
+    conf.model.image.backbone, conf.model.dimension, conf.model.text.words = "small_resnet", 16, 8
+    conf.train.batch_size = 8
+    captions = step.drawn(conf, vocabulary=20)
+    ours = step.OurStep(conf, captions.vocabulary, still=True)
+    width = ours.params["image"]["head"]["project"]["kernel"].shape[0]
+    given = step.batches(captions, 8, width, 1, parts=3)
+    twin = load("torch_twins").TrainStep(ours.params, conf, compiled=False, still=True)
+    step.agree(ours, twin, given, networks.GRADIENT[name])
+
+
+@pytest.mark.slow
+@pytest.mark.torch
+def test_scoring_is_measured_beside_torch(monkeypatch):
+    pytest.importorskip("torch")
+    networks, step = load("networks"), load("step")
+    config = step.config
+
+    def small(name):
+        conf = config(name)
+        conf.data.image_size = 32
+        conf.model.image.backbone, conf.model.dimension = "small_resnet", 16
+        conf.model.text.words = 8
+        return conf
+
+    monkeypatch.setattr(step, "config", small)
+    for name, size in (("SOME_IMAGES", 6), ("SOME_CAPTIONS", 9), ("REGIONS", 3), ("WIDTH", 128)):
+        monkeypatch.setattr(networks, name, size)
+    rows = networks.scoring(load("timing").Options(rounds=1))
+    assert [row.unit for row in rows] == ["pairs/s", "pairs/s", "x"]

@@ -88,7 +88,7 @@ def _model() -> ConfigDict:
     # Units between, of the network "residual".
     model.hidden = 1024
     # (pictures, captions) that a pairwise network ("saf", "sgr") looks at at a time.
-    model.tile = (32, 4)
+    model.tile = (4, 16)
     # Of two embeddings: "dot" (the cosine, of unit vectors) or "negative_euclidean". "saf" and
     # "sgr" have their own.
     model.similarity = "dot"

@@ -48,8 +48,8 @@ class Comparison(NamedTuple):
 class Tile(NamedTuple):
     """How many pairs are aligned at a time."""
 
-    pictures: int = 32
-    captions: int = 4
+    pictures: int = 4
+    captions: int = 16
 
 
 TILE = Tile()
