@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -145,8 +146,8 @@ def _scorer(
     conf = step.without_dropout(step.config(name))
     conf.train.freeze, conf.model.image.weights = (), None
     frozen = assembly.Frozen(image=False, text=False)
-    built = assembly.build_model(conf, assembly.Words(step.VOCABULARY, 0, ()), frozen)
-    encoder = Encoder(built.model, parallel.Devices.all(conf.parallel))
+    built = assembly.build_model(conf, assembly.Words(step.VOCABULARY, 0, ()), frozen, WIDTH)
+    encoder = Encoder(built.model, parallel.Devices(conf.parallel, tuple(jax.devices()[:1])))
     variables = encoder.variables(built.variables["params"], built.variables["batch_stats"])
     batch = _given(conf, pictures, sentences)
 
