@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from vse_jax.models.backbones import weights
+from vse_jax.models.backbones import catalogue, weights
 from vse_jax.models.backbones.weights import WeightsError
 
 RULES = [(r"^block_(\d+)/", r"blocks/\1/"), (r"^", "net.")]
@@ -151,6 +151,26 @@ def test_a_damaged_configuration_is_named(tmp_path):
         weights.load_config(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("name", "usual"), [("vit", (0.5,) * 3), ("resnet", (0.485, 0.456, 0.406))]
+)
+def test_pixels_are_normalized_as_the_preprocessor_says(tmp_path, name, usual):
+    said = {"image_mean": [0.1, 0.2, 0.3], "image_std": [0.4, 0.5, 0.6], "do_resize": True}
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": name}))
+    file, backbone = tmp_path / "preprocessor_config.json", getattr(catalogue, name)
+
+    def made():
+        return backbone.make(weights.load_config(tmp_path), jnp.float32, "data")
+
+    assert tuple(made().mean) == usual
+    file.write_text(json.dumps(said))
+    assert (tuple(made().mean), tuple(made().std)) == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+    for wrong, told in (("grey", "expected three numbers"), ([1, 0, 1], "expected positive")):
+        file.write_text(json.dumps(said | {"image_std": wrong}))
+        with pytest.raises(WeightsError, match=rf"preprocessor_config\.json .*{told}"):
+            made()
+
+
 def test_offline_the_hub_is_named_and_a_local_path_asked_for(monkeypatch):
     def refuse(*_, **__):
         raise huggingface_hub.errors.LocalEntryNotFoundError("Got: ConnectError\nand a long tale")
@@ -186,5 +206,8 @@ def test_the_digest_changes_with_weights_and_configuration_only(tmp_path):
     assert weights.digest(tmp_path) == first
     (tmp_path / "config.json").write_text('{"a": 1}')
     second = weights.digest(tmp_path)
+    (tmp_path / "preprocessor_config.json").write_text("{}")
+    assert weights.digest(tmp_path) != second
+    (tmp_path / "preprocessor_config.json").unlink()
     safetensors.numpy.save_file({"b": np.ones(3, np.float32)}, tmp_path / "model-2.safetensors")
     assert len({first, second, weights.digest(tmp_path)}) == 3

@@ -6,17 +6,20 @@ from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int
 
 
-def masked_softmax(scores: Float[Array, "*b n"], mask: Bool[Array, "*b n"]) -> Float[Array, "*b n"]:
-    """exp(s_i) / sum_j exp(s_j) over the entries that `mask` keeps; 0 elsewhere.
+def masked_softmax(
+    scores: Float[Array, "..."], mask: Bool[Array, "..."], axis: int = -1
+) -> Float[Array, "..."]:
+    """exp(s_i) / sum_j exp(s_j) over the entries of an axis that `mask` keeps; 0 elsewhere.
 
-    A row without any is zero and passes no gradient.
+    The mask has the shape of the scores, or 1 where it is the same for all. A row without any is
+    zero and passes no gradient.
     """
     scores = jnp.where(mask, scores, jnp.finfo(scores.dtype).min)
-    highest = jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True))
+    highest = jax.lax.stop_gradient(jnp.max(scores, axis=axis, keepdims=True))
     raised = jnp.where(mask, jnp.exp(scores - highest), 0.0)
-    total = jnp.sum(raised, axis=-1, keepdims=True)
+    total = jnp.sum(raised, axis=axis, keepdims=True)
     # Not the larger of it and 1: of equals, as with a single entry, each gets half the gradient.
-    return raised / jnp.where(jnp.any(mask, axis=-1, keepdims=True), total, 1.0)
+    return raised / jnp.where(jnp.any(mask, axis=axis, keepdims=True), total, 1.0)
 
 
 def to_front(

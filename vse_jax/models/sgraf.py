@@ -15,7 +15,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
 from vse_jax.encoding import Encoding
-from vse_jax.models.masked import MaskedBatchNorm
+from vse_jax.models.masked import MaskedBatchNorm, masked_softmax
 from vse_jax.models.normalize import l2_normalize
 from vse_jax.models.pairwise import TILE, Comparison, Params, Statistics, Tile, score, table
 
@@ -73,7 +73,7 @@ class SGRAFHead(nn.Module):
         every = jnp.ones((len(mask), 1), bool)
         common = own * embedded(mean[:, None], "mean", every)
         logits = dense(1, name="weight")(common).astype(jnp.float32)[..., 0]
-        weights = _softmax(logits, mask, axis=1)
+        weights = masked_softmax(logits, mask, axis=1)
         pooled = l2_normalize(jnp.sum(weights[..., None] * local, axis=1))
         return Encoding(local=local, mask=mask, pooled=pooled)
 
@@ -198,15 +198,6 @@ def _apply(
     return found + linear["bias"].reshape((1,) * (x.ndim - 1) + (-1,))
 
 
-def _softmax(
-    logits: Float[Array, "..."], where: Bool[Array, "..."], axis: int
-) -> Float[Array, "..."]:
-    """The softmax of what `where` keeps; zero elsewhere, and where it keeps nothing."""
-    # Finite, so that the gradient is where nothing is kept.
-    logits = jnp.where(where, logits, -1e30)
-    return jnp.where(where, jax.nn.softmax(logits, axis=axis), 0.0)
-
-
 def _alignments(
     params: Params, images: Encoding, texts: Encoding, dtype: Any
 ) -> Float[Array, "a c n s"]:
@@ -222,7 +213,7 @@ def _alignments(
     logits = product("ard,ed->are", regions, words.reshape(c * length, d))
     logits = jnp.where(logits > 0, logits, LEAK * logits).reshape(a, -1, c, length)
     logits = SMOOTH * l2_normalize(logits * texts.mask[None, None])
-    weights = _softmax(logits, jnp.asarray(images.mask)[:, :, None, None], axis=1)
+    weights = masked_softmax(logits, jnp.asarray(images.mask)[:, :, None, None], axis=1)
     context = product("are,ard->aed", weights.reshape(a, -1, c * length).astype(dtype), regions)
     context = l2_normalize(context).reshape(a, c, length, d)
     squares = (context - texts.local[None]) ** 2
@@ -281,7 +272,7 @@ def _reasoned(
         # Q (K X)^T as (Q K^T) X^T: nothing but the nodes has to be looked at as a key.
         query = product("acms,ts->acmt", query, step["key"].astype(dtype))
         logits = product("acms,acns->acmn", query.astype(dtype), nodes.astype(dtype))
-        edges = _softmax(logits, jnp.broadcast_to(where, logits.shape), axis=-1)
+        edges = masked_softmax(logits, where)
         nodes = product("acmn,acns->acms", edges.astype(dtype), nodes.astype(dtype))
         nodes = jax.nn.relu(_apply(step["out"], nodes, dtype))
     return jax.nn.sigmoid(_apply(params["score"], nodes[:, :, 0], jnp.float32)[..., 0])

@@ -96,7 +96,7 @@ def make(
 
     `timm`'s names the network in `architecture`; it goes for torchvision's weights too. That of
     `transformers` gives `depths` and the other fields of `ResNet`; the pictures' mean and
-    deviation, which it has not, are ImageNet's.
+    deviation stand in `preprocessor_config.json`, and are ImageNet's without.
 
     Raises:
       WeightsError: it describes something else.
@@ -109,6 +109,8 @@ def make(
         given = {"depths": depths, "mean": mean, "std": std}
     else:
         given = _from_hugging_face(config)
+        usual = pixels.IMAGENET_MEAN, pixels.IMAGENET_STD
+        given["mean"], given["std"] = pixels.of_hugging_face(config, *usual)
     return ResNet(**given, dtype=dtype, axis_name=axis_name)
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Collection, Mapping
 from typing import Any
 
+from vse_jax.models.backbones import pixels
 from vse_jax.models.backbones.pixels import IMAGENET_MEAN, IMAGENET_STD, Channels
 from vse_jax.models.backbones.weights import WeightsError
 
@@ -35,16 +36,4 @@ def statistics(config: Mapping[str, Any]) -> tuple[Channels, Channels]:
       WeightsError: one is not three numbers, or a deviation is not positive.
     """
     given = config.get("pretrained_cfg", config)
-    mean = _three("mean", given.get("mean", IMAGENET_MEAN))
-    std = _three("std", given.get("std", IMAGENET_STD))
-    if min(std) <= 0:
-        raise WeightsError(f"{_WHERE}: std is {list(std)}, expected positive numbers")
-    return mean, std
-
-
-def _three(name: str, value: Any) -> Channels:
-    try:
-        first, second, third = map(float, value)
-    except (TypeError, ValueError):
-        raise WeightsError(f"{_WHERE}: {name} is {value!r}, expected three numbers") from None
-    return first, second, third
+    return pixels.statistics(given, ("mean", "std"), IMAGENET_MEAN, IMAGENET_STD, _WHERE)

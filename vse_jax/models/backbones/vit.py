@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, UInt8
 
-from vse_jax.models.backbones import transformer, weights
+from vse_jax.models.backbones import pixels, transformer, weights
 from vse_jax.models.backbones.feature_map import FeatureMap
 from vse_jax.models.backbones.weights import WeightsError
 
@@ -77,8 +77,8 @@ class ViT(transformer.ImageTower):
 def make(configuration: Mapping[str, Any], *, dtype: DTypeLike = jnp.float32) -> ViT:
     """The module that the weights' `config.json`, of either library, describes.
 
-    Pixels become -1 to 1 with Hugging Face's weights, and what the configuration says with
-    timm's. An empty configuration means ViT-B/16 at 224 pixels.
+    Pixels are normalized as it says, Hugging Face's `preprocessor_config.json` too; to -1 to 1
+    where nothing does. An empty configuration means ViT-B/16 at 224 pixels.
 
     Raises:
       WeightsError: it describes something else.
@@ -86,6 +86,9 @@ def make(configuration: Mapping[str, Any], *, dtype: DTypeLike = jnp.float32) ->
     ours: dict[str, Any] = {}
     if "architecture" in configuration:
         configuration, ours = _from_timm(configuration)
+    else:
+        mean, std = pixels.of_hugging_face(configuration, pixels.HALF, pixels.HALF)
+        ours = {"mean": mean, "std": std}
     return transformer.make(ViT, configuration, ["vit"], dtype, **ours)
 
 
@@ -131,10 +134,10 @@ def _from_timm(configuration: Mapping[str, Any]) -> tuple[dict[str, Any], dict[s
             f"config.json of the weights: model_args has {unknown}, expected none but "
             f"{sorted(_TIMM_FIELDS.keys() | _TIMM_IGNORED)}"
         )
-    pixels = configuration.get("pretrained_cfg") or {}
+    trained = configuration.get("pretrained_cfg") or {}
     width, depth, heads = _SIZES[plain[1]]
     args = {
-        "img_size": pixels.get("input_size", [3, int(plain[3])])[1],
+        "img_size": trained.get("input_size", [3, int(plain[3])])[1],
         "patch_size": int(plain[2]),
         "embed_dim": width,
         "depth": depth,
@@ -147,5 +150,5 @@ def _from_timm(configuration: Mapping[str, Any]) -> tuple[dict[str, Any], dict[s
     settings["intermediate_size"] = int(args["embed_dim"] * args.get("mlp_ratio", 4))
     settings["num_channels"] = args.get("in_chans", 3)
     settings["layer_norm_eps"] = 1e-6
-    colours = {key: tuple(pixels[key]) for key in ("mean", "std") if key in pixels}
+    colours = {key: tuple(trained[key]) for key in ("mean", "std") if key in trained}
     return settings, {"antialias": True, **colours}

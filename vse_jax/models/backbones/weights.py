@@ -23,6 +23,9 @@ Rules = Sequence[tuple[str, str]]
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 CONFIG = "config.json"
+# What Hugging Face says of pictures, and what of it.
+PREPROCESSOR = "preprocessor_config.json"
+PIXELS = ("image_mean", "image_std")
 TOKENIZER = "tokenizer.json"
 TOKENIZER_CONFIG = "tokenizer_config.json"
 SPECIAL_TOKENS = "special_tokens_map.json"
@@ -63,7 +66,7 @@ def locate(source: str | Path) -> Path:
         raise WeightsError(f"weights {str(source)!r}: no such file or folder")
     import huggingface_hub
 
-    wanted = [CONFIG, WEIGHTS, INDEX, "model-*.safetensors"]
+    wanted = [CONFIG, PREPROCESSOR, WEIGHTS, INDEX, "model-*.safetensors"]
     wanted += [TOKENIZER, TOKENIZER_CONFIG, SPECIAL_TOKENS, VOCABULARY]
     try:
         return Path(huggingface_hub.snapshot_download(str(source), allow_patterns=wanted))
@@ -100,22 +103,28 @@ def load_safetensors(source: str | Path) -> dict[str, np.ndarray]:
 def load_config(source: str | Path) -> dict[str, Any]:
     """The `config.json` of `source` (see `locate`), which lies beside its weights.
 
+    With `image_mean` and `image_std` of its `preprocessor_config.json`, if there is one.
+
     Raises:
       WeightsError: there is none, or it is not a JSON object.
     """
     path = locate(source)
-    file = (path if path.is_dir() else path.parent) / CONFIG
-    if not file.is_file():
+    folder = path if path.is_dir() else path.parent
+    if not (folder / CONFIG).is_file():
         raise WeightsError(f"weights {path}: no {CONFIG} beside them")
-    return _read_object(file)
+    found = _read_object(folder / CONFIG)
+    if (folder / PREPROCESSOR).is_file():
+        pictures = _read_object(folder / PREPROCESSOR)
+        found |= {name: pictures[name] for name in PIXELS if name in pictures}
+    return found
 
 
 def digest(source: str | Path) -> str:
-    """SHA-256, in hexadecimal, of the weights of `source` and the `config.json` beside them."""
+    """SHA-256, in hexadecimal, of the weights of `source` and what `load_config` reads."""
     files = _weight_files(locate(source))
-    config = files[0].parent / CONFIG
+    beside = [files[0].parent / name for name in (CONFIG, PREPROCESSOR)]
     total = hashlib.sha256()
-    for file in [*files, *([config] if config.is_file() else [])]:
+    for file in [*files, *(file for file in beside if file.is_file())]:
         with file.open("rb") as stream:
             total.update(hashlib.file_digest(stream, "sha256").digest())
     return total.hexdigest()
