@@ -52,7 +52,7 @@ def frozen(config: ConfigDict) -> None:
     config.model.dimension = 512
     bert(config)
     config.model.text.features = "pooled"
-    config.model.text.dropout = 0.2
+    config.model.image.dropout = config.model.text.dropout = 0.4
     config.train.freeze = (*config.train.freeze[:-1], ("text/reader/.*", None))
 
 
