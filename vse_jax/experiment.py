@@ -26,6 +26,10 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 # Counts changes of decoding, resizing and backbones that change their features.
 FEATURES_VERSION = 1
+# Captions that are sorted by length before they are read, which bounds the memory.
+SORTED = 4096
+# Lengths that they are cut to are multiples of it: each is compiled once.
+TRIM = 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -219,8 +223,19 @@ class _Cache:
         from vse_jax.data import pipeline
 
         def batches(name: str) -> Iterator[np.ndarray]:
-            tokens = pipeline.caption_batches(self.examples[name], **self._share())
-            return (f for f, _ in self.encoder.text_features(self._variables(), tokens))
+            examples, variables = self.examples[name], self._variables()
+            lengths = examples.token_mask.sum(axis=1)
+            # Captions of like length together: of Flickr8k's, half would be padding.
+            for start in range(0, len(lengths), SORTED):
+                rows = np.arange(start, min(start + SORTED, len(lengths)))
+                order = np.argsort(lengths[rows], kind="stable")
+                tokens = pipeline.caption_batches(examples, rows[order], trim=TRIM, **self._share())
+                found = [f for f, _ in self.encoder.text_features(variables, tokens)]
+                width = max(f.shape[1] for f in found)
+                if width > 1:
+                    width = examples.tokens.shape[1]
+                whole = [np.pad(f, ((0, 0), (0, width - f.shape[1]), (0, 0))) for f in found]
+                yield np.concatenate(whole)[: len(rows)][np.argsort(order)]
 
         key = features.key(
             version=FEATURES_VERSION,

@@ -305,6 +305,27 @@ def test_evaluation_sees_every_caption_once(processes):
     assert len(real) == 16
 
 
+def test_captions_are_trimmed_to_the_longest_of_all_processes():
+    given = examples()
+    mask = np.arange(6)[None] < np.arange(M)[:, None] % 6 + 1
+    given = dataclasses.replace(
+        given, tokens=np.arange(M * 6, dtype=np.int32).reshape(M, 6), token_mask=mask
+    )
+    rows = np.argsort(mask.sum(1), kind="stable")
+    parts = [
+        list(pipeline.caption_batches(given, rows, batch_size=4, process=p, processes=2, trim=4))
+        for p in range(2)
+    ]
+    lengths = [[batch["tokens"].shape[1] for batch in part] for part in parts]
+    assert lengths[0] == lengths[1]
+    assert set(lengths[0]) == {4, 6}
+    for part in parts:
+        for batch in part:
+            own, kept = batch["caption_id"], batch["tokens"].shape[1]
+            np.testing.assert_array_equal(batch["tokens"], given.tokens[own, :kept])
+            assert not mask[own, kept:].any()
+
+
 def test_evaluation_reads_features_where_there_are(tmp_path):
     np.save(tmp_path / "features.npy", np.arange(N * 2, dtype=np.float32).reshape(N, 2, 1))
     stored = np.load(tmp_path / "features.npy", mmap_mode="r")

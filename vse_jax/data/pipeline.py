@@ -206,6 +206,7 @@ def caption_batches(
     batch_size: int,
     process: int = 0,
     processes: int = 1,
+    trim: int = 0,
 ) -> Iterator[Batch]:
     """Every caption once, in order; the last batch padded with weight 0.
 
@@ -215,13 +216,20 @@ def caption_batches(
       batch_size: rows over all processes.
       process: number of this process; it takes the process-th equal part of each batch.
       processes: how many there are.
+      trim: tokens of a batch are cut to its longest caption, rounded up to a multiple; 0: are not.
     """
     share = batch_size // processes
     wanted = np.arange(len(examples.tokens)) if captions is None else captions
     for start in range(0, len(wanted), batch_size):
         number = start + process * share + np.arange(share)
         row = wanted[np.minimum(number, len(wanted) - 1)]
-        yield _sentences(examples, row) | {
+        sentences = _sentences(examples, row)
+        if trim:
+            # The same on every process.
+            longest = int(examples.token_mask[wanted[start : start + batch_size]].sum(1).max())
+            length = max(-(-longest // trim), 1) * trim
+            sentences = {name: rows[:, :length] for name, rows in sentences.items()}
+        yield sentences | {
             "caption_id": row.astype(np.int32),
             "weight": (number < len(wanted)).astype(np.float32),
         }
