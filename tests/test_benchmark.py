@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import parity
 import pytest
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
@@ -160,10 +161,10 @@ def test_a_twin_that_does_something_else_is_noticed(loss, norm, same):
     step, _, captions = small_step()
     given = step.batches(captions, 8, 5, count=1)
     if same:
-        step._agree(FakeStep(), lambda batch: (loss, norm), given)  # noqa: ARG005
+        step.agree(FakeStep(), lambda batch: (loss, norm), given)  # noqa: ARG005
     else:
         with pytest.raises(AssertionError):
-            step._agree(FakeStep(), lambda batch: (loss, norm), given)  # noqa: ARG005
+            step.agree(FakeStep(), lambda batch: (loss, norm), given)  # noqa: ARG005
 
 
 def test_mining_agrees_with_the_dense_computation():
@@ -173,7 +174,7 @@ def test_mining_agrees_with_the_dense_computation():
 
 
 def test_mining_is_measured_in_a_fresh_process():
-    found = load("mining")._in_process("chunked", 20, 8, 6, 1)
+    found = load("memory").in_process("benchmarks.mining", "chunked", 20, 8, 6, 1)
     assert found["temporary"] > 0
     assert found["peak"] >= 0
     assert len(found["seconds"]) == 1
@@ -193,7 +194,7 @@ def test_pipeline(tmp_path):
 
 @pytest.mark.torch
 def test_features_are_those_of_the_twin():
-    pytest.importorskip("transformers", reason="needs the extra [parity]")
+    parity.transformers()
     small = {"depth_multiplier": 0.35}
     rows = load("features").measure(size=32, batches=(4,), rounds=1, settings=small)
     assert "batch 4, time of ours / PyTorch" in [row.quantity for row in rows]
@@ -227,7 +228,7 @@ def teardown_module():
 @pytest.mark.torch
 @pytest.mark.parametrize("name", ["vse_infinity", "saf"])
 def test_the_twins_of_networks_do_the_same_step(name):
-    pytest.importorskip("torch")
+    parity.torch()
     step, networks = load("step"), load("networks")
     conf = step.without_dropout(step.config(name))
     conf.data.image_size, conf.data.max_tokens = 32, 16
@@ -244,7 +245,7 @@ def test_the_twins_of_networks_do_the_same_step(name):
 @pytest.mark.slow
 @pytest.mark.torch
 def test_scoring_is_measured_beside_torch(monkeypatch):
-    pytest.importorskip("torch")
+    parity.torch()
     networks, step = load("networks"), load("step")
     config = step.config
 

@@ -3,6 +3,7 @@ from functools import cache, partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+import parity
 import pytest
 from jax.test_util import check_grads
 
@@ -59,7 +60,7 @@ def test_its_gradient_agrees_with_finite_differences():
 @pytest.mark.usefixtures("way")
 @pytest.mark.parametrize("size", [1, 17, 49])
 def test_sorted_pool_and_its_gradient_equal_pytorch(size):
-    torch = pytest.importorskip("torch")
+    torch = parity.torch()
     values, _, theta = problem(3, size, 8)
     weight = np.random.default_rng(1).normal(size=(3, 8)).astype(np.float32)
     x, t = (torch.tensor(np.asarray(a), requires_grad=True) for a in (values, theta))
@@ -160,7 +161,7 @@ def torch_gpo(torch, params, counts):
 
 @pytest.mark.torch
 def test_weights_and_pooled_equal_pytorch():
-    torch = pytest.importorskip("torch")
+    torch = parity.torch()
     model, variables = start()
     counts = range(1, SIZE + 1)
     expected = np.zeros((SIZE + 1, SIZE), np.float32)

@@ -3,6 +3,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+import parity
 import pytest
 from jax.sharding import AxisType, PartitionSpec
 
@@ -54,7 +55,7 @@ def test_to_front_keeps_the_order():
 
 @pytest.mark.torch
 def test_batch_norm_equals_pytorch_on_the_kept_parts():
-    torch = pytest.importorskip("torch")
+    torch = parity.torch()
     (x, mask), norm = parts(), MaskedBatchNorm()
     variables = start(norm, x, mask)
     layer = torch.nn.BatchNorm1d(3)

@@ -1,9 +1,9 @@
-import warnings
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import parity
 import pytest
 from flax.traverse_util import flatten_dict
 from PIL import Image
@@ -23,14 +23,12 @@ WEIGHTS = "weights/mobilenet_v2_1.0_224"
 
 @pytest.fixture(scope="module")
 def torch():
-    return pytest.importorskip("torch", reason="needs the extra [parity]")
+    return parity.torch()
 
 
 @pytest.fixture(scope="module")
-def transformers(torch):  # noqa: ARG001
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Its deprecations are not ours.
-        return pytest.importorskip("transformers", reason="needs the extra [parity]")
+def transformers():
+    return parity.transformers()
 
 
 def noise(side, count=2):

@@ -1,6 +1,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import parity
 import pytest
 from jax.sharding import AxisType, PartitionSpec
 from jax.test_util import check_grads
@@ -114,7 +115,7 @@ def torch_reference(torch, params, inputs, lengths, weight, reverse):
 
 @pytest.mark.torch
 def test_equals_pytorch_in_values_and_gradients():
-    torch = pytest.importorskip("torch")
+    torch = parity.torch()
     batch, reverse = 37, True
     params, inputs, lengths = problem(batch, [(5 * i) % 9 + 1 for i in range(batch)])
     weight = weights(batch)

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import parity
 import pytest
 
 from vse_jax.models.regions import box_features, pyramid, pyramid_boxes
@@ -18,7 +19,7 @@ SIZES = [(7, 7, 4), (7, 7, 1), (7, 7, 7), (8, 12, 4), (5, 3, 2), (2, 3, 4), (1, 
 @pytest.mark.torch
 @pytest.mark.parametrize(("h", "w", "cells"), SIZES)
 def test_cells_are_pooled_as_pytorch_does(h, w, cells):
-    torch = pytest.importorskip("torch", reason="needs the extra [parity]")
+    torch = parity.torch()
     given = grid(h, w)
     found = pyramid(jnp.asarray(given), cells)
     pooled = torch.nn.functional.adaptive_avg_pool2d(

@@ -1,10 +1,10 @@
 import json
-import warnings
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import parity
 import pytest
 import safetensors.numpy
 from flax.traverse_util import flatten_dict
@@ -28,21 +28,17 @@ tiny = partial(ResNet, embedding_size=4, hidden_sizes=(8, 12), depths=(2, 1))
 
 @pytest.fixture(scope="module")
 def torch():
-    return pytest.importorskip("torch", reason="needs the extra [parity]")
+    return parity.torch()
 
 
 @pytest.fixture(scope="module")
-def transformers(torch):  # noqa: ARG001
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Its deprecations are not ours.
-        return pytest.importorskip("transformers", reason="needs the extra [parity]")
+def transformers():
+    return parity.transformers()
 
 
 @pytest.fixture(scope="module")
-def timm(torch):  # noqa: ARG001
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return pytest.importorskip("timm", reason="needs the package timm")
+def timm():
+    return parity.timm()
 
 
 def ours(folder, image, dtype=jnp.float32):

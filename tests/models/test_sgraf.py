@@ -3,6 +3,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+import parity
 import pytest
 
 from vse_jax.encoding import Encoding
@@ -158,7 +159,7 @@ def test_zero_regions_and_pictures_without_any_have_finite_gradients(name):
 @pytest.mark.parametrize("train", [False, True])
 def test_saf_and_sgr_equal_loops_over_captions(name, train):
     """Caption by caption, unpadded, by PyTorch; no gradient through the statistics."""
-    torch = pytest.importorskip("torch")
+    torch = parity.torch()
     images, texts = encodings(regions=4)
     # As in the released code, every picture has all its regions.
     mask = jnp.ones_like(images.mask)
@@ -237,7 +238,7 @@ def test_running_statistics_follow_the_captions_own():
 @pytest.mark.torch
 @pytest.mark.parametrize("train", [False, True])
 def test_the_self_attention_equals_torch(train):
-    torch = pytest.importorskip("torch")
+    torch = parity.torch()
     rng = np.random.default_rng(0)
     parts = rng.standard_normal((5, 4, 7)).astype("f4")
     head = SGRAFHead(WIDTH, dropout=0.0)

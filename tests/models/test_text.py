@@ -3,6 +3,7 @@ from functools import cache, partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+import parity
 import pytest
 
 from vse_jax.models.heads import LinearHead
@@ -140,7 +141,7 @@ def test_tokens_are_altered_in_training_alone():
 
 @pytest.mark.torch
 def test_pooled_equals_the_vsepp_text_encoder_of_pytorch():
-    torch = pytest.importorskip("torch")
+    torch = parity.torch()
     model = encoder("pooled")
     variables = start(model)
     layer = torch.nn.GRU(5, 6, batch_first=True)

@@ -1,10 +1,10 @@
 import json
-import warnings
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import parity
 import pytest
 import safetensors.numpy
 from random_twins import channels_last, pictures, pixels, randomize, torch_shapes
@@ -25,14 +25,12 @@ tiny = partial(VGG19, widths=WIDTHS, hidden=HIDDEN)
 
 @pytest.fixture(scope="module")
 def torch():
-    return pytest.importorskip("torch", reason="needs the extra [parity]")
+    return parity.torch()
 
 
 @pytest.fixture(scope="module")
-def timm(torch):  # noqa: ARG001
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Its deprecations are not ours.
-        return pytest.importorskip("timm", reason="needs the package timm")
+def timm():
+    return parity.timm()
 
 
 def features(torch, batch_norm):

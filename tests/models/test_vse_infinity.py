@@ -3,6 +3,7 @@ from functools import cache, partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+import parity
 import pytest
 from jax.sharding import AxisType, PartitionSpec
 
@@ -81,7 +82,7 @@ def torch_linear(torch, params):
 @pytest.mark.torch
 @pytest.mark.parametrize("train", [True, False])
 def test_the_image_head_equals_pytorch(train):
-    torch = pytest.importorskip("torch")
+    torch = parity.torch()
     model, (x, mask) = image(drop=0.0), parts(holes=False)
     variables = start(model)
     params = variables["params"]
@@ -114,7 +115,7 @@ def test_the_image_head_equals_pytorch(train):
 
 @pytest.mark.torch
 def test_the_text_head_equals_pytorch_for_each_caption_alone():
-    torch = pytest.importorskip("torch")
+    torch = parity.torch()
     model = VSEInfinityText(DIMENSION, project=True)
     x, _ = parts()
     lengths = np.asarray([1, 2, 5, 3, 4, 5, 1, 2])

@@ -4,6 +4,7 @@ from itertools import pairwise
 import jax
 import jax.numpy as jnp
 import numpy as np
+import parity
 import pytest
 from jax.sharding import AxisType, PartitionSpec
 
@@ -108,7 +109,7 @@ def torch_head(torch, variables, x, train, axis):
 @pytest.mark.parametrize("train", [True, False])
 @pytest.mark.parametrize(("over", "axis"), [("regions", 1), ("channels", 2)])
 def test_the_head_equals_pytorch(train, over, axis):
-    torch = pytest.importorskip("torch")
+    torch = parity.torch()
     model, (x, mask) = head(over=over), parts(holes=False)
     features = tensor(torch, x).requires_grad_()
     expected, regions = torch_head(torch, start(model), features, train, axis)
@@ -127,7 +128,7 @@ def test_the_head_equals_pytorch(train, over, axis):
 
 @pytest.mark.torch
 def test_a_picture_with_holes_equals_pytorch_on_its_regions_alone():
-    torch = pytest.importorskip("torch")
+    torch = parity.torch()
     model, (x, mask) = head(), parts()
     encoding, _ = encode(model, x, mask)
     for i in range(1, BATCH):
@@ -259,7 +260,7 @@ def torch_costs(torch, params, regions, tokens):
 
 @pytest.mark.torch
 def test_captions_cost_what_pytorch_says_and_so_do_their_gradients():
-    torch = pytest.importorskip("torch")
+    torch = parity.torch()
     (x, mask), (tokens, real) = parts(), captions()
     mask = mask.at[0, 1].set(True)
     features = tensor(torch, x).requires_grad_()
