@@ -12,7 +12,7 @@ from test_frozen_backbone import write_flickr8k, write_weights
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 import vse_jax
-from vse_jax import assembly, evaluate, evaluation, experiment, train
+from vse_jax import assembly, evaluation, experiment, measuring, train
 from vse_jax.config import ConfigError
 from vse_jax.data import pipeline, tokenizer
 from vse_jax.evaluators import retrieval
@@ -82,7 +82,7 @@ def config(preset, tiny_shapes, clip):
 def test_clip_is_measured_without_training_then_trained(config, clip, tmp_path):
     """Its figures are those of transformers' scores; it loads; training goes on from it."""
     torch, folder = parity.torch(), tmp_path / "run"
-    metrics = evaluate.untrained(config, folder, "the command")
+    metrics = measuring.untrained(config, folder, "the command")
     report = json.loads((folder / "report.json").read_text())
     assert (report["step"], report["command"]) == (0, "the command")
     assert not any("random" in warning for warning in report["warnings"])
@@ -118,8 +118,8 @@ def test_clip_is_measured_without_training_then_trained(config, clip, tmp_path):
     np.testing.assert_allclose(
         model.encode_texts(split.captions[:3]), embeddings.captions[:3], atol=1e-5
     )
-    assert evaluate.again(folder) == metrics
-    assert evaluate.untrained(config, folder) == metrics
+    assert measuring.again(folder) == metrics
+    assert measuring.untrained(config, folder) == metrics
     assert train.train(config, folder)
     assert vse_jax.load(folder).step == 2
 
@@ -138,7 +138,7 @@ def test_towers_without_a_common_space_are_refused(config):
 @pytest.mark.slow
 def test_what_is_drawn_at_random_is_told(tiny_shapes, tmp_path, caplog):
     config = tiny_shapes.copy_and_resolve_references()
-    evaluate.untrained(config, tmp_path / "run")
+    measuring.untrained(config, tmp_path / "run")
     report = json.loads((tmp_path / "run" / "report.json").read_text())
     assert "parameters are as drawn at random, such as 'image/" in report["warnings"][0]
     assert report["warnings"][0] in caplog.text

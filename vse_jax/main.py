@@ -56,20 +56,20 @@ def _run(workdirs: Sequence[Path]) -> None:
     # The many small programs of a start take seconds together.
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     # TensorFlow is imported here, late, so that wrong flags are told at once.
-    from vse_jax import evaluate, train
+    from vse_jax import measuring, train
 
     workdir = workdirs[0]
     command = shlex.join(["python", "-m", "vse_jax.main", *sys.argv[1:]])
     if _MODE.value == "evaluate" and len(workdirs) > 1:
-        evaluate.together(workdirs, Path(str(_OUTPUT.value)), command)
+        measuring.together(workdirs, Path(str(_OUTPUT.value)), command)
         return
     if _MODE.value == "evaluate" and _CONFIG.value is None:
-        evaluate.again(workdir)
+        measuring.again(workdir)
         return
     devices = jax.devices()
     log.info("%d x %s, JAX %s", len(devices), devices[0].device_kind, jax.__version__)
     if _MODE.value == "evaluate":
-        evaluate.untrained(_CONFIG.value, workdir, command)
+        measuring.untrained(_CONFIG.value, workdir, command)
         return
     train.train(_CONFIG.value, workdir, _stop_on_signal, command)
 

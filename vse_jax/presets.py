@@ -81,7 +81,6 @@ def _two_towers(config: ConfigDict, backbone: str, weights: str) -> None:
     config.model.text.bidirectional = False
     config.data.tokenizer = "pretrained"
     config.data.image_size = 224
-    config.data.non_rgb = "convert"
     config.objective.infonce.temperature = 0.01
     config.train.freeze = ()
     config.train.learning_rate = 1e-5
