@@ -41,7 +41,9 @@ def write_flickr8k(root):
         (text / f"Flickr_8k.{split}Images.txt").write_text("".join(f"{n}\n" for n in names))
         for name in names:
             (photos / name).write_bytes(photo(sum(name.encode())))
-            lines += [f"{name}#{n}\tA dog and a {name[-5]} {'in the snow ' * (n + 1)}." for n in range(5)]
+            lines += [
+                f"{name}#{n}\tA dog and a {name[-5]} {'in the snow ' * (n + 1)}." for n in range(5)
+            ]
     (text / "Flickr8k.token.txt").write_text("\n".join(lines) + "\n")
 
 
