@@ -51,7 +51,9 @@ CASES = {
     "negative seed": ([SHAPES, "--config.seed=-1"], 1, "'seed' is -1; it must lie in [0, "),
     "own config with a typo": (["--config={folder}/typo.py"], 2, "typo.py:4: AttributeError"),
     "own config with a wrong type": (["--config={folder}/type.py"], 2, "type.py:4: "),
-    "several workdirs to train": ([SHAPES, "--workdir=other"], 2, "--workdir is given twice"),
+    "several workdirs to train": (
+        [SHAPES, "--output=o", "--workdir=other"], 2, "for evaluating several --workdir: give both",
+    ),
     "nowhere to report": (
         ["--mode=evaluate", "--workdir=other"], 2, "--output, where the report goes, is for evalu",
     ),

@@ -58,9 +58,9 @@ def _run(workdirs: Sequence[Path]) -> None:
     # TensorFlow is imported here, late, so that wrong flags are told at once.
     from vse_jax import measuring, train
 
-    workdir = workdirs[0]
+    workdir = workdirs[-1]
     command = shlex.join(["python", "-m", "vse_jax.main", *sys.argv[1:]])
-    if _MODE.value == "evaluate" and len(workdirs) > 1:
+    if _OUTPUT.value is not None:
         measuring.together(workdirs, Path(str(_OUTPUT.value)), command)
         return
     if _MODE.value == "evaluate" and _CONFIG.value is None:
@@ -113,9 +113,8 @@ def _parse(argv: Sequence[str]) -> list[str]:
             raise flags.ValidationError(f"{remaining[1]!r} is no flag: do two dashes miss?")
         if not _WORKDIR.value or not all(_WORKDIR.value):
             raise flags.ValidationError("--workdir is missing: the folder of the run")
-        several = len(_WORKDIR.value) > 1
-        if several and (_MODE.value == "train" or _CONFIG.value is not None):
-            raise flags.ValidationError("--workdir is given twice")
+        # Else the last one counts, as of any flag.
+        several = len(_WORKDIR.value) > 1 and _MODE.value == "evaluate" and _CONFIG.value is None
         if several != (_OUTPUT.value is not None):
             raise flags.ValidationError(
                 "--output, where the report goes, is for evaluating several --workdir: give both"
