@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from vse_jax import evaluation, experiment, parallel, train, workdir
 from vse_jax.checkpoint import CheckpointError, Checkpoints
-from vse_jax.data.split import DataError
+from vse_jax.data.split import DataError, Split
 from vse_jax.evaluation import Embeddings
 from vse_jax.experiment import Experiment
 from vse_jax.report import content
@@ -77,14 +77,15 @@ def together(folders: Sequence[Path], output: Path, command: str | None = None) 
     if (output / workdir.CONFIG).exists():
         raise WorkdirError(f"{output} is a workdir: name another --output, or its report is lost")
     first: Experiment | None = None
+    known: Split | None = None
     total: np.ndarray | None = None
     for folder in folders:
         run = experiment.prepare(workdir.read_config(folder), folder)
-        first = first or run
         name = evaluation.reported_split(run.dataset)
         split = run.dataset.splits[name]
-        known = first.dataset.splits[evaluation.reported_split(first.dataset)]
-        if any(list(getattr(split, x)) != list(getattr(known, x)) for x in ("images", "captions")):
+        first, known = first or run, known or split
+        paired = ("images", "captions", "caption_image")
+        if any(list(getattr(split, part)) != list(getattr(known, part)) for part in paired):
             raise DataError(
                 f"{folder} is measured on other pictures or captions than {folders[0]}: an "
                 "ensemble needs workdirs of one data set and split"

@@ -31,13 +31,9 @@ def frozen_mobilenet_v2(config: ConfigDict) -> None:
 def bert(config: ConfigDict) -> None:
     """Sentences as the public MiniLM reads them, trained further at a tenth of the rate.
 
-    The factor is that of Chen et al., CVPR 2021, section 4.1.
+    The factor is that of Chen et al., CVPR 2021.
     """
-    config.model.text.backbone = "bert"
-    config.model.text.weights = "sentence-transformers/all-MiniLM-L6-v2"
-    config.model.text.bidirectional = False
-    config.data.tokenizer = "pretrained"
-    config.train.freeze += (("text/reader/.*", 0.1),)
+    _minilm(config, 0.1)
 
 
 def frozen(config: ConfigDict) -> None:
@@ -48,19 +44,26 @@ def frozen(config: ConfigDict) -> None:
     """
     if config.model.image.weights is None:
         frozen_mobilenet_v2(config)
+    _minilm(config, None)
     config.model.network = "residual"
     config.model.dimension = 512
-    bert(config)
     config.model.text.features = "pooled"
     config.model.image.dropout = config.model.text.dropout = 0.4
-    config.train.freeze = (*config.train.freeze[:-1], ("text/reader/.*", None))
+
+
+def _minilm(config: ConfigDict, rate: float | None) -> None:
+    """MiniLM at a share of the learning rate; None: as it is."""
+    config.model.text.backbone = "bert"
+    config.model.text.weights = "sentence-transformers/all-MiniLM-L6-v2"
+    config.model.text.bidirectional = False
+    config.data.tokenizer = "pretrained"
+    config.train.freeze += (("text/reader/.*", rate),)
 
 
 def clip(config: ConfigDict) -> None:
     """Both towers of CLIP, to be used as they are or trained further, slowly.
 
-    Source: Radford et al., ICML 2021; the rate is that of Wortsman et al., Robust fine-tuning of
-    zero-shot models, CVPR 2022, section 3.
+    Source: Radford et al., ICML 2021. Rate and weight decay are usual ones, not tuned here.
     """
     _two_towers(config, "clip", "openai/clip-vit-base-patch32")
     config.data.max_tokens = 77
@@ -204,7 +207,7 @@ def saf(config: ConfigDict) -> None:
     config.model.network = "saf"
     # The other softer losses need the gradient of every pair's score.
     config.objective.triplet.warmup = "widening"
-    # At twice this rate it collapses.
+    # At twice this rate and by another warm-up it collapsed as the hardest came.
     config.train.learning_rate = 1e-3
 
 

@@ -166,11 +166,12 @@ def _of_step(name: str, kind: str) -> dict[str, Any]:
     conf = step.config(name)
     captions = step.drawn(conf)
     given = step.batches(captions, conf.train.batch_size, WIDTH, 1, REGIONS)
-    work: Callable[[Any], Any] = step.OurStep(conf, captions.vocabulary)
+    ours = step.OurStep(conf, captions.vocabulary)
+    work: Callable[[Any], Any] = ours
     if kind == "PyTorch":
         from benchmarks.torch_twins import TrainStep
 
-        work = TrainStep(work.params, conf, compiled=False)  # type: ignore[attr-defined]
+        work = TrainStep(ours.params, conf, compiled=False)
     else:
         work(given[0])  # compiling takes memory of its own
     before = start_peak()

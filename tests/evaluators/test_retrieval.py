@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from vse_jax.evaluators import retrieval
 from vse_jax.evaluators.retrieval import EvaluationError
-from vse_jax.similarity import dot, negative_euclidean
+from vse_jax.similarity import dot, look_up, negative_euclidean
 
 
 def loop_ranks(scores, caption_image):
@@ -125,7 +125,7 @@ def test_hand_made_matrices(name):
         np.arange(scores.shape[1]),
         np.arange(scores.shape[0]),
         caption_image,
-        score=retrieval.given,
+        score=look_up.matrix,
         chunk=2,
     )
     assert found.i2t.tolist() == i2t

@@ -3,7 +3,7 @@
 import functools
 import os
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from ml_collections import ConfigDict
 
@@ -59,12 +59,7 @@ def flickr8k(config: ConfigDict, seed: int) -> Dataset:
     del seed  # the splits are the official ones
     from vse_jax.data import flickr8k as module
 
-    return module.load(
-        _needed(config, _PLACES["flickr8k"]),
-        _prepared(config),
-        bad_share=config.bad_share,
-        non_rgb=config.non_rgb,
-    )
+    return _photos(config, module.load)
 
 
 @_limited
@@ -73,12 +68,7 @@ def flickr30k(config: ConfigDict, seed: int) -> Dataset:
     del seed  # the splits are those of the files
     from vse_jax.data import flickr30k as module
 
-    return module.load(
-        _needed(config, _PLACES["flickr30k"]),
-        _prepared(config),
-        bad_share=config.bad_share,
-        non_rgb=config.non_rgb,
-    )
+    return _photos(config, module.load)
 
 
 @_limited
@@ -87,13 +77,7 @@ def coco(config: ConfigDict, seed: int) -> Dataset:
     del seed  # the splits are Karpathy's
     from vse_jax.data import coco as module
 
-    return module.load(
-        _needed(config, _PLACES["coco"]),
-        _prepared(config),
-        restval=config.restval,
-        bad_share=config.bad_share,
-        non_rgb=config.non_rgb,
-    )
+    return _photos(config, module.load, restval=config.restval)
 
 
 @_limited
@@ -102,12 +86,7 @@ def iaprtc12(config: ConfigDict, seed: int) -> Dataset:
     del seed  # the splits are the same for every run, so that results compare
     from vse_jax.data import iaprtc12 as module
 
-    return module.load(
-        _needed(config, _PLACES["iaprtc12"]),
-        _prepared(config),
-        bad_share=config.bad_share,
-        non_rgb=config.non_rgb,
-    )
+    return _photos(config, module.load)
 
 
 @_limited
@@ -135,6 +114,17 @@ def precomputed(config: ConfigDict, seed: int) -> Dataset:
         features=None if config.features is None else os.path.expanduser(config.features),
         seed=seed,
         bad_share=config.bad_share,
+    )
+
+
+def _photos(config: ConfigDict, load: Callable[..., Dataset], **options: Any) -> Dataset:
+    """Photos and captions as released, from the folder that the config names."""
+    return load(
+        _needed(config, "manual_dir"),
+        _prepared(config),
+        bad_share=config.bad_share,
+        non_rgb=config.non_rgb,
+        **options,
     )
 
 

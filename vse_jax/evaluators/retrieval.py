@@ -31,7 +31,7 @@ from vse_jax.evaluators.blocks import (
     down,
     merge,
 )
-from vse_jax.similarity import dot
+from vse_jax.similarity import dot, look_up
 
 RECALLS = (1, 5, 10)
 
@@ -58,11 +58,6 @@ PROTOCOLS: Mapping[str, Protocol] = MappingProxyType(
         "coco_1k_5fold": Protocol(5000, folds=5),
     }
 )
-
-
-def given(scores: Float[Array, "n m"], columns: Int[Array, " c"]) -> Float[Array, "n c"]:
-    """Columns of a score matrix that exists: `images` is the matrix, `captions` is arange(m)."""
-    return jnp.take(scores, columns, axis=1)
 
 
 def protocol(name: str) -> Protocol:
@@ -146,7 +141,9 @@ def evaluate_scores(
 ) -> dict[str, float]:
     """Retrieval metrics, as `evaluate`, of a score matrix (images x captions, larger is closer)."""
     columns = np.arange(scores.shape[1])
-    return evaluate(name, scores, columns, caption_image, score=given, chunk=chunk, budget=budget)
+    return evaluate(
+        name, scores, columns, caption_image, score=look_up.matrix, chunk=chunk, budget=budget
+    )
 
 
 def metrics(found: Ranks) -> dict[str, float]:
