@@ -8,6 +8,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
 from vse_jax.encoding import Encoding
+from vse_jax.models.dropout import Dropout
 from vse_jax.models.normalize import l2_normalize
 
 Pooling = Literal["mean", "max", "mean_max"]
@@ -77,10 +78,11 @@ class ResidualHead(nn.Module):
         straight = nn.Dense(self.dimension, dtype=self.dtype, name="straight")
         inner = nn.Dense(self.hidden, dtype=self.dtype, name="inner")
         outer = nn.Dense(self.dimension, dtype=self.dtype, name="outer")
-        dropout = nn.Dropout(self.dropout, deterministic=not train)
+        dropout = Dropout(self.dropout)
 
         def embedded(x: Float[Array, "*b f"]) -> Float[Array, "*b d"]:
-            return (straight(x) + outer(dropout(nn.gelu(inner(x))))).astype(jnp.float32)
+            hidden = dropout(nn.gelu(inner(x)), train=train)
+            return (straight(x) + outer(hidden)).astype(jnp.float32)
 
         local, pooled = parts, pool(parts, mask, self.pooling)
         if self.pooling == "mean_max":

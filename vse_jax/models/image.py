@@ -9,6 +9,7 @@ from jaxtyping import Array, Bool, Float, UInt8
 
 from vse_jax.encoding import Encoding
 from vse_jax.models.backbones.feature_map import FeatureMap
+from vse_jax.models.dropout import Dropout
 from vse_jax.models.normalize import l2_normalize
 from vse_jax.models.regions import pyramid
 
@@ -53,7 +54,7 @@ class ImageEncoder(nn.Module):
             raise ValueError("neither pixels nor features with their mask were given")
         if self.normalize_features:
             features = l2_normalize(features)
-        features = nn.Dropout(self.dropout, deterministic=not train)(features)
+        features = Dropout(self.dropout)(features, train=train)
         return self.head(features, mask, train=train)
 
     def features(self, image: UInt8[Array, "b h w 3"]) -> Float[Array, "b n f"]:

@@ -210,7 +210,9 @@ def _of_length(
         padding = ((0, -count % pictures), *((0, 0) for _ in leaf.shape[1:]))
         return jnp.pad(leaf, padding).reshape(-1, pictures, *leaf.shape[1:])
 
-    aligned = lax.map(lambda some: comparison.align(params, some, texts), jax.tree.map(cut, images))
+    # What the gradient by tiles would need of every tile at once is computed again tile by tile.
+    align = jax.checkpoint(lambda some: comparison.align(params, some, texts))
+    aligned = lax.map(align, jax.tree.map(cut, images))
     aligned = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:])[:count], aligned)
     if statistics is None:
         statistics = lax.stop_gradient(comparison.measure(params, aligned, texts))

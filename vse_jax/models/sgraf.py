@@ -15,6 +15,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
 from vse_jax.encoding import Encoding
+from vse_jax.models.dropout import Dropout
 from vse_jax.models.masked import MaskedBatchNorm, masked_softmax
 from vse_jax.models.normalize import l2_normalize
 from vse_jax.models.pairwise import TILE, Comparison, Params, Statistics, Tile, score, table
@@ -67,7 +68,7 @@ class SGRAFHead(nn.Module):
             if self.batch_norm:
                 norm = MaskedBatchNorm(self.momentum, axis_name=self.axis_name, name=f"{name}_norm")
                 x = norm(x, where, train=train)
-            return nn.Dropout(self.dropout, deterministic=not train)(jnp.tanh(x))
+            return Dropout(self.dropout)(jnp.tanh(x), train=train)
 
         own = embedded(local, "part", mask)
         every = jnp.ones((len(mask), 1), bool)

@@ -12,6 +12,7 @@ from jaxtyping import Array, Bool, Float, Int
 from vse_jax.encoding import Encoding
 from vse_jax.models import recurrent
 from vse_jax.models.backbones.feature_map import WordFeatures
+from vse_jax.models.dropout import Dropout
 
 
 def symmetric_uniform(bound: float) -> nn.initializers.Initializer:
@@ -83,7 +84,7 @@ class GRUReader(nn.Module):
         """
         table = self.param("words", symmetric_uniform(0.1), (self.vocabulary, self.width))
         x = table.at[jnp.where(mask, tokens, self.vocabulary)].get(mode="fill", fill_value=0)
-        x = nn.Dropout(self.dropout, deterministic=not train)(x)
+        x = Dropout(self.dropout)(x, train=train)
         lengths = jnp.sum(mask, axis=1, dtype=jnp.int32)
         states = GRU(self.hidden, dtype=self.dtype, name="gru")(x, lengths)
         if self.bidirectional:
@@ -131,7 +132,7 @@ class TextEncoder(nn.Module):
             features, feature_mask = word_parts(read, mask, self.parts)
             if self.frozen:
                 features = jax.lax.stop_gradient(features)
-        features = nn.Dropout(self.dropout, deterministic=not train)(features)
+        features = Dropout(self.dropout)(features, train=train)
         return self.head(features, feature_mask, train=train)
 
     def features(

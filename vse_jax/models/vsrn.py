@@ -14,6 +14,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from vse_jax.encoding import Encoding
+from vse_jax.models.dropout import Dropout
 from vse_jax.models.gru_cell import GRUWeights, next_state
 from vse_jax.models.masked import MaskedBatchNorm, masked_softmax, to_front
 from vse_jax.models.normalize import l2_normalize
@@ -173,7 +174,7 @@ class CaptionGenerator(nn.Module):
         its mean over the captions, is the released code's loss, which also asks for one padding
         token after <end>.
         """
-        drop = nn.Dropout(self.dropout, deterministic=not train)
+        drop = partial(Dropout(self.dropout), train=train)
         regions, count = to_front(jnp.where(mask[..., None], regions, 0.0), mask)
         project = nn.Dense(
             self.hidden,

@@ -23,6 +23,7 @@ from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from vse_jax.models.backbones import weights
 from vse_jax.models.backbones.weights import WeightsError
+from vse_jax.models.dropout import Dropout
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "gelu": partial(nn.gelu, approximate=False),
@@ -99,7 +100,7 @@ class Attention(nn.Module):
         if mask is not None:
             scores = jnp.where(mask, scores, jnp.finfo(jnp.float32).min)
         shares = nn.softmax(scores).astype(self.dtype)
-        shares = nn.Dropout(self.dropout, deterministic=not train)(shares)
+        shares = Dropout(self.dropout)(shares, train=train)
         taken = jnp.einsum("bhqk,bkhd->bqhd", shares, value).reshape(x.shape)
         return nn.Dense(channels, kernel_init=_INIT, dtype=self.dtype, name="out")(taken)
 
@@ -146,7 +147,7 @@ class Block(nn.Module):
         self, x: Float[Array, "b l c"], mask: Bool[Array, "#b 1 #l l"] | None, *, train: bool
     ) -> Float[Array, "b l c"]:
         """The vectors after the block; `mask` says which may see which."""
-        drop = nn.Dropout(self.dropout, deterministic=not train)
+        drop = partial(Dropout(self.dropout), train=train)
         attention, mlp = self.parts.attention(name="attention"), self.parts.mlp(name="mlp")
         norm1, norm2 = self.parts.norm(name="norm1"), self.parts.norm(name="norm2")
         if self.pre_norm:
@@ -213,7 +214,7 @@ class Tower(nn.Module):
         pre_norm: bool = True,
     ) -> Float[Array, "b l c"]:
         """What `layer_0`, `layer_1`, ... make of the embeddings, one after the other."""
-        x = nn.Dropout(self.hidden_dropout_prob, deterministic=not train)(x)
+        x = Dropout(self.hidden_dropout_prob)(x, train=train)
         for number in range(self.num_hidden_layers):
             block = Block(
                 self.parts(),

@@ -18,6 +18,7 @@ from jaxtyping import Array, Float, UInt8
 
 from vse_jax.models.backbones import pixels, timm_config, weights
 from vse_jax.models.backbones.feature_map import FeatureMap
+from vse_jax.models.dropout import Dropout
 
 Dtype = Any
 
@@ -95,7 +96,7 @@ class VGG19(nn.Module):
         dense = partial(nn.DenseGeneral, dtype=self.dtype, kernel_init=_INIT)
         y = adaptive_average(grid, _SIDE)
         y = nn.relu(dense(six, axis=(-3, -2, -1), name="fc6")(y))
-        y = nn.Dropout(self.dropout, deterministic=not train)(y)
+        y = Dropout(self.dropout)(y, train=train)
         return nn.relu(dense(seven, name="fc7")(y)).astype(jnp.float32)
 
 
