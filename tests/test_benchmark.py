@@ -249,8 +249,8 @@ def test_scoring_is_measured_beside_torch(monkeypatch):
     networks, step = load("networks"), load("step")
     config = step.config
 
-    def small(name):
-        conf = config(name)
+    def small(name, precision):
+        conf = config(name, precision)
         conf.data.image_size = 32
         conf.model.image.backbone, conf.model.dimension = "small_resnet", 16
         conf.model.text.words = 8
@@ -260,4 +260,4 @@ def test_scoring_is_measured_beside_torch(monkeypatch):
     for name, size in (("SOME_IMAGES", 6), ("SOME_CAPTIONS", 9), ("REGIONS", 3), ("WIDTH", 128)):
         monkeypatch.setattr(networks, name, size)
     rows = networks.scoring(load("timing").Options(rounds=1))
-    assert [row.unit for row in rows] == ["pairs/s", "pairs/s", "x"]
+    assert [row.unit for row in rows] == [*["pairs/s"] * 3, "x", "x"]

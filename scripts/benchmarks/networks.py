@@ -1,10 +1,11 @@
 """Steps and scoring of VSE-infinity and SGRAF beside PyTorch's, on 49 regions of 1,280 channels.
 
 Memory is measured in processes of their own, which are this module:
-python -m benchmarks.networks {step,PyTorch,scores} NETWORK.
+python -m benchmarks.networks {step,PyTorch,scores} NETWORK PRECISION.
 """
 
 import importlib.util
+import itertools
 import json
 import sys
 import time
@@ -24,6 +25,9 @@ from vse_jax.encode import Encoder
 REGIONS, WIDTH = 49, 1280
 # What ours should be over PyTorch's speed.
 WANTED = {"vse_infinity": 1.5, "saf": 3.0}
+# Of ours; PyTorch's twins are in float32, as the released codes are.
+PRECISIONS = ("float32", "bfloat16")
+TORCH = "PyTorch"
 # SAF's gradient has no share through the batch norm's statistics, PyTorch's has.
 GRADIENT = {"vse_infinity": 1e-3, "saf": 0.1}
 # Flickr8k's test split, and the part of it that is scored in turns.
@@ -37,12 +41,13 @@ def run(options: Options) -> list[Row]:
     for name in WANTED:
         rows += steps(name, options)
     rows += scoring(options)
-    for name in ("saf", "sgr"):
-        found = in_process("benchmarks.networks", "scores", name)
+    for name, precision in itertools.product(("saf", "sgr"), PRECISIONS):
+        found = in_process("benchmarks.networks", "scores", name, precision)
+        what = f"{name}, {precision}"
         rows += [
-            Row("networks", f"{name}: {IMAGES} x {CAPTIONS} pairs", found["seconds"], "s",
+            Row("networks", f"{what}: {IMAGES} x {CAPTIONS} pairs", found["seconds"], "s",
                 note=f"{REGIONS} regions"),
-            Row("networks", f"{name}: peak of the process", found["total"] / 2**30, "GiB",
+            Row("networks", f"{what}: peak of the process", found["total"] / 2**30, "GiB",
                 wanted="<= 4", met=found["total"] <= 4 * 2**30, note=found["how"]),
         ]  # fmt: skip
     return rows
@@ -53,17 +58,20 @@ def steps(name: str, options: Options) -> list[Row]:
     conf = step.config(name)
     captions = step.captions_of(options, conf)
     given = step.batches(captions, conf.train.batch_size, WIDTH, 4, REGIONS)
-    ours = step.OurStep(conf, captions.vocabulary)
-    work: dict[str, Callable[[Any], Any]] = {"ours": ours}
+    ours = {
+        precision: step.OurStep(step.config(name, precision), captions.vocabulary)
+        for precision in PRECISIONS
+    }
+    work: dict[str, Callable[[Any], Any]] = {f"ours, {key}": one for key, one in ours.items()}
     if importlib.util.find_spec("torch") is not None:
         from benchmarks.torch_twins import TrainStep
 
-        still = step.without_dropout(conf)
-        twin = TrainStep(ours.params, still, compiled=False, still=True)
+        params, still = ours["float32"].params, step.without_dropout(conf)
+        twin = TrainStep(params, still, compiled=False, still=True)
         step.agree(
             step.OurStep(still, captions.vocabulary, still=True), twin, given[:1], GRADIENT[name]
         )
-        work["PyTorch"] = TrainStep(ours.params, conf, compiled=False)
+        work[TORCH] = TrainStep(params, conf, compiled=False)
     timings = alternately(
         {
             kind: lambda number, one=one: one(given[number % len(given)])
@@ -72,45 +80,58 @@ def steps(name: str, options: Options) -> list[Row]:
         options.rounds or 5,
         warmup=1,
     )
+    memory = {}
+    for kind in timings:
+        which = (TORCH, "float32") if kind == TORCH else ("step", kind.split(", ")[1])
+        memory[kind] = in_process("benchmarks.networks", which[0], name, which[1])
+    what = f"batch {conf.train.batch_size}, {REGIONS} regions; {captions.source}"
     rows = []
     for kind, timing in timings.items():
-        what = f"batch {conf.train.batch_size}, {REGIONS} regions; {captions.source}"
-        rows.append(rate("networks", f"{name} step, {kind}", timing, 1, "steps/s", what))
-        found = in_process("benchmarks.networks", "step" if kind == "ours" else kind, name)
-        rows.append(
+        found = memory[kind]
+        rows += [
+            rate("networks", f"{name} step, {kind}", timing, 1, "steps/s", what),
             Row("networks", f"{name} step, {kind}: peak above its start",
-                found["peak"] / 2**20, "MiB", note=found["how"])
-        )  # fmt: skip
-    if "PyTorch" in timings:
-        quantity = f"{name} step: time of PyTorch / ours"
-        rows.append(
-            ratio("networks", quantity, timings["PyTorch"], timings["ours"], at_least=WANTED[name])
+                found["peak"] / 2**20, "MiB", note=found["how"]),
+        ]  # fmt: skip
+    return rows + [
+        row
+        for kind in timings
+        if kind != TORCH and TORCH in timings
+        for row in (
+            ratio(
+                "networks", f"{name} step: time of {TORCH} / {kind}", timings[TORCH],
+                timings[kind], at_least=WANTED[name],
+            ),
+            _less(f"{name} step: memory of {kind} / {TORCH}", memory[kind], memory[TORCH]),
         )
-        less = rows[1].median / rows[3].median
-        rows.append(
-            Row("networks", f"{name} step: memory of ours / PyTorch", less, "x", wanted="< 1",
-                met=less < 1)
-        )  # fmt: skip
-    return rows
+    ]  # fmt: skip
+
+
+def _less(quantity: str, ours: dict[str, Any], theirs: dict[str, Any]) -> Row:
+    share = ours["peak"] / theirs["peak"]
+    return Row("networks", quantity, share, "x", wanted="< 1", met=share < 1)
 
 
 def scoring(options: Options) -> list[Row]:
     """SAF's scores of pictures with captions in turns with PyTorch's."""
-    ours, conf, params = _scorer("saf", SOME_IMAGES, SOME_CAPTIONS)
-    work = {"ours": ours}
+    work, encoded_by = {}, {}
+    for precision in PRECISIONS:
+        score, conf, params = _scorer("saf", SOME_IMAGES, SOME_CAPTIONS, precision)
+        work[f"ours, {precision}"], encoded_by[precision] = score, (conf, params)
     if importlib.util.find_spec("torch") is not None:
         import torch
 
         from benchmarks.torch_twins import SAFLoss
 
+        conf, params = encoded_by["float32"]
         module = SAFLoss(params, conf).eval()
         batch = _given(conf, SOME_IMAGES, SOME_CAPTIONS)
         lengths = torch.from_numpy(batch["token_mask"].sum(1))
         tokens = torch.from_numpy(batch["tokens"].astype(np.int64))
         with torch.inference_mode():
             encoded = module.encode(torch.from_numpy(batch["features"]), tokens, lengths)
-        work["PyTorch"] = lambda: module.scores(*encoded).numpy()
-        np.testing.assert_allclose(ours(), work["PyTorch"](), atol=1e-4)
+        work[TORCH] = lambda: module.scores(*encoded).numpy()
+        np.testing.assert_allclose(work["ours, float32"](), work[TORCH](), atol=1e-4)
     timings = alternately(
         {kind: lambda _, one=one: one() for kind, one in work.items()}, options.rounds or 5, 1
     )
@@ -119,9 +140,13 @@ def scoring(options: Options) -> list[Row]:
         rate("networks", f"saf scores, {kind}", timing, pairs, "pairs/s", f"{REGIONS} regions")
         for kind, timing in timings.items()
     ]
-    if "PyTorch" in timings:
-        quantity = "saf scores: time of PyTorch / ours"
-        rows.append(ratio("networks", quantity, timings["PyTorch"], timings["ours"], at_least=3.0))
+    if TORCH in timings:
+        rows += [
+            ratio("networks", f"saf scores: time of {TORCH} / {kind}", timings[TORCH], timing,
+                  at_least=WANTED["saf"])
+            for kind, timing in timings.items()
+            if kind != TORCH
+        ]  # fmt: skip
     return rows
 
 
@@ -140,10 +165,10 @@ def _given(conf: ConfigDict, pictures: int, sentences: int) -> dict[str, np.ndar
 
 
 def _scorer(
-    name: str, pictures: int, sentences: int
+    name: str, pictures: int, sentences: int, precision: str
 ) -> tuple[Callable[[], np.ndarray], ConfigDict, Any]:
     """What scores that many encoded pictures and captions, its config and parameters."""
-    conf = step.without_dropout(step.config(name))
+    conf = step.without_dropout(step.config(name, precision))
     conf.train.freeze, conf.model.image.weights = (), None
     frozen = assembly.Frozen(image=False, text=False)
     built = assembly.build_model(conf, assembly.Words(step.VOCABULARY, 0, ()), frozen, WIDTH)
@@ -161,19 +186,18 @@ def _scorer(
     return lambda: encoder.scores(variables, images, texts), conf, built.variables["params"]
 
 
-def _of_step(name: str, kind: str) -> dict[str, Any]:
-    """The memory of two steps above what is in use when they begin."""
-    conf = step.config(name)
+def _of_step(name: str, kind: str, precision: str) -> dict[str, Any]:
+    """The memory of two steps above what is in use when they begin, all state being there."""
+    conf = step.config(name, precision)
     captions = step.drawn(conf)
     given = step.batches(captions, conf.train.batch_size, WIDTH, 1, REGIONS)
     ours = step.OurStep(conf, captions.vocabulary)
     work: Callable[[Any], Any] = ours
-    if kind == "PyTorch":
+    if kind == TORCH:
         from benchmarks.torch_twins import TrainStep
 
         work = TrainStep(ours.params, conf, compiled=False)
-    else:
-        work(given[0])  # compiling takes memory of its own
+    work(given[0])  # compiling, and PyTorch's gradients and moments, take memory of their own
     before = start_peak()
     work(given[0])
     work(given[0])
@@ -181,10 +205,10 @@ def _of_step(name: str, kind: str) -> dict[str, Any]:
     return {"peak": most - before, "how": how}
 
 
-def main(kind: str, name: str) -> None:
+def main(kind: str, name: str, precision: str) -> None:
     """Prints what was found as one line of JSON."""
     if kind == "scores":
-        score, _, _ = _scorer(name, IMAGES, CAPTIONS)
+        score, _, _ = _scorer(name, IMAGES, CAPTIONS, precision)
         start_peak()
         begun = time.perf_counter()
         score()
@@ -192,7 +216,7 @@ def main(kind: str, name: str) -> None:
         most, how = peak()
         found = {"seconds": seconds, "total": most, "how": how}
     else:
-        found = _of_step(name, kind)
+        found = _of_step(name, kind, precision)
     sys.stdout.write(json.dumps(found) + "\n")
 
 

@@ -40,7 +40,7 @@ def run(options: Options) -> list[Row]:
     )
 
 
-def config(choice: str = "vsepp") -> ConfigDict:
+def config(choice: str = "vsepp", precision: str = "float32") -> ConfigDict:
     """configs/flickr8k.py:choice from the step where hard negatives begin, at a constant rate."""
     path = ROOT / "configs" / "flickr8k.py"
     spec = importlib.util.spec_from_file_location("flickr8k_config", path)
@@ -51,6 +51,7 @@ def config(choice: str = "vsepp") -> ConfigDict:
     conf = module.get_config(choice)
     conf.objective.triplet.warmup_epochs = conf.objective.leap.warmup_epochs = 0.0
     conf.train.schedule = "constant"
+    conf.precision = precision
     return conf
 
 
