@@ -63,6 +63,8 @@ def steps(name: str, options: Options) -> list[Row]:
         for precision in PRECISIONS
     }
     work: dict[str, Callable[[Any], Any]] = {f"ours, {key}": one for key, one in ours.items()}
+    # Of each, the program that measures its memory, and in which precision.
+    programs = {f"ours, {key}": ("step", key) for key in ours} | {TORCH: (TORCH, "float32")}
     if importlib.util.find_spec("torch") is not None:
         from benchmarks.torch_twins import TrainStep
 
@@ -82,8 +84,8 @@ def steps(name: str, options: Options) -> list[Row]:
     )
     memory = {}
     for kind in timings:
-        which = (TORCH, "float32") if kind == TORCH else ("step", kind.split(", ")[1])
-        memory[kind] = in_process("benchmarks.networks", which[0], name, which[1])
+        program, precision = programs[kind]
+        memory[kind] = in_process("benchmarks.networks", program, name, precision)
     what = f"batch {conf.train.batch_size}, {REGIONS} regions; {captions.source}"
     rows = []
     for kind, timing in timings.items():
@@ -114,16 +116,16 @@ def _less(quantity: str, ours: dict[str, Any], theirs: dict[str, Any]) -> Row:
 
 def scoring(options: Options) -> list[Row]:
     """SAF's scores of pictures with captions in turns with PyTorch's."""
-    work, encoded_by = {}, {}
-    for precision in PRECISIONS:
-        score, conf, params = _scorer("saf", SOME_IMAGES, SOME_CAPTIONS, precision)
-        work[f"ours, {precision}"], encoded_by[precision] = score, (conf, params)
+    scorers = {
+        precision: _scorer("saf", SOME_IMAGES, SOME_CAPTIONS, precision) for precision in PRECISIONS
+    }
+    work = {f"ours, {precision}": score for precision, (score, _, _) in scorers.items()}
     if importlib.util.find_spec("torch") is not None:
         import torch
 
         from benchmarks.torch_twins import SAFLoss
 
-        conf, params = encoded_by["float32"]
+        ours, conf, params = scorers["float32"]
         module = SAFLoss(params, conf).eval()
         batch = _given(conf, SOME_IMAGES, SOME_CAPTIONS)
         lengths = torch.from_numpy(batch["token_mask"].sum(1))
@@ -131,7 +133,7 @@ def scoring(options: Options) -> list[Row]:
         with torch.inference_mode():
             encoded = module.encode(torch.from_numpy(batch["features"]), tokens, lengths)
         work[TORCH] = lambda: module.scores(*encoded).numpy()
-        np.testing.assert_allclose(work["ours, float32"](), work[TORCH](), atol=1e-4)
+        np.testing.assert_allclose(ours(), work[TORCH](), atol=1e-4)
     timings = alternately(
         {kind: lambda _, one=one: one() for kind, one in work.items()}, options.rounds or 5, 1
     )

@@ -11,8 +11,8 @@ class Dropout(nn.Module):
     """Zeroes a share of the values in training and scales the others, so that the mean stays.
 
     The rate is rounded to 256ths, of more than 0 at least one: a byte is drawn for each value where
-    `flax.linen.Dropout` draws two words, which took 7% of a step of VSE-infinity on a CPU and most
-    of its memory. Needs the rng "dropout". Source: Srivastava et al., JMLR 2014.
+    `flax.linen.Dropout` draws a word, which on a CPU took about 7% of a step of VSE-infinity for
+    its regions alone. Needs the rng "dropout". Source: Srivastava et al., JMLR 2014.
 
     Attributes:
       rate: share of the values zeroed, from 0 up to but not including 1.
