@@ -138,8 +138,7 @@ def extract(
     if config.data.dataset == "precomputed":
         raise configs.ConfigError("the data set 'precomputed' has features, and no pictures")
     backbone = Backbone(config, cells)
-    load = configs.choose(datasets, config.data.dataset, "data.dataset")
-    dataset = load(config.data, config.seed)
+    dataset = datasets.load(config.data, config.seed)
     regions = _boxes(dataset.splits, backbone, cells, boxes)
     made_of = {
         "version": experiment.FEATURES_VERSION,

@@ -40,8 +40,8 @@ CHOICES: Mapping[str, tuple[str, ...]] = {
     "train.schedule": ("cosine", "constant", "step"),
 }
 POSITIVE = (
-    "data.image_size", "data.max_tokens", "data.validation_limit", "model.dimension",
-    "model.hidden", "model.image.cells", "model.text.words",
+    "data.image_size", "data.max_tokens", "data.train_limit", "data.validation_limit",
+    "model.dimension", "model.hidden", "model.image.cells", "model.text.words",
     "objective.triplet.chunk", "objective.triplet.temperature", "objective.infonce.chunk",
     "objective.infonce.temperature", "objective.leap.margin", "objective.leap.least",
     "objective.leap.pair_low", "objective.leap.chunk", "objective.leap.temperature",

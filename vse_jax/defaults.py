@@ -48,7 +48,9 @@ def _data() -> ConfigDict:
     data.shapes_sizes = (4000, 500, 500)
     # Whether the pictures that Karpathy calls "restval" are training pictures ("coco").
     data.restval = True
-    # At most this many of the validation split's pictures, the first ones; unset: all.
+    # At most this many of the training split's pictures, the first ones; unset: all.
+    data.train_limit = placeholder(int)
+    # Likewise of the validation split's.
     data.validation_limit = placeholder(int)
     # Pictures are resized to this many pixels a side.
     data.image_size = 224

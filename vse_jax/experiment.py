@@ -82,11 +82,10 @@ def prepare(conf: ConfigDict, folder: Path, *, training: bool = False) -> Experi
     for name, read in judgement.READERS.items():
         if conf.evaluate[name] is not None:
             read(conf.evaluate[name])
-    load = config.choose(datasets, conf.data.dataset, "data.dataset")
     if datasets.are_missing(conf.data):
-        load(conf.data, conf.seed)
+        datasets.load(conf.data, conf.seed)
     frozen = assembly.frozen_backbones(conf)
-    dataset = parallel.first_process_first("data", lambda: load(conf.data, conf.seed))
+    dataset = parallel.first_process_first("data", lambda: datasets.load(conf.data, conf.seed))
     _describe(dataset)
     if conf.objective.quantizer.weight:
         config.check_codes(conf.objective.quantizer.codes, len(dataset.splits["train"].images))

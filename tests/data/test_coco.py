@@ -7,7 +7,7 @@ import pytest
 import tensorflow_datasets as tfds
 from tensorflow_datasets.object_detection import coco_captions as tfds_coco
 
-from vse_jax.config import choose, default_config
+from vse_jax.config import default_config
 from vse_jax.data import coco, coco_captions, datasets, pictures
 from vse_jax.data.split import DataError
 
@@ -95,17 +95,16 @@ def test_it_loads_as_a_config_names_it(root, tmp_path):
     config.manual_dir = str(root)
     config.data_dir = str(tmp_path / "data")
     assert not datasets.are_missing(config)
-    get = choose(datasets, config.dataset, "data.dataset")
-    whole = get(config, 0)
+    whole = datasets.load(config, 0)
     assert len(whole.splits["train"].images) == 5
     config.restval = False
-    assert len(get(config, 0).splits["train"].images) == 3
+    assert len(datasets.load(config, 0).splits["train"].images) == 3
     config.restval, config.validation_limit = True, 1
-    limited = get(config, 0)
+    limited = datasets.load(config, 0)
     assert limited.splits["validation"].images == numbers_of("val")[:1]
     assert limited.fingerprint != whole.fingerprint
     config.validation_limit = 2
-    assert get(config, 0).fingerprint == whole.fingerprint
+    assert datasets.load(config, 0).fingerprint == whole.fingerprint
 
 
 def test_the_protocol_of_five_thousand(root, monkeypatch):

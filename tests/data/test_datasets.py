@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from vse_jax.config import ConfigError, choose, default_config
+from vse_jax.config import ConfigError, default_config
 from vse_jax.data import datasets
 
 
@@ -19,14 +19,13 @@ def section(**values):
     ],
 )
 def test_a_field_that_a_data_set_needs_is_named(name, field):
-    load = choose(datasets, name, "data.dataset")
     with pytest.raises(ConfigError, match=f"'{field}' is not set; '{name}' needs it"):
-        load(section(dataset=name), 0)
+        datasets.load(section(dataset=name), 0)
 
 
 def test_an_unknown_data_set_lists_the_known():
     with pytest.raises(ConfigError, match=r"'shape'; did you mean 'shapes'\?.*'custom' or"):
-        choose(datasets, "shape", "data.dataset")
+        datasets.load(section(dataset="shape"), 0)
 
 
 def test_nothing_where_a_data_set_should_be_is_told_at_once(tmp_path):
@@ -36,16 +35,15 @@ def test_nothing_where_a_data_set_should_be_is_told_at_once(tmp_path):
     assert not datasets.are_missing(section(dataset="shapes"))
 
 
-def test_validation_is_limited_to_its_first_pictures(tmp_path):
+def test_training_and_validation_are_limited_to_their_first_pictures(tmp_path):
     whole, limited = (
-        datasets.shapes(
-            section(shapes_sizes=(3, 4, 2), data_dir=str(tmp_path), validation_limit=limit), 0
-        )
-        for limit in (None, 2)
+        datasets.load(section(shapes_sizes=(3, 4, 2), data_dir=str(tmp_path), **limits), 0)
+        for limits in ({}, {"train_limit": 1, "validation_limit": 2})
     )
+    assert limited.splits["train"].captions == whole.splits["train"].captions[:5]
     assert limited.splits["validation"].captions == whole.splits["validation"].captions[:10]
     assert limited.splits["validation"].read([1]) == whole.splits["validation"].read([1])
-    assert [len(split.images) for split in limited.splits.values()] == [3, 2, 2]
+    assert [len(split.images) for split in limited.splits.values()] == [1, 2, 2]
 
 
 def test_shapes_are_the_same_for_every_seed(tmp_path):

@@ -5,7 +5,7 @@ import photos
 import pytest
 import tensorflow_datasets as tfds
 
-from vse_jax.config import choose, default_config
+from vse_jax.config import default_config
 from vse_jax.data import datasets, flickr30k
 from vse_jax.data.split import DataError
 
@@ -105,7 +105,7 @@ def test_it_loads_as_a_config_names_it(karpathy, tmp_path):
     config.data_dir = str(tmp_path / "data")
     config.validation_limit = 1
     assert not datasets.are_missing(config)
-    data = choose(datasets, config.dataset, "data.dataset")(config, 0)
+    data = datasets.load(config, 0)
     assert data.splits["validation"].images == LISTS["val"][:1]
     assert data.splits["validation"].captions == captions_of(LISTS["val"][0])
     assert len(data.splits["test"].images) == 2

@@ -6,7 +6,7 @@ import photos
 import pytest
 import tensorflow_datasets as tfds
 
-from vse_jax.config import choose, default_config
+from vse_jax.config import default_config
 from vse_jax.data import datasets, iaprtc12
 from vse_jax.data.split import DataError
 
@@ -108,8 +108,7 @@ def test_the_splits_are_the_same_for_every_run(tree, tmp_path):
     config.manual_dir = str(tree)
     config.data_dir = str(tmp_path / "data")
     assert not datasets.are_missing(config)
-    get = choose(datasets, config.dataset, "data.dataset")
-    first, other = get(config, 0), get(config, 1)
+    first, other = (datasets.load(config, seed) for seed in (0, 1))
     assert first.fingerprint == other.fingerprint
     assert load(tree, seed=0).fingerprint == first.fingerprint
     seeds = {load(tree, seed=seed).splits["test"].images[0] for seed in range(6)}

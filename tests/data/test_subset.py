@@ -3,7 +3,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from vse_jax.data import datasets, subset
+from vse_jax.data import subset
 from vse_jax.data.split import Dataset, Split
 
 
@@ -45,25 +45,20 @@ def dataset_of(pictures):
 @pytest.mark.parametrize("limit", [None, 4, 5])
 def test_no_limit_and_one_that_is_not_reached_change_nothing(limit):
     dataset = dataset_of(4)
-    assert subset.with_validation_limit(dataset, limit) is dataset
+    assert subset.with_limit(dataset, "validation", limit) is dataset
 
 
-def test_only_validation_is_limited_and_its_fingerprint_tells():
+@pytest.mark.parametrize("name", ["train", "validation"])
+def test_only_the_split_named_is_limited_and_its_fingerprint_tells(name):
     dataset = dataset_of(4)
-    found = subset.with_validation_limit(dataset, 3)
-    assert {name: len(split.images) for name, split in found.splits.items()} == {
-        "train": 4,
-        "validation": 3,
-        "test": 4,
-    }
+    found = subset.with_limit(dataset, name, 3)
+    sizes = {"train": 4, "validation": 4, "test": 4} | {name: 3}
+    assert {key: len(split.images) for key, split in found.splits.items()} == sizes
     assert found.protocol == dataset.protocol
-    other = subset.with_validation_limit(dataset, 2)
-    assert len({dataset.fingerprint, found.fingerprint, other.fingerprint}) == 3
-    again = dataclasses.replace(dataset, fingerprint="another")
-    assert subset.with_validation_limit(again, 3).fingerprint != found.fingerprint
-
-
-@pytest.mark.parametrize("name", datasets.__all__)
-def test_every_data_set_heeds_the_limit(name):
-    """What is decorated shows it; `shapes`, `coco` and `flickr30k` are loaded in their tests."""
-    assert getattr(datasets, name).__wrapped__
+    others = [
+        subset.with_limit(dataset, name, 2),
+        subset.with_limit(dataset, {"train": "validation", "validation": "train"}[name], 3),
+        subset.with_limit(dataclasses.replace(dataset, fingerprint="another"), name, 3),
+    ]
+    prints = [one.fingerprint for one in (dataset, found, *others)]
+    assert len(set(prints)) == len(prints)

@@ -1,20 +1,17 @@
-"""The data sets a config can name: each function loads one, as `config.data` says."""
+"""The data sets a config can name: `load` loads it, by the function of its name."""
 
-import functools
 import os
+import sys
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import Any
 
 from ml_collections import ConfigDict
 
-from vse_jax.config import ConfigError
+from vse_jax.config import ConfigError, choose
 from vse_jax.data import subset
 from vse_jax.data.split import Dataset
 
 __all__ = ["coco", "custom", "flickr8k", "flickr30k", "iaprtc12", "precomputed", "shapes"]
-
-Load: TypeAlias = Callable[[ConfigDict, int], Dataset]
-
 
 # Of the data sets that are not drawn here, the field that says where they are.
 _PLACES = {
@@ -33,17 +30,23 @@ def are_missing(config: ConfigDict) -> bool:
     return place is not None and not os.path.exists(_needed(config, place))
 
 
-def _limited(load: Load) -> Load:
-    """The same with at most `data.validation_limit` pictures in the validation split."""
+def load(config: ConfigDict, seed: int) -> Dataset:
+    """The data set that `data.dataset` names, no split beyond its limit.
 
-    @functools.wraps(load)
-    def limited(config: ConfigDict, seed: int) -> Dataset:
-        return subset.with_validation_limit(load(config, seed), config.validation_limit)
+    Args:
+      config: the section `data`.
+      seed: of the run, for splits that are drawn.
 
-    return limited
+    Raises:
+      ConfigError: there is no such data set, or a field that it needs is not set.
+      DataError: what lies there cannot be used.
+    """
+    dataset = choose(sys.modules[__name__], config.dataset, "data.dataset")(config, seed)
+    for split in ("train", "validation"):
+        dataset = subset.with_limit(dataset, split, config[f"{split}_limit"])
+    return dataset
 
 
-@_limited
 def shapes(config: ConfigDict, seed: int) -> Dataset:
     """Scenes of coloured shapes, drawn on first use."""
     del seed  # the scenes are the same for every run, so that results compare
@@ -53,7 +56,6 @@ def shapes(config: ConfigDict, seed: int) -> Dataset:
     return module.load(_prepared(config), train=train, validation=validation, test=test)
 
 
-@_limited
 def flickr8k(config: ConfigDict, seed: int) -> Dataset:
     """Flickr8k from `data.manual_dir`."""
     del seed  # the splits are the official ones
@@ -62,7 +64,6 @@ def flickr8k(config: ConfigDict, seed: int) -> Dataset:
     return _photos(config, module.load)
 
 
-@_limited
 def flickr30k(config: ConfigDict, seed: int) -> Dataset:
     """Flickr30k from `data.manual_dir`."""
     del seed  # the splits are those of the files
@@ -71,7 +72,6 @@ def flickr30k(config: ConfigDict, seed: int) -> Dataset:
     return _photos(config, module.load)
 
 
-@_limited
 def coco(config: ConfigDict, seed: int) -> Dataset:
     """COCO from `data.manual_dir`."""
     del seed  # the splits are Karpathy's
@@ -80,7 +80,6 @@ def coco(config: ConfigDict, seed: int) -> Dataset:
     return _photos(config, module.load, restval=config.restval)
 
 
-@_limited
 def iaprtc12(config: ConfigDict, seed: int) -> Dataset:
     """IAPR TC-12 from `data.manual_dir`."""
     del seed  # the splits are the same for every run, so that results compare
@@ -89,7 +88,6 @@ def iaprtc12(config: ConfigDict, seed: int) -> Dataset:
     return _photos(config, module.load)
 
 
-@_limited
 def custom(config: ConfigDict, seed: int) -> Dataset:
     """The pictures and captions that the file `data.path` lists, read in place."""
     from vse_jax.data import custom as module

@@ -8,16 +8,16 @@ import numpy as np
 from vse_jax.data.split import Dataset, Split
 
 
-def with_validation_limit(dataset: Dataset, limit: int | None) -> Dataset:
-    """The data set with at most the first `limit` pictures of its validation split.
+def with_limit(dataset: Dataset, name: str, limit: int | None) -> Dataset:
+    """The data set with at most the first `limit` pictures of the split of this name.
 
     Where some are left out the fingerprint is another, as what is cached of the split is.
     """
-    split = dataset.splits.get("validation")
+    split = dataset.splits.get(name)
     if limit is None or split is None or len(split.images) <= limit:
         return dataset
-    digest = hashlib.sha256(f"{dataset.fingerprint} validation {limit}".encode()).hexdigest()
-    splits = {**dataset.splits, "validation": first_pictures(split, limit)}
+    digest = hashlib.sha256(f"{dataset.fingerprint} {name} {limit}".encode()).hexdigest()
+    splits = {**dataset.splits, name: first_pictures(split, limit)}
     return dataclasses.replace(dataset, splits=splits, fingerprint=digest)
 
 
