@@ -6,9 +6,9 @@ tokens lie step after step in one packed buffer, as in PyTorch's `pack_padded_se
 of running lanes only falls: the steps form consecutive runs of one row count (rounded up to a few
 static levels), each a `while_loop` of dynamic trip count over products of static shape.
 
-The gradient is written by hand. The forward pass keeps, for each token, the four derivatives of
-the new state that the way back needs; one loop backwards multiplies them in place by the state's
-gradient, and a few large products over the packed buffer give the gradients of weights and inputs.
+The gradient is written by hand. The forward pass keeps, for each token, r, z, W_hn h + b_hn and the
+new state, from which n follows; one loop backwards finds the state's gradients, and a few large
+products over the packed buffer give those of weights and inputs.
 """
 
 from functools import partial
@@ -69,6 +69,7 @@ class Packing(NamedTuple):
       step: the step that reads each position.
       place: the packed row of each position; p where there is no token.
       source: the flat position of each packed row; b * l where there is no token.
+      previous: the packed row of the token read before each packed row's; p where there is none.
     """
 
     order: Int[Array, " b"]
@@ -81,6 +82,7 @@ class Packing(NamedTuple):
     step: Int[Array, "b l"]
     place: Int[Array, "b l"]
     source: Int[Array, " p"]
+    previous: Int[Array, " p"]
 
 
 def gru(
@@ -129,8 +131,10 @@ def pack(lengths: Int[Array, " b"], length: int, *, reverse: bool = False) -> Pa
     place = jnp.where(mask, starts[step] + lane[:, None], capacity)
     position = jnp.arange(batch * length, dtype=jnp.int32).reshape(batch, length)
     source = jnp.full(capacity, batch * length, jnp.int32).at[place].set(position, mode="drop")
+    before = jnp.where(step > 0, starts[step - 1] + lane[:, None], capacity)
+    previous = jnp.full(capacity, capacity, jnp.int32).at[place].set(before, mode="drop")
     return Packing(
-        order, lane, active, rows, starts, jnp.max(lengths), ends[-1], step, place, source
+        order, lane, active, rows, starts, jnp.max(lengths), ends[-1], step, place, source, previous
     )
 
 
@@ -175,8 +179,8 @@ def _gru(
 ) -> tuple[Float[Array, "b l h"], Float[Array, "b h"]]:
     packing = pack(lengths, inputs.shape[1], reverse=reverse)
     x = _flat(inputs, packing).astype(dtype)
-    last, prior, _ = _forward(params, packing, x, dtype, keep=False)
-    return _outputs(packing, prior, last), last
+    last, states, _ = _forward(params, packing, x, dtype, keep=False)
+    return _take(states, packing.place), last
 
 
 def _gru_forward(reverse: bool, dtype: Any, params: Any, inputs: Any, lengths: Any) -> Any:
@@ -185,21 +189,22 @@ def _gru_forward(reverse: bool, dtype: Any, params: Any, inputs: Any, lengths: A
     inputs, lengths = inputs.value, lengths.value
     packing = pack(lengths, inputs.shape[1], reverse=reverse)
     x = _flat(inputs, packing).astype(dtype)
-    last, prior, gates = _forward(params, packing, x, dtype, keep=True)
+    last, states, gates = _forward(params, packing, x, dtype, keep=True)
     example = jnp.zeros((0,), inputs.dtype)
-    return (_outputs(packing, prior, last), last), (params, packing, x, prior, gates, example)
+    return (_take(states, packing.place), last), (params, packing, x, states, gates, example)
 
 
 def _gru_backward(reverse: bool, dtype: Any, residual: Any, cotangents: Any) -> Any:
     """Gradients of the weights, the inputs and (none) the lengths."""
     del reverse
-    params, packing, x, prior, gates, example = residual
+    params, packing, x, states, gates, example = residual
     d_outputs, d_last = cotangents
-    if isinstance(d_last, SymbolicZero):
-        d_last = jnp.zeros(d_last.shape)
     d_packed = None if isinstance(d_outputs, SymbolicZero) else _flat(d_outputs, packing)
-    d_state = _state_gradient(params, packing, prior, gates, d_packed, d_last, dtype)
-    d_params, dx = _weight_gradient(params, packing.total, x, prior, gates, d_state, dtype)
+    zero = _zero_after(d_last if d_packed is None else d_packed, packing)
+    if isinstance(d_last, SymbolicZero):
+        d_last = jnp.broadcast_to(zero, d_last.shape)
+    d_state = _state_gradient(params, packing, states, gates, d_packed, d_last, zero, dtype)
+    d_params, dx = _weight_gradient(params, packing, x, states, gates, d_state, dtype)
     d_params = jax.tree.map(lambda d, p: d.astype(p.dtype), d_params, params)
     return d_params, _take(dx, packing.place).astype(example.dtype), None
 
@@ -212,24 +217,10 @@ def _flat(values: Float[Array, "b l d"], packing: Packing) -> Float[Array, "p d"
     return _take(values.reshape(-1, values.shape[-1]), packing.source)
 
 
-def _outputs(
-    packing: Packing, prior: Float[Array, "p h"], last: Float[Array, "b h"]
-) -> Float[Array, "b l h"]:
-    """The state after each token: the one before the caption's next token, or its last."""
-    capacity = prior.shape[0]
-    length = packing.starts.shape[0]
-    following = packing.starts[jnp.minimum(packing.step + 1, length - 1)] + packing.lane[:, None]
-    lengths = jnp.sum(packing.place < capacity, axis=1, keepdims=True)
-    mask = packing.place < capacity
-    ends = mask & (packing.step == lengths - 1)
-    following = jnp.where(mask & ~ends, following, capacity)
-    return jnp.where(ends[:, :, None], last[:, None], _take(prior, following))
-
-
 def _forward(
     params: GRUParams, packing: Packing, x: Float[Array, "p e"], dtype: Any, *, keep: bool
-) -> tuple[Float[Array, "b h"], Float[Array, "p h"], Float[Array, "k h4"]]:
-    """Last states, the state before each token and, if `keep`, its r, z, n and W_hn h + b_hn."""
+) -> tuple[Float[Array, "b h"], Float[Array, "p h"], Float[Array, "k h3"]]:
+    """Last states, the state after each token and, if `keep`, its r, z and W_hn h + b_hn."""
     levels, hidden = _levels(packing.order.shape[0]), params.weight_hh.shape[1]
     # Transposed once: a product with the transpose of a large right factor is slower at each step.
     w_ih, w_hh = lax.optimization_barrier(
@@ -237,7 +228,7 @@ def _forward(
     )
 
     def step(rows: int, carry: Any) -> Any:
-        t, h, prior, gates = carry
+        t, h, states, gates = carry
         start = packing.starts[t]
         from_x = _dot(_rows(x, start, rows), w_ih, 1, dtype) + params.bias_ih[None]
         from_h = _dot(h, w_hh, 1, dtype) + params.bias_hh[None]
@@ -245,21 +236,21 @@ def _forward(
         q = from_h[:, 2 * hidden :]
         n = jnp.tanh(from_x[:, 2 * hidden :] + r * q)
         if keep:
-            gates = _write(gates, jnp.concatenate([r, z, n, q], axis=1), start)
+            gates = _write(gates, jnp.concatenate([r, z, q], axis=1), start)
         new = jnp.where(_alive(packing, t, rows), (1 - z) * n + z * h, h)
-        return t + 1, new, _write(prior, h, start), gates
+        return t + 1, new, _write(states, new, start), gates
 
     t, state = jnp.int32(0), jnp.zeros((levels[-1], hidden))
-    prior = jnp.zeros((x.shape[0], hidden))
-    gates = jnp.zeros((x.shape[0] if keep else 0, 4 * hidden))
+    states = jnp.zeros((x.shape[0], hidden))
+    gates = jnp.zeros((x.shape[0] if keep else 0, 3 * hidden))
     for rows in reversed(levels):
-        t, h, prior, gates = lax.while_loop(
+        t, h, states, gates = lax.while_loop(
             partial(_runs, packing, rows),
             partial(step, rows),
-            (t, state[:rows], prior, gates),
+            (t, state[:rows], states, gates),
         )
         state = _write(state, h, 0)
-    return state[packing.lane], prior, gates
+    return state[packing.lane], states, gates
 
 
 def _alive(packing: Packing, t: Int[Array, ""], rows: int) -> Bool[Array, "r 1"]:
@@ -274,22 +265,43 @@ def _runs(packing: Packing, rows: int, carry: Any) -> Bool[Array, ""]:
     return exists & (packing.rows[jnp.clip(t, 0, packing.rows.shape[0] - 1)] == rows)
 
 
+def _zero_after(value: Any, packing: Packing) -> Float[Array, ""]:
+    """A zero that XLA does not know before the value [r, h] is there.
+
+    It fills buffers that begin as known zeros long before they are needed, and holds them through
+    the forward pass; a barrier does not keep it from that.
+    """
+    if isinstance(value, SymbolicZero):
+        return jnp.zeros(())
+    return jnp.where(packing.steps > packing.starts.shape[0], value[0, 0], 0)
+
+
 def _gate_gradient(
-    gates: Float[Array, "r h4"], prior: Float[Array, "r h"], d: Float[Array, "r h"]
+    gates: Float[Array, "r h3"],
+    prior: Float[Array, "r h"],
+    state: Float[Array, "r h"],
+    d: Float[Array, "r h"],
 ) -> tuple[Float[Array, "r h"], ...]:
-    """Gradients by the arguments of r, z, n and by W_hn h + b_hn, given that of the new state."""
-    r, z, n, q = jnp.split(gates, 4, axis=1)
-    d_n = d * (1 - z) * (1 - n * n)
-    return d_n * q * r * (1 - r), d * (prior - n) * z * (1 - z), d_n, d_n * r
+    """Gradients by the arguments of r, z, n and by W_hn h + b_hn, given that of the new state.
+
+    n is found from the new state, (1 - z) n + z h; the less of it that has, the less exactly, but
+    then the less it counts: d_n is exact to a rounding error of the states.
+    """
+    r, z, q = jnp.split(gates, 3, axis=1)
+    share = 1 - z
+    n = jnp.clip((state - z * prior) / jnp.maximum(share, jnp.finfo(z.dtype).tiny), -1, 1)
+    d_n = d * share * (1 - n * n)
+    return d_n * q * r * (1 - r), d * (prior - state) * z, d_n, d_n * r
 
 
 def _state_gradient(
     params: GRUParams,
     packing: Packing,
-    prior: Float[Array, "p h"],
-    gates: Float[Array, "p h4"],
+    states: Float[Array, "p h"],
+    gates: Float[Array, "p h3"],
     d_outputs: Float[Array, "p h"] | None,
     d_last: Float[Array, "b h"],
+    zero: Float[Array, ""],
     dtype: Any,
 ) -> Float[Array, "p h"]:
     """The whole gradient by the state after each token, through all later ones."""
@@ -304,13 +316,16 @@ def _state_gradient(
         if d_outputs is not None:
             d = d + _rows(d_outputs, start, rows)
         gate = _rows(gates, start, rows)
-        d_r, d_z, _, d_q = _gate_gradient(gate, _rows(prior, start, rows), d)
+        # The lanes of a step are the first of the step before.
+        prior = _rows(states, packing.starts[jnp.maximum(t - 1, 0)], rows)
+        prior = jnp.where(t > 0, prior, 0)
+        d_r, d_z, _, d_q = _gate_gradient(gate, prior, _rows(states, start, rows), d)
         through = _dot(jnp.concatenate([d_r, d_z, d_q], axis=1), w_hh, 1, dtype)
         before = jnp.where(alive, d * gate[:, hidden : 2 * hidden] + through, d)
         return t - 1, before, _write(d_state, jnp.where(alive, d, 0), start)
 
     d_lanes = jnp.zeros((levels[-1], hidden)).at[:batch].set(d_last[packing.order])
-    t, d_state = packing.steps - 1, jnp.zeros(prior.shape)
+    t, d_state = packing.steps - 1, jnp.broadcast_to(zero, states.shape)
     for rows in levels:
         t, d, d_state = lax.while_loop(
             partial(_runs, packing, rows),
@@ -323,21 +338,22 @@ def _state_gradient(
 
 def _weight_gradient(
     params: GRUParams,
-    total: Int[Array, ""],
+    packing: Packing,
     x: Float[Array, "p e"],
-    prior: Float[Array, "p h"],
-    gates: Float[Array, "p h4"],
+    states: Float[Array, "p h"],
+    gates: Float[Array, "p h3"],
     d_state: Float[Array, "p h"],
     dtype: Any,
 ) -> tuple[GRUParams, Float[Array, "p e"]]:
     """Gradients of the weights and of the packed inputs."""
     w_ih = params.weight_ih.astype(dtype)
+    zero = _zero_after(d_state, packing)
 
     def block(size: int, carry: Any) -> Any:
         start, grads, dx = carry
-        h = _rows(prior, start, size)
+        h = _take(states, lax.dynamic_slice_in_dim(packing.previous, start, size))
         d_r, d_z, d_n, d_q = _gate_gradient(
-            _rows(gates, start, size), h, _rows(d_state, start, size)
+            _rows(gates, start, size), h, _rows(states, start, size), _rows(d_state, start, size)
         )
         by_x = jnp.concatenate([d_r, d_z, d_n], axis=1)
         by_h = jnp.concatenate([d_r, d_z, d_q], axis=1)
@@ -351,10 +367,10 @@ def _weight_gradient(
         return start + size, jax.tree.map(jnp.add, grads, part), dx
 
     def left(least: int, carry: Any) -> Bool[Array, ""]:
-        return total - carry[0] >= least
+        return packing.total - carry[0] >= least
 
-    grads = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape), params)
-    carry: Any = (jnp.int32(0), grads, jnp.zeros(x.shape))
+    grads = jax.tree.map(lambda leaf: jnp.broadcast_to(zero, leaf.shape), params)
+    carry: Any = (jnp.int32(0), grads, jnp.broadcast_to(zero, x.shape))
     for size in _BLOCKS:
         if size <= x.shape[0]:
             least = size if size > _BLOCKS[-1] else 1
