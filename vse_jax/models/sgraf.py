@@ -157,13 +157,7 @@ class SGR(nn.Module):
             "whole": _linear(self, "whole", dimension, self.width),
             "steps": [
                 {
-                    "query": _linear(self, f"step{step}_query", self.width, self.width),
-                    # Its bias would add the same to all that a softmax is over.
-                    "key": self.param(
-                        f"step{step}_key_kernel",
-                        nn.initializers.xavier_uniform(),
-                        (self.width, self.width),
-                    ),
+                    "relate": self._relation(f"step{step}"),
                     "out": _linear(self, f"step{step}_out", self.width, self.width),
                 }
                 for step in range(self.steps)
@@ -178,6 +172,16 @@ class SGR(nn.Module):
         if train:
             return table(comparison, params, images, texts, self.tile)[0]
         return score(comparison, params, images, texts, (), self.tile)[0]
+
+    def _relation(self, name: str) -> dict[str, Array]:
+        """The linear layer R of which Q(X) K(X)^T is R(X) X^T: one product a node in place of two.
+
+        The bias of K is left out: it would add the same to all that a softmax is over.
+        """
+        query = _linear(self, f"{name}_query", self.width, self.width)
+        shape = (self.width, self.width)
+        key = self.param(f"{name}_key_kernel", nn.initializers.xavier_uniform(), shape)
+        return {part: weight @ key.T for part, weight in query.items()}
 
 
 def _linear(module: nn.Module, name: str, inputs: int, outputs: int) -> dict[str, Array]:
@@ -269,10 +273,8 @@ def _reasoned(
     for number, step in enumerate(params["steps"], 1):
         # Only the wholes' node is read in the end.
         asking = nodes if number < len(params["steps"]) else nodes[:, :, :1]
-        query = _apply(step["query"], asking, dtype).astype(dtype)
-        # Q (K X)^T as (Q K^T) X^T: nothing but the nodes has to be looked at as a key.
-        query = product("acms,ts->acmt", query, step["key"].astype(dtype))
-        logits = product("acms,acns->acmn", query.astype(dtype), nodes.astype(dtype))
+        related = _apply(step["relate"], asking, dtype).astype(dtype)
+        logits = product("acms,acns->acmn", related, nodes.astype(dtype))
         edges = masked_softmax(logits, where)
         nodes = product("acmn,acns->acms", edges.astype(dtype), nodes.astype(dtype))
         nodes = jax.nn.relu(_apply(step["out"], nodes, dtype))
