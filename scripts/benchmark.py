@@ -23,7 +23,7 @@ from benchmarks.timing import Options, Row, machine, table  # noqa: E402 (after 
 
 # In the order in which they run: TensorFlow's threads come last.
 BENCHMARKS = (
-    "peak", "step", "leap", "networks", "mining", "evaluation", "features", "pipeline",
+    "peak", "step", "leap", "networks", "scoring", "mining", "evaluation", "features", "pipeline",
     "first_step",
 )  # fmt: skip
 
@@ -39,7 +39,10 @@ def main(arguments: Sequence[str]) -> None:
     for name in flags.only:
         _say(f"measuring {name}")
         try:
-            rows += importlib.import_module(f"benchmarks.{name}").run(options)
+            found = importlib.import_module(f"benchmarks.{name}").run(options)
+            rows += found
+            if name != flags.only[-1]:  # a stop later on loses nothing
+                _say(table(found))
         except Exception as error:  # the other measurements still count
             failures[name] = f"{type(error).__name__}: {error}"
             _say(f"{name} failed: {failures[name]}")

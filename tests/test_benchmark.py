@@ -246,7 +246,7 @@ def test_the_twins_of_networks_do_the_same_step(name):
 @pytest.mark.torch
 def test_scoring_is_measured_beside_torch(monkeypatch):
     parity.torch()
-    networks, step = load("networks"), load("step")
+    scoring, step = load("scoring"), load("step")
     config = step.config
 
     def small(name, precision):
@@ -258,6 +258,6 @@ def test_scoring_is_measured_beside_torch(monkeypatch):
 
     monkeypatch.setattr(step, "config", small)
     for name, size in (("SOME_IMAGES", 6), ("SOME_CAPTIONS", 9), ("REGIONS", 3), ("WIDTH", 128)):
-        monkeypatch.setattr(networks, name, size)
-    rows = networks.scoring(load("timing").Options(rounds=1))
+        monkeypatch.setattr(scoring, name, size)
+    rows = scoring.in_turns(load("timing").Options(rounds=1))
     assert [row.unit for row in rows] == [*["pairs/s"] * 3, "x", "x"]

@@ -104,9 +104,15 @@ def rate(
 ) -> Row:
     """`count` units a round as units a second."""
     rates = [count / second for second in timing.seconds]
-    return Row(
-        benchmark, quantity, statistics.median(rates), unit, min(rates), max(rates), note=note
-    )
+    return median_row(benchmark, quantity, rates, unit, note)
+
+
+def median_row(
+    benchmark: str, quantity: str, values: Sequence[float], unit: str, note: str = ""
+) -> Row:
+    """What was measured several times."""
+    low, high = min(values), max(values)
+    return Row(benchmark, quantity, statistics.median(values), unit, low, high, note=note)
 
 
 def ratio(
