@@ -2,6 +2,7 @@ import json
 import logging
 import math
 import types
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -183,7 +184,7 @@ def test_margins_from_semantics_bring_them_into_the_batches(tiny_shapes, tmp_pat
     config = tiny_shapes.copy_and_resolve_references()
     assert "semantics" not in first_batch(experiment.prepare(config, tmp_path / "without"))
     config.objective.triplet.weight, config.objective.triplet.semantic = 1.0, 0.025
-    run = experiment.prepare(config, tmp_path / "latent")
+    run = experiment.prepare(config, tmp_path / "latent", training=True)
     captions = run.dataset.splits["train"].captions
     expected = semantics.latent(captions)
     found = first_batch(run)
@@ -193,13 +194,16 @@ def test_margins_from_semantics_bring_them_into_the_batches(tiny_shapes, tmp_pat
     config.data.semantics = str(tmp_path / "own.npy")
     np.save(config.data.semantics, own)
     with pytest.raises(workdir.WorkdirError, match="begun with other semantics"):
-        experiment.prepare(config, tmp_path / "latent")
-    found = first_batch(experiment.prepare(config, tmp_path / "own"))
+        experiment.prepare(config, tmp_path / "latent", training=True)
+    found = first_batch(experiment.prepare(config, tmp_path / "own", training=True))
     np.testing.assert_array_equal(found["semantics"], own[found["caption_id"]])
     np.save(config.data.semantics, own[:-1])
     with pytest.raises(DataError, match=rf"own.npy: float32\[{len(captions) - 1}, 2\]; expected"):
         experiment.prepare(config, tmp_path / "fewer")
     assert not (tmp_path / "fewer").exists()
+    # What is only measured does without them, and is not begun with others for that.
+    Path(config.data.semantics).unlink()
+    assert experiment.prepare(config, tmp_path / "own").examples["train"].semantics is None
 
 
 def test_shuffled_captions_are_those_of_other_pictures(tiny_shapes, tmp_path):

@@ -1,8 +1,10 @@
 """Pretrained text towers from config to report: CLIP without any training, frozen features."""
 
+import importlib.util
 import json
 import logging
 import shutil
+from pathlib import Path
 
 import numpy as np
 import parity
@@ -201,6 +203,53 @@ def test_frozen_towers_go_over_the_data_once(flickr8k, features, tmp_path, caplo
 
 @pytest.mark.slow
 @pytest.mark.torch
+def test_captions_are_generated_whatever_has_read_them(flickr8k, tmp_path):
+    """VSRN tells captions word by word, of which a frozen reader's features are cached."""
+    config = flickr8k("vsrn,text=bert")
+    config.train.freeze = tuple(
+        (pattern, None) if pattern == "text/reader/.*" else (pattern, factor)
+        for pattern, factor in config.train.freeze
+    )
+    assert train.train(config, tmp_path / "run")
+    rows = [
+        json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    ]
+    found = [row["generation"] for row in rows if "generation" in row]
+    assert found
+    assert all(loss > 0 for loss in found)
+
+
+@pytest.mark.slow
+@pytest.mark.torch
+def test_semantics_of_a_pretrained_reader(flickr8k, tmp_path):
+    """The script's file holds its sentence vectors, and LSEH takes them."""
+    script = Path(__file__).parents[1] / "scripts" / "caption_semantics.py"
+    spec = importlib.util.spec_from_file_location("caption_semantics", script)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    config, path = flickr8k("frozen"), tmp_path / "minilm.npz"
+    module.write(config, path)
+    lseh = flickr8k("frozen,objective=lseh")
+    lseh.data.semantics = str(path)
+    run = experiment.prepare(lseh, tmp_path / "run", training=True)
+    captions = run.dataset.splits["train"].captions
+    library, folder = parity.transformers(), config.model.text.weights
+    words = library.PreTrainedTokenizerFast(tokenizer_file=f"{folder}/tokenizer.json")
+    words.add_special_tokens({"pad_token": "[PAD]"})
+    given = words(captions, padding=True, return_tensors="pt")
+    states = library.BertModel.from_pretrained(folder).eval()(
+        given["input_ids"], attention_mask=given["attention_mask"]
+    )[0]
+    mask = given["attention_mask"][..., None]
+    mean = ((states * mask).sum(1) / mask.sum(1)).detach().numpy()
+    expected = mean / np.linalg.norm(mean, axis=1, keepdims=True)
+    np.testing.assert_allclose(run.examples["train"].semantics, expected, atol=1e-5)
+    with pytest.raises(ConfigError, match="take a config such as"):
+        module.write(flickr8k("vse_infinity,text=bert"), path)
+
+
+@pytest.mark.slow
+@pytest.mark.torch
 def test_a_pretrained_reader_learns_at_its_own_rate(flickr8k, tmp_path):
     """VSE-infinity over BERT: no step moves what a factor of 0 holds, others move."""
     config = flickr8k("vse_infinity,text=bert,objective=lseh")
@@ -223,11 +272,17 @@ def test_a_pretrained_reader_learns_at_its_own_rate(flickr8k, tmp_path):
 @pytest.mark.torch
 def test_a_tokenizer_of_another_model_is_refused(flickr8k, minilm, tmp_path):
     folder = shutil.copytree(minilm, tmp_path / "text")
-    write_tokenizer(folder, map(str, range(99)), "[CLS]", "[SEP]", "[PAD]")
     config = flickr8k("frozen")
     config.model.text.weights = str(folder)
-    with pytest.raises(WeightsError, match=r"the tokenizer beside it has 104 tokens, the weights"):
-        experiment.prepare(config, tmp_path / "run")
+    library = parity.transformers()
+    shape = BLOCKS | {"max_position_embeddings": 40}
+    for words, rows in ((99, 23), (2, 200)):
+        write_tokenizer(folder, map(str, range(words)), "[CLS]", "[SEP]", "[PAD]")
+        model = library.BertModel(library.BertConfig(vocab_size=rows, **shape))
+        parity.saved(parity.randomize(model), folder)
+        message = rf"the tokenizer beside it has {words + 5} tokens, the weights have {rows}"
+        with pytest.raises(WeightsError, match=message):
+            experiment.prepare(config, tmp_path / "run")
     assert not (tmp_path / "run" / "config.json").exists()
 
 

@@ -36,6 +36,8 @@ from vse_jax.similarity import Similarity, dot, negative_euclidean
 
 # Where the variables of what may be pretrained are.
 BACKBONES: Mapping[str, str] = {"image": "backbone", "text": "reader"}
+# Weights may have rows for fewer than so many tokens more than the tokenizer: some round them up.
+SPARE = 128
 
 
 class Frozen(NamedTuple):
@@ -368,7 +370,7 @@ def build_model(
     sources = sources_of(config)
     model = make_model(config, words, sources, frozen)
     known = getattr(model.text.reader, "vocab_size", words.vocabulary)
-    if known < words.vocabulary:
+    if not words.vocabulary <= known < words.vocabulary + SPARE:
         raise WeightsError(
             f"{config.model.text.weights}: the tokenizer beside it has {words.vocabulary} tokens, "
             f"the weights have {known}: it is the tokenizer of another model"

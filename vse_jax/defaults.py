@@ -71,7 +71,8 @@ def _data() -> ConfigDict:
     # Grey, CMYK, palette and transparent pictures: "skip" (counted, named) or "convert".
     data.non_rgb = "skip"
     # What training captions mean, for margins that depend on it: a .npy file [captions, width], a
-    # row for each in their order; unset: latent semantic analysis, computed once.
+    # row for each in their order, or an .npz of scripts/caption_semantics.py; unset: latent
+    # semantic analysis, computed once.
     data.semantics = placeholder(str)
     # Breaks the pairing of training captions and pictures: a control that must end at chance.
     data.shuffle_captions = False

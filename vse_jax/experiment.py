@@ -100,7 +100,10 @@ def prepare(conf: ConfigDict, folder: Path, *, training: bool = False) -> Experi
         log.info("word vectors: %d of %d words found", found.sum(), len(found))
     encoder = Encoder(built.model, devices)
     examples = _examples(conf, dataset, words)
-    meant = _semantics(conf, dataset)
+    if begun and not training:  # what is only measured needs none
+        meaning, meant = workdir.read_origin(folder).get("semantics"), None
+    else:
+        meaning, meant = _semantics(conf, dataset, training)
     examples["train"] = dataclasses.replace(examples["train"], semantics=meant)
     weights = {
         side: None if conf.model[side].weights is None else digest(conf.model[side].weights)
@@ -109,7 +112,7 @@ def prepare(conf: ConfigDict, folder: Path, *, training: bool = False) -> Experi
     origin = {
         "data": dataset.fingerprint,
         "weights": weights,
-        "semantics": None if meant is None else hashlib.sha256(meant.tobytes()).hexdigest(),
+        "semantics": meaning,
         "sources": built.sources._asdict(),
         "words": known._asdict(),
         "features": width,
@@ -169,14 +172,23 @@ def _examples(
     return examples
 
 
-def _semantics(conf: ConfigDict, dataset: Dataset) -> np.ndarray | None:
-    """Of the training captions, where a margin depends on them."""
+def _semantics(
+    conf: ConfigDict, dataset: Dataset, training: bool
+) -> tuple[str | None, np.ndarray | None]:
+    """What the training captions' vectors are made of, as a digest, and these, to train on.
+
+    (None, None) where no margin depends on them. Of those computed here the captions are digested:
+    another machine's may differ in their last bits.
+    """
     if not (conf.objective.triplet.weight and conf.objective.triplet.semantic):
-        return None
+        return None, None
     captions = dataset.splits["train"].captions
     if conf.data.semantics is not None:
-        return semantics.from_file(conf.data.semantics, len(captions))
-    return parallel.first_process_first(
+        found = semantics.from_file(conf.data.semantics, captions)
+        return hashlib.sha256(found.tobytes()).hexdigest(), found
+    if not training:
+        return semantics.origin(captions), None
+    return semantics.origin(captions), parallel.first_process_first(
         "semantics", lambda: semantics.of_captions(captions, conf.data.data_dir)
     )
 

@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 
 from benchmarks import step
 from benchmarks.memory import in_process, peak, start_peak
-from benchmarks.networks import PRECISIONS, REGIONS, TORCH, WANTED, WIDTH
+from benchmarks.networks import PRECISIONS, REGIONS, TORCH, WANTED, WIDTH, within
 from benchmarks.timing import Options, Row, alternately, rate, ratio
 from vse_jax import assembly, parallel
 from vse_jax.encode import Encoder
@@ -37,8 +37,7 @@ def run(options: Options) -> list[Row]:
         rows += [
             Row("scoring", f"{what}: {IMAGES} x {CAPTIONS} pairs", found["seconds"], "s",
                 note=f"{REGIONS} regions"),
-            Row("scoring", f"{what}: peak of the process", found["total"] / 2**30, "GiB",
-                wanted="<= 4", met=found["total"] <= 4 * 2**30, note=found["how"]),
+            within(what, "scoring", found),
         ]  # fmt: skip
     return rows
 

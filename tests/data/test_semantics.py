@@ -92,7 +92,7 @@ def test_captions_that_say_too_little(captions, tmp_path):
 def test_vectors_of_ones_own(tmp_path):
     vectors = np.random.default_rng(0).normal(size=(4, 3))
     np.save(tmp_path / "own.npy", vectors)
-    found = semantics.from_file(tmp_path / "own.npy", 4)
+    found = semantics.from_file(tmp_path / "own.npy", list("abcd"))
     assert found.dtype == np.float32
     np.testing.assert_allclose(found, vectors, rtol=1e-6)
 
@@ -104,17 +104,32 @@ def test_vectors_of_ones_own(tmp_path):
         (np.zeros(4), r"float64\[4\]; expected floats \[4, width\]"),
         (np.zeros((4, 3), int), r"int64\[4, 3\]; expected floats"),
         (np.where(np.eye(4)[:, :3] > 0, np.nan, 0.0)[::-1], "row 1 is not finite"),
+        # Finite, but not as float32.
+        (np.where(np.eye(4)[:, :3] > 0, 1e300, 0.0), "row 0 is not finite"),
     ],
 )
 def test_vectors_that_fit_no_captions(array, message, tmp_path):
     np.save(tmp_path / "own.npy", array)
     with pytest.raises(DataError, match=message):
-        semantics.from_file(tmp_path / "own.npy", 4)
+        semantics.from_file(tmp_path / "own.npy", list("abcd"))
 
 
 def test_files_that_are_no_vectors(tmp_path):
     with pytest.raises(DataError, match=r"nowhere\.npy: no array of caption semantics"):
-        semantics.from_file(tmp_path / "nowhere.npy", 4)
+        semantics.from_file(tmp_path / "nowhere.npy", list("abcd"))
     (tmp_path / "text.npy").write_text("0.1 0.2")
     with pytest.raises(DataError, match="no array of caption semantics"):
-        semantics.from_file(os.fspath(tmp_path / "text.npy"), 4)
+        semantics.from_file(os.fspath(tmp_path / "text.npy"), list("abcd"))
+    np.savez(tmp_path / "other.npz", vectors=np.zeros((4, 3)))
+    with pytest.raises(DataError, match=r"other\.npz: no array of caption semantics: 'semantics"):
+        semantics.from_file(tmp_path / "other.npz", list("abcd"))
+
+
+def test_a_file_that_knows_its_captions_is_refused_for_others(tmp_path):
+    vectors = np.random.default_rng(0).normal(size=(4, 3)).astype(np.float32)
+    semantics.to_file(tmp_path / "own.npz", list("abcd"), vectors)
+    found = semantics.from_file(tmp_path / "own.npz", list("abcd"))
+    np.testing.assert_array_equal(found, vectors)
+    for others in ("abdc", "abce", "abc"):
+        with pytest.raises(DataError, match=r"own\.npz: the semantics of other captions than the"):
+            semantics.from_file(tmp_path / "own.npz", list(others))

@@ -285,19 +285,26 @@ def _semantics(examples: Examples) -> Callable[[tf.Tensor], dict]:
 
 
 def _said(examples: Examples, share: int) -> Callable[[tf.Tensor], dict]:
-    """Caption numbers -> `tokens` and `token_mask`, or `text_features` and their mask."""
+    """Caption numbers -> `tokens` and `token_mask`; and `text_features`, if any, and their mask.
+
+    A loss that generates captions needs the tokens, whatever reads them.
+    """
     features = examples.text_features
-    if features is None:
-        return lambda caption: {
+
+    def tokens(caption: tf.Tensor) -> dict:
+        return {
             "tokens": tf.gather(tf.constant(examples.tokens), caption),
             "token_mask": tf.gather(tf.constant(examples.token_mask), caption),
         }
+
+    if features is None:
+        return tokens
 
     def said(caption: tf.Tensor) -> dict:
         found, mask = tf.numpy_function(
             features.gather, [caption], (tf.float32, tf.bool), stateful=False
         )
-        return {
+        return tokens(caption) | {
             "text_features": tf.ensure_shape(found, (share, features.most, features.width)),
             "text_feature_mask": tf.ensure_shape(mask, (share, features.most)),
         }

@@ -37,10 +37,7 @@ def of_captions(
     Raises:
       DataError: no caption has a word that counts, or the cache cannot be written.
     """
-    digest = hashlib.sha256(str((VERSION, WIDTH, ITERATIONS, SEED)).encode())
-    for caption in captions:
-        digest.update(caption.encode() + b"\n")
-    path = Path(data_dir).expanduser() / "semantics" / f"{digest.hexdigest()[:16]}.npy"
+    path = Path(data_dir).expanduser() / "semantics" / f"{origin(captions)[:16]}.npy"
     if path.is_file():
         try:
             return _checked(np.load(path), len(captions), path)
@@ -55,18 +52,47 @@ def of_captions(
     return found
 
 
-def from_file(path: str | os.PathLike[str], captions: int) -> Float[np.ndarray, "m s"]:
-    """float32 [m, s] of a .npy file with a row for each training caption, in their order.
+def origin(captions: Sequence[str]) -> str:
+    """SHA-256 (hex) of all that decides on what `of_captions` finds."""
+    return _digest(captions, VERSION, WIDTH, ITERATIONS, SEED)
+
+
+def _digest(captions: Sequence[str], *settings: object) -> str:
+    total = hashlib.sha256(str(settings).encode())
+    for caption in captions:
+        total.update(caption.encode() + b"\n")
+    return total.hexdigest()
+
+
+def to_file(path: str | os.PathLike[str], captions: Sequence[str], found: np.ndarray) -> None:
+    """Writes vectors [m, s] of training captions as an .npz file that knows whose they are."""
+    found, of = found.astype(np.float32), np.array(_digest(captions))
+    whole_file.write(Path(path), lambda file: np.savez(file, semantics=found, captions=of))
+
+
+def from_file(path: str | os.PathLike[str], captions: Sequence[str]) -> Float[np.ndarray, "m s"]:
+    """float32 [m, s] of a file with a row for each training caption, in their order.
+
+    It is an .npz of `to_file`, whose captions are compared, or a .npy of anyone's, whose are not.
 
     Raises:
-      DataError: no such file, another number of rows, or rows that are not finite numbers.
+      DataError: no such file, other captions, another number of rows, or rows that are not finite
+        float32 numbers.
     """
     try:
         found = np.load(os.path.expanduser(path), allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+        if isinstance(found, np.lib.npyio.NpzFile):
+            with found as arrays:
+                found, of = arrays["semantics"], str(arrays["captions"])
+            if of != _digest(captions):
+                raise DataError(
+                    f"{path}: the semantics of other captions than the {len(captions)} of this "
+                    "training split, or of these in another order: write it again from this config"
+                )
+    except (OSError, ValueError, EOFError, KeyError) as error:
         raise DataError(f"{path}: no array of caption semantics: {error}") from error
     try:
-        return _checked(found, captions, path)
+        return _checked(found, len(captions), path)
     except ValueError as error:
         raise DataError(str(error)) from error
 
@@ -133,7 +159,10 @@ def _checked(
             f"{path}: {found.dtype}{list(found.shape)}; expected floats [{captions}, width], a row "
             "for each training caption"
         )
+    # A float64 may be finite that as float32 is not.
+    with np.errstate(over="ignore"):
+        found = found.astype(np.float32)
     bad = np.flatnonzero(~np.isfinite(found).all(axis=1))
     if len(bad):
         raise ValueError(f"{path}: row {bad[0]} is not finite")
-    return found.astype(np.float32)
+    return found
