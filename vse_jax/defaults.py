@@ -90,7 +90,8 @@ def _model() -> ConfigDict:
     model.dimension = 1024
     # Units between, of the network "residual".
     model.hidden = 1024
-    # (pictures, captions) that a pairwise network ("saf", "sgr") looks at at a time.
+    # (pictures, captions) that a pairwise network ("saf", "sgr") looks at at a time; in training
+    # SAF holds what it knows of all the batch's pictures with so many captions.
     model.tile = (4, 16)
     # Of two embeddings: "dot" (the cosine, of unit vectors) or "negative_euclidean". "saf" and
     # "sgr" have their own.

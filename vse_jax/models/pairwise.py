@@ -36,17 +36,21 @@ class Comparison(NamedTuple):
     Attributes:
       align: (params, pictures, captions) -> what is known of each pair, arrays [a, c, ...]; all
         but the cheapest work, and no pair's depends on another's.
-      measure: (params, aligned, captions) -> the statistics of each caption over these pictures.
+      measure: (params, aligned, captions) -> the statistics of each caption over these pictures;
+        None where a score depends on its pair alone.
       read: (params, aligned, captions, statistics) -> scores [a, c].
     """
 
     align: Callable[[Params, Encoding, Encoding], Any]
-    measure: Callable[[Params, Any, Encoding], Statistics]
+    measure: Callable[[Params, Any, Encoding], Statistics] | None
     read: Callable[[Params, Any, Encoding, Statistics], Float[Array, "a c"]]
 
 
 class Tile(NamedTuple):
-    """How many pairs are aligned at a time."""
+    """How many pairs are looked at at a time.
+
+    Where statistics are measured, what is known of all pictures with the tile's captions is held.
+    """
 
     pictures: int = 4
     captions: int = 16
@@ -73,6 +77,8 @@ def score(
       statistics: of each caption, as measured before; None: measured over these pictures.
       tile: pairs aligned at a time; scores do not depend on it.
     """
+    if comparison.measure is None:
+        statistics = ()
     texts, statistics, lengths, back = _by_length(texts, statistics)
     count, width = texts.mask.shape
     chunk = min(tile.captions, count)
@@ -210,13 +216,21 @@ def _of_length(
         padding = ((0, -count % pictures), *((0, 0) for _ in leaf.shape[1:]))
         return jnp.pad(leaf, padding).reshape(-1, pictures, *leaf.shape[1:])
 
-    # What the gradient by tiles would need of every tile at once is computed again tile by tile.
-    align = jax.checkpoint(lambda some: comparison.align(params, some, texts))
-    aligned = lax.map(align, jax.tree.map(cut, images))
-    aligned = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:])[:count], aligned)
+    def of_tiles(known_of: Callable[[Encoding], Any]) -> Any:
+        # What the gradient by tiles would need of every tile at once is computed again by tile.
+        found = lax.map(jax.checkpoint(known_of), jax.tree.map(cut, images))
+        return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:])[:count], found)
+
     if statistics is None:
+        assert comparison.measure is not None
+        aligned = of_tiles(lambda some: comparison.align(params, some, texts))
         statistics = lax.stop_gradient(comparison.measure(params, aligned, texts))
-    return comparison.read(params, aligned, texts, statistics), statistics
+        return comparison.read(params, aligned, texts, statistics), statistics
+
+    def scores_of(some: Encoding) -> Float[Array, "p c"]:
+        return comparison.read(params, comparison.align(params, some, texts), texts, statistics)
+
+    return of_tiles(scores_of), statistics
 
 
 def _of_pairs(

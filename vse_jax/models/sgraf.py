@@ -165,9 +165,7 @@ class SGR(nn.Module):
             "score": _linear(self, "score", self.width, 1),
         }
         comparison = Comparison(
-            partial(_alignments, dtype=self.dtype),
-            lambda *_: (),
-            partial(_reasoned, dtype=self.dtype),
+            partial(_alignments, dtype=self.dtype), None, partial(_reasoned, dtype=self.dtype)
         )
         if train:
             return table(comparison, params, images, texts, self.tile)[0]
