@@ -10,7 +10,7 @@ Image Descriptions", CVPR 2015.
 import dataclasses
 import os
 import pathlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import ClassVar
 
 from vse_jax.data import captions_files, coco_captions, photo_sets, sift
@@ -68,7 +68,6 @@ class Coco(photo_sets.PhotoSet, skip_registration=True):  # type: ignore[call-ar
     MANUAL_DOWNLOAD_INSTRUCTIONS = HELP
     DESCRIPTION = str(__doc__)
     CITATION = CITATION
-    PROTOCOLS: ClassVar[Mapping[int, str]] = {5000: "coco_5k"}
     BUILDER_CONFIGS: ClassVar[list[PhotoSetConfig]] = [
         CocoConfig(name="skip"),
         CocoConfig(name="convert", non_rgb="convert"),
