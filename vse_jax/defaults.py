@@ -48,6 +48,9 @@ def _data() -> ConfigDict:
     data.shapes_sizes = (4000, 500, 500)
     # Whether the pictures that Karpathy calls "restval" are training pictures ("coco").
     data.restval = True
+    # What the test split is reported by, of vse_jax.protocols, such as "coco_5k" ("custom" and
+    # "precomputed"; it must have the size for it); unset: the data set's own name and size.
+    data.protocol = placeholder(str)
     # At most this many of the training split's pictures, the first ones; unset: all.
     data.train_limit = placeholder(int)
     # Likewise of the validation split's.
