@@ -46,7 +46,8 @@ def _data() -> ConfigDict:
     data.data_dir = "~/.cache/vse_jax"
     # Training, validation and test pictures drawn for "shapes".
     data.shapes_sizes = (4000, 500, 500)
-    # Whether the pictures that Karpathy calls "restval" are training pictures ("coco").
+    # Whether the pictures that Karpathy calls "restval" are training pictures ("coco", "custom" and
+    # "precomputed"), or are left out.
     data.restval = True
     # What the test split is reported by, of vse_jax.protocols, such as "coco_5k" ("custom" and
     # "precomputed"; it must have the size for it); unset: the data set's own name and size.

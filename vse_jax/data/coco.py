@@ -79,7 +79,7 @@ class Coco(photo_sets.PhotoSet, skip_registration=True):  # type: ignore[call-ar
         path = _karpathy_file(root)
         folder, photos = _photos(root)
         tree = photo_sets.tree_of_karpathy(folder, photos, path)
-        return tree._replace(listed=_as_trained(tree.listed, config.restval))
+        return tree._replace(listed=captions_files.as_trained(tree.listed, config.restval))
 
     @classmethod
     def sifted(cls, config: CocoConfig, root: pathlib.Path, data_dir: pathlib.Path) -> sift.Sifted:
@@ -90,7 +90,7 @@ class Coco(photo_sets.PhotoSet, skip_registration=True):  # type: ignore[call-ar
         cache = data_dir / f"{cls.name}_captions_pictures.json"
         listed, findings = coco_captions.read(prepared, cache)
         return sift.sift_verified(
-            _as_trained(listed, config.restval),
+            captions_files.as_trained(listed, config.restval),
             findings,
             bad_share=config.bad_share,
             non_rgb=config.non_rgb,
@@ -143,15 +143,6 @@ def load(
         restval=restval,
     )
     return photo_sets.load(Coco, config, data_dir)
-
-
-def _as_trained(listed: list[captions_files.Record], restval: bool) -> list[captions_files.Record]:
-    """The records, those of "restval" as training ones or not at all."""
-    return [
-        dataclasses.replace(record, split="train") if record.split == "restval" else record
-        for record in listed
-        if restval or record.split != "restval"
-    ]
 
 
 def _prepared(root: pathlib.Path) -> pathlib.Path | None:

@@ -104,6 +104,7 @@ def custom(config: ConfigDict, seed: int) -> Dataset:
         seed=seed,
         bad_share=config.bad_share,
         non_rgb=config.non_rgb,
+        restval=config.restval,
     )
 
 
@@ -117,6 +118,7 @@ def precomputed(config: ConfigDict, seed: int) -> Dataset:
         features=None if config.features is None else os.path.expanduser(config.features),
         seed=seed,
         bad_share=config.bad_share,
+        restval=config.restval,
     )
 
 
