@@ -5,7 +5,8 @@ configs/custom.py:PATH[,system[,objective=NAME]], where PATH is a JSONL ({"image
 configs/flickr8k.py. Needs --config.model.image.weights, a folder or a hub name; the pictures are
 read where they are. No pictures and no weights are needed with --config.data.features, features of
 them that a detector or scripts/extract_features.py wrote, nor where PATH is a folder with
-{train,dev,test}_ims.npy and {train,dev,test}_caps.txt.
+{train,dev,test}_ims.npy and {train,dev,test}_caps.txt. --config.data.protocol names what a test
+split of COCO's, Flickr30k's or Flickr8k's pictures is reported by, such as coco_5k.
 """
 
 import os

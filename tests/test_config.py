@@ -11,6 +11,7 @@ from vse_jax import config as configs
 from vse_jax import defaults
 from vse_jax.config import ConfigError, default_config, validate
 from vse_jax.presets import SYSTEMS
+from vse_jax.protocols import OWN, PROTOCOLS
 
 REPOSITORY = pathlib.Path(__file__).parents[1]
 
@@ -284,6 +285,33 @@ def preset(name):
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def test_a_protocol_is_one_of_the_known():
+    with pytest.raises(ConfigError) as error:
+        validate(changed(data__dataset="custom", data__protocol="coco_5K"))
+    message = str(error.value)
+    assert "'data.protocol' is 'coco_5K'; did you mean 'coco_5k'?" in message
+    assert all(repr(name) in message for name in PROTOCOLS)
+
+
+@pytest.mark.parametrize("name", PROTOCOLS)
+def test_a_protocol_is_for_data_that_have_none_of_their_own(name):
+    validate(changed(data__dataset="custom", data__protocol=name))
+    none = {"data__dataset": "precomputed", "model__image__backbone": "none"}
+    validate(changed(data__protocol=name, **none))
+    for dataset in ("shapes", *PHOTO_SETS):
+        config = changed(data__dataset=dataset, data__protocol=name)
+        if OWN.get(dataset) == name:
+            validate(config)
+            continue
+        message = rf"'data\.protocol' is '{name}', but 'data\.dataset' is '{dataset}', .*unset it"
+        with pytest.raises(ConfigError, match=message):
+            validate(config)
+
+
+def test_a_protocol_may_be_named_after_training():
+    assert not configs.differences(default_config(), changed(data__protocol="coco_5k"))
 
 
 @pytest.mark.parametrize("wrong", [float("nan"), float("inf")])

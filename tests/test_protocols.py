@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from vse_jax import evaluation
+from vse_jax import evaluation, protocols
 from vse_jax.data.split import Dataset, Split
 from vse_jax.evaluators import retrieval
 from vse_jax.report import content, page
@@ -22,6 +22,14 @@ def test_coco_is_reported_by_five_folds_too():
     assert evaluation.protocols_beside(part, "test") == ()
     for name in evaluation.protocols_beside(dataset, "test"):
         assert retrieval.protocol(name).images == retrieval.protocol("coco_5k").images
+
+
+def test_a_name_is_kept_for_its_size():
+    for dataset, name in protocols.OWN.items():
+        size = retrieval.protocol(name).images
+        assert protocols.own(dataset, size) == name
+        assert protocols.own(dataset, size - 1) == f"{dataset}_{size - 1}"
+    assert protocols.own("iaprtc12", 1000) == "iaprtc12_1000"
 
 
 @pytest.fixture

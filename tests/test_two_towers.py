@@ -10,6 +10,7 @@ import numpy as np
 import parity
 import pytest
 from commands import Command
+from data.test_scan_files import write
 from test_frozen_backbone import write_flickr8k, write_weights
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
@@ -135,6 +136,69 @@ def test_towers_without_a_common_space_are_refused(config):
     config.model.image.features = "pooled"
     with pytest.raises(ConfigError, match=r"pictures have 12 channels .* sentences 24"):
         assembly.with_width_of_towers(config)
+
+
+@pytest.fixture
+def features(config, preset, tmp_path):
+    """Width -> the config of CLIP's sentences over features of it, in the layout of SCAN."""
+
+    def made(width):
+        folder = tmp_path / "precomp"
+        for seed, (stem, count) in enumerate((("train", 8), ("dev", 2), ("test", 3))):
+            rows = np.random.default_rng(seed).normal(size=(count, 1, width)).astype(np.float32)
+            # Each of 5 captions has other words.
+            lines = [
+                "a red square",
+                "a blue circle",
+                "the small triangle",
+                "large",
+                "left of right",
+            ]
+            write(folder, stem, rows, [f"{line} above" for line in lines for _ in range(count)])
+        found = preset("custom", f"{folder},clip")
+        found.data.data_dir = str(tmp_path / "prepared")
+        found.data.max_tokens = 40
+        found.model.text.weights = config.model.text.weights
+        found.evaluate = config.evaluate
+        found.train = config.train
+        return found
+
+    return made
+
+
+@pytest.mark.torch
+def test_features_of_clip_are_measured_without_training(features, clip, tmp_path):
+    """As transformers compares its sentences with them; the width is that of the projection."""
+    torch, folder = parity.torch(), tmp_path / "run"
+    metrics = measuring.untrained(features(12), folder)
+    report = json.loads((folder / "report.json").read_text())
+    assert report["config"]["model"]["dimension"] == 12
+    assert not any("random" in warning for warning in report["warnings"])
+
+    seen = np.load(tmp_path / "precomp" / "test_ims.npy")[:, 0]
+    seen /= np.linalg.norm(seen, axis=1, keepdims=True)
+    sentences = (tmp_path / "precomp" / "test_caps.txt").read_text().splitlines()
+    tokens, mask = tokenizer.pretrained(str(clip[0]), 40).tokenize(sentences)
+    with torch.no_grad():
+        read = clip[1].text_model(
+            torch.from_numpy(tokens).long(), attention_mask=torch.from_numpy(mask)
+        )
+        read = clip[1].text_projection(read.pooler_output)
+        read = (read / read.norm(dim=1, keepdim=True)).numpy()
+    model = vse_jax.load(folder)
+    np.testing.assert_allclose(model.encode_texts(sentences), read, atol=1e-5)
+    np.testing.assert_allclose(model.encode_images(list(seen[:, None])), seen, atol=1e-5)
+    expected = retrieval.evaluate_scores("all_3", seen @ read.T, np.repeat(np.arange(3), 5))
+    assert {k: metrics[k] for k in expected} == pytest.approx(expected)
+
+
+def test_features_of_another_width_than_sentences_are_refused(features, tmp_path):
+    told = (
+        r"pictures have 7 channels \(features of the data\) and sentences 12 \('clip', 'pooled'\)"
+    )
+    with pytest.raises(ConfigError, match=told):
+        experiment.prepare(features(7), tmp_path / "run")
+    assert not (tmp_path / "run" / "config.json").exists()
 
 
 @pytest.mark.slow

@@ -136,8 +136,13 @@ def frozen_backbones(config: ConfigDict) -> Frozen:
     return Frozen(*map(is_frozen, BACKBONES))
 
 
-def with_width_of_towers(config: ConfigDict) -> ConfigDict:
+def with_width_of_towers(config: ConfigDict, features: int | None = None) -> ConfigDict:
     """The config, its `model.dimension` that of the towers where the network adds no layer.
+
+    Args:
+      config: of the run.
+      features: width of the pictures' features where the data are such; None for pixels, or as
+        long as nothing is loaded, when it is taken to be that of sentences.
 
     Raises:
       ConfigError: the towers have spaces of different widths; or as `backbone_of`.
@@ -145,18 +150,22 @@ def with_width_of_towers(config: ConfigDict) -> ConfigDict:
     """
     if config.model.network != "none":
         return config
-    shapes = _shapes(config)
+    given = config.model.image.backbone == "none"
+    shapes = _shapes(config, features)
     widths = {side: shapes[side].shape[-1] for side in BACKBONES}
+    if given and features is None:
+        widths["image"] = widths["text"]
     if widths["image"] != widths["text"]:
+        seen = f"{config.model.image.backbone!r}, {config.model.image.features!r}"
         raise configs.ConfigError(
             "config field 'model.network' is 'none', but pictures have "
-            f"{widths['image']} channels ({config.model.image.backbone!r}, "
-            f"{config.model.image.features!r}) and sentences {widths['text']} "
+            f"{widths['image']} channels ({'features of the data' if given else seen}) and "
+            f"sentences {widths['text']} "
             f"({config.model.text.backbone!r}, {config.model.text.features!r}): the towers have no "
             "space in common; choose a network, such as 'residual'"
         )
     config = config.copy_and_resolve_references()
-    config.model.dimension = widths["image"]
+    config.model.dimension = widths["text"]
     return config
 
 
@@ -240,11 +249,15 @@ def _leap(section: ConfigDict) -> Objective:
     )
 
 
-def _shapes(config: ConfigDict) -> dict[str, Any]:
-    """The shapes of the `params`, and of the embeddings of one `image` and one `text`."""
+def _shapes(config: ConfigDict, features: int | None = None) -> dict[str, Any]:
+    """The shapes of the `params`, and of the embeddings of one `image` and one `text`.
+
+    Without a backbone the picture is `features` of that width, or of 1 where it is not known yet.
+    """
     # Names depend neither on the vocabulary nor on the width of given features.
     model = make_model(config, Words(len(SPECIAL), 0, ()), sources_of(config))
-    example = _example(config, 1 if config.model.image.backbone == "none" else None)
+    width = features or 1
+    example = _example(config, width if config.model.image.backbone == "none" else None)
 
     def traced(key: PRNGKeyArray) -> dict[str, Any]:
         outputs, variables = model.init_with_output(key, example, train=False)

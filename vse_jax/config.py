@@ -12,6 +12,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from vse_jax.defaults import default_config
+from vse_jax.protocols import OWN, PROTOCOLS
 
 
 class ConfigError(Exception):
@@ -55,6 +56,8 @@ LEAP = (
     "objective.leap.weight", "objective.center.weight", "objective.quantizer.weight",
     "objective.multitask.weight",
 )  # fmt: skip
+# Data sets of whatever is brought; the others have protocols of their own.
+BROUGHT = ("custom", "precomputed")
 # Networks that look at a picture and a sentence together; there are no embeddings to compare.
 PAIRWISE = ("saf", "sgr")
 NETWORKS = ("none", "residual", "saf", "sgr", "vse_infinity", "vsepp", "vsrn")
@@ -160,6 +163,7 @@ def _check_together(given: Mapping[str, Any], devices: int) -> None:
             "with 0 < low <= high <= 1"
         )
     _check_features(given)
+    _check_protocol(given)
     _check_network(given)
     sizes = given["data.shapes_sizes"]
     if len(sizes) != 3 or not all(isinstance(size, int) and size > 0 for size in sizes):
@@ -212,6 +216,23 @@ def _check_features(given: Mapping[str, Any]) -> None:
         raise ConfigError(
             "config fields 'data.flip' and 'data.crop_area' change pictures, and the data set "
             "'precomputed' has only features: unset them"
+        )
+
+
+def _check_protocol(given: Mapping[str, Any]) -> None:
+    """Raises ConfigError where the test split cannot be reported by the protocol named."""
+    name, dataset = given["data.protocol"], given["data.dataset"]
+    if name is None:
+        return
+    if name not in PROTOCOLS:
+        raise ConfigError(
+            f"config field 'data.protocol' is {name!r}{_nearest(name, PROTOCOLS)}; it may be "
+            f"{_either(PROTOCOLS)}"
+        )
+    if dataset not in BROUGHT and name != OWN.get(dataset):
+        raise ConfigError(
+            f"config field 'data.protocol' is {name!r}, but 'data.dataset' is {dataset!r}, whose "
+            f"protocol is its own: unset it (it is for {_either(BROUGHT)})"
         )
 
 
@@ -400,14 +421,15 @@ def from_json(text: str) -> ConfigDict:
     return config
 
 
-# Fields that say where things are or how many are looked at; none changes what is trained.
+# Fields that say where things are, how many are looked at or by what name they are reported; none
+# changes what is trained.
 PATHS = (
     "data.manual_dir", "data.path", "data.images", "data.features", "data.semantics",
     "data.data_dir", "model.image.weights", "model.text.weights", "model.text.glove",
     "evaluate.expert",
     "evaluate.crowdflower",
 )  # fmt: skip
-FREE = (*PATHS, "evaluate.batch_size", "evaluate.queries")
+FREE = (*PATHS, "data.protocol", "evaluate.batch_size", "evaluate.queries")
 
 
 def with_absolute_paths(config: ConfigDict) -> ConfigDict:

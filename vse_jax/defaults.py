@@ -46,8 +46,12 @@ def _data() -> ConfigDict:
     data.data_dir = "~/.cache/vse_jax"
     # Training, validation and test pictures drawn for "shapes".
     data.shapes_sizes = (4000, 500, 500)
-    # Whether the pictures that Karpathy calls "restval" are training pictures ("coco").
+    # Whether the pictures that Karpathy calls "restval" are training pictures ("coco", "custom" and
+    # "precomputed"), or are left out.
     data.restval = True
+    # What the test split is reported by, of vse_jax.protocols, such as "coco_5k" ("custom" and
+    # "precomputed"; it must have the size for it); unset: the data set's own name and size.
+    data.protocol = placeholder(str)
     # At most this many of the training split's pictures, the first ones; unset: all.
     data.train_limit = placeholder(int)
     # Likewise of the validation split's.

@@ -87,12 +87,15 @@ def prepare(conf: ConfigDict, folder: Path, *, training: bool = False) -> Experi
     frozen = assembly.frozen_backbones(conf)
     dataset = parallel.first_process_first("data", lambda: datasets.load(conf.data, conf.seed))
     _describe(dataset)
+    given = dataset.splits["train"].features
+    width = None if given is None else given.width
+    if width is not None:
+        # What was taken to be right until the data told it.
+        conf = assembly.with_width_of_towers(conf, width)
     if conf.objective.quantizer.weight:
         config.check_codes(conf.objective.quantizer.codes, len(dataset.splits["train"].images))
     words = _tokenizer(conf, dataset, folder / workdir.TOKENIZER if begun else None)
     known = assembly.Words.of(words, conf.model.text.alter > 0)
-    given = dataset.splits["train"].features
-    width = None if given is None else given.width
     built = assembly.build_model(conf, known, frozen, width)
     if conf.model.text.glove is not None:
         vectors, found = tokenizer.read_glove(conf.model.text.glove, words, conf.model.text.words)

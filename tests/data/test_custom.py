@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vse_jax.data import custom
+from vse_jax.config import default_config
+from vse_jax.data import custom, datasets
 from vse_jax.data.split import DataError
 
 
@@ -102,6 +103,21 @@ def test_every_format_says_the_same(tree, write):
     assert data.protocol == "custom_1"
     assert data.name == "data"
     assert not data.skipped
+
+
+def test_restval_trains_or_is_not_asked_for(tree):
+    """Not even where it is damaged: nothing of it is looked at."""
+    whole = load(write_karpathy(tree))
+    (tree / "img" / "0.jpg").write_bytes(b"")
+    data = load(tree / "data.json", restval=False)
+    assert whole.splits["train"].images == ["img/0.jpg", *data.splits["train"].images]
+    assert data.splits["train"].images == [f"img/{n}.jpg" for n in range(1, 8)]
+    assert not data.skipped
+    assert data.fingerprint != whole.fingerprint
+    fields = {"dataset": "custom", "path": str(tree / "data.json"), "data_dir": str(tree / "work")}
+    config = default_config().data
+    config.update({**fields, "restval": False})
+    assert datasets.load(config, 0).fingerprint == data.fingerprint
 
 
 def test_paths_may_be_absolute_or_relative_to_another_folder(tree):

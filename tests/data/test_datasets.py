@@ -1,8 +1,10 @@
 import numpy as np
 import pytest
 
+from vse_jax import evaluation
 from vse_jax.config import ConfigError, default_config
 from vse_jax.data import datasets
+from vse_jax.data.split import DataError
 
 
 def section(**values):
@@ -44,6 +46,51 @@ def test_training_and_validation_are_limited_to_their_first_pictures(tmp_path):
     assert limited.splits["validation"].captions == whole.splits["validation"].captions[:10]
     assert limited.splits["validation"].read([1]) == whole.splits["validation"].read([1])
     assert [len(split.images) for split in limited.splits.values()] == [1, 2, 2]
+
+
+def scan(folder, test):
+    """A folder in the layout of SCAN with so many test pictures; 0: without that split."""
+    folder.mkdir()
+    for stem, count in (("train", 2), ("dev", 2), ("test", test)):
+        if count:
+            np.save(folder / f"{stem}_ims.npy", np.arange(2.0 * count, dtype="f").reshape(-1, 1, 2))
+            (folder / f"{stem}_caps.txt").write_text("a dog\n" * 5 * count)
+    return {"dataset": "precomputed", "path": str(folder)}
+
+
+def captions_and_features(folder, test):
+    """A caption file and, beside it, an array of features that `data.features` names."""
+    own = scan(folder, test)
+    lines = [f"dev/{n}.jpg,a dog,val\n" for n in range(2)]
+    lines += [f"{stem}/{n}.jpg,a dog,{stem}\n" for stem, m in (("train", 2), ("test", test))
+              for n in range(m)]  # fmt: skip
+    for stem, count in (("train", 2), ("dev", 2), ("test", test)):
+        names = "".join(f"{stem}/{n}.jpg\n" for n in range(count))
+        (folder / f"{stem}_ids.txt").write_text(names)
+    (folder / "list.csv").write_text("".join(["image,caption,split\n", *lines]))
+    return {**own, "path": str(folder / "list.csv"), "features": str(folder)}
+
+
+@pytest.mark.parametrize("write", [scan, captions_and_features])
+@pytest.mark.parametrize(("name", "size"), [("coco_5k", 5000), ("flickr30k_1k", 1000)])
+def test_features_are_reported_by_the_protocol_named(tmp_path, write, name, size):
+    fields = {**write(tmp_path / "precomp", size), "data_dir": str(tmp_path / "prepared")}
+    own = datasets.load(section(**fields, train_limit=1, validation_limit=1), 0)
+    assert own.protocol.endswith(f"_{size}")
+    data = datasets.load(section(**fields, train_limit=1, validation_limit=1, protocol=name), 0)
+    assert data.protocol == evaluation.protocol_of(data, "test") == name
+    beside = ("coco_1k_5fold",) if name == "coco_5k" else ()
+    assert evaluation.protocols_beside(data, "test") == beside
+    # The same data: nothing that is kept of them is computed again.
+    assert data.fingerprint == own.fingerprint
+
+
+@pytest.mark.parametrize("size", [0, 999])
+def test_a_test_split_of_another_size_than_the_protocol_is_refused(tmp_path, size):
+    fields = {**scan(tmp_path / "precomp", size), "data_dir": str(tmp_path / "prepared")}
+    told = f"precomp: the test split has {size} pictures, and 'data.protocol' = 'flickr8k_1k' is of"
+    with pytest.raises(DataError, match=f"{told} 1000: .*unset it"):
+        datasets.load(section(**fields, protocol="flickr8k_1k"), 0)
 
 
 def test_shapes_are_the_same_for_every_seed(tmp_path):

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vse_jax.data import feature_files, precomputed, region_files, region_store
+from vse_jax.config import default_config
+from vse_jax.data import datasets, feature_files, precomputed, region_files, region_store
 from vse_jax.data.captions_files import Record
 from vse_jax.data.split import DataError
 
@@ -225,6 +226,31 @@ def test_pictures_without_features_and_features_without_captions_are_counted(tmp
         "caption without features": ("photos/5.jpg",), "features without caption": ("other",)
     }  # fmt: skip
     assert list(data.splits["test"].images) == ["photos/4.jpg"]
+
+
+def test_restval_trains_or_is_not_asked_for(tmp_path):
+    """Its features are not features of nothing, its missing ones are not missed."""
+    images = [
+        {"filename": f"{n}.jpg", "split": split, "sentences": [{"raw": "a dog"}]}
+        for n, split in enumerate(["train", "restval", *SPLITS[2:], "restval"])
+    ]
+    path, source = tmp_path / "captions.json", write_tsv(tmp_path, [f"{n}.jpg" for n in range(6)])
+    path.write_text(json.dumps({"images": images}))
+    fields = {
+        "dataset": "precomputed", "path": str(path), "features": str(source),
+        "data_dir": str(tmp_path / "prepared"),
+    }  # fmt: skip
+    config = default_config().data
+    config.update(fields)
+    whole = datasets.load(config, 0)
+    assert list(whole.splits["train"].images) == ["0.jpg", "1.jpg", "2.jpg"]
+    assert whole.skipped == {"caption without features": ("6.jpg",)}
+    config.restval = False
+    data = datasets.load(config, 0)
+    assert list(data.splits["train"].images) == ["0.jpg", "2.jpg"]
+    assert not data.skipped
+    found, _ = data.splits["train"].features.gather(np.array([1]))
+    np.testing.assert_array_equal(found[0, : COUNTS[2]], features(2))
 
 
 def test_pictures_without_regions_are_counted_or_too_many(tmp_path):

@@ -8,7 +8,7 @@ import json
 import math
 import os
 import pathlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ DataError = split_lib.DataError
 
 SPLITS = {
     "train": "train",
-    "restval": "train",
+    "restval": "restval",
     "val": "validation",
     "validation": "validation",
     "dev": "validation",
@@ -36,7 +36,8 @@ class Record:
       image: path or file name as the file has it; the picture's id.
       captions: sentences as the file has them, empty ones included.
       where: "file:line" (or entry) that named the picture first, for messages.
-      split: "train", "validation" or "test"; None where the file has none.
+      split: "train", "validation", "test" or "restval" (COCO's pictures that may train or be left
+        out, see `as_trained`); None where the file has none.
       label: class name or number; None without one.
       boxes: float32 [r, 4] as (y0, x0, y1, x1) in [0, 1]; None without any.
       id: COCO's number of the picture or another that the file gives it; None without one.
@@ -130,20 +131,26 @@ def read_records(path: pathlib.Path) -> list[Record]:
 def read_karpathy(path: pathlib.Path) -> list[Record]:
     """One record a picture of a Karpathy JSON in which each has a split, in the order of the file.
 
-    `split` is "restval" where the file says so: COCO's pictures that may train or be left out.
     Raises DataError with the entry that is malformed, has no split, or names a picture again.
     """
     images = _images(_content(path), path)
     records: dict[str, Record] = {}
-    for image, record in zip(images, _karpathy(path, images), strict=True):
+    for record in _karpathy(path, images):
         if record.split is None:
             raise DataError(f"{record.where}: {record.image} has no split")
-        if image["split"].strip().lower() == "restval":
-            record.split = "restval"
         first = records.setdefault(record.image, record)
         if first is not record:
             raise DataError(f"{record.where}: {record.image} a second time, first {first.where}")
     return list(records.values())
+
+
+def as_trained(records: Iterable[Record], restval: bool) -> list[Record]:
+    """The records, those of "restval" as training ones or not at all."""
+    return [
+        dataclasses.replace(record, split="train") if record.split == "restval" else record
+        for record in records
+        if restval or record.split != "restval"
+    ]
 
 
 def _merged(records: Iterator[Record]) -> list[Record]:

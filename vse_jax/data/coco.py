@@ -10,7 +10,7 @@ Image Descriptions", CVPR 2015.
 import dataclasses
 import os
 import pathlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import ClassVar
 
 from vse_jax.data import captions_files, coco_captions, photo_sets, sift
@@ -68,7 +68,6 @@ class Coco(photo_sets.PhotoSet, skip_registration=True):  # type: ignore[call-ar
     MANUAL_DOWNLOAD_INSTRUCTIONS = HELP
     DESCRIPTION = str(__doc__)
     CITATION = CITATION
-    PROTOCOLS: ClassVar[Mapping[int, str]] = {5000: "coco_5k"}
     BUILDER_CONFIGS: ClassVar[list[PhotoSetConfig]] = [
         CocoConfig(name="skip"),
         CocoConfig(name="convert", non_rgb="convert"),
@@ -80,7 +79,7 @@ class Coco(photo_sets.PhotoSet, skip_registration=True):  # type: ignore[call-ar
         path = _karpathy_file(root)
         folder, photos = _photos(root)
         tree = photo_sets.tree_of_karpathy(folder, photos, path)
-        return tree._replace(listed=_as_trained(tree.listed, config.restval))
+        return tree._replace(listed=captions_files.as_trained(tree.listed, config.restval))
 
     @classmethod
     def sifted(cls, config: CocoConfig, root: pathlib.Path, data_dir: pathlib.Path) -> sift.Sifted:
@@ -91,7 +90,7 @@ class Coco(photo_sets.PhotoSet, skip_registration=True):  # type: ignore[call-ar
         cache = data_dir / f"{cls.name}_captions_pictures.json"
         listed, findings = coco_captions.read(prepared, cache)
         return sift.sift_verified(
-            _as_trained(listed, config.restval),
+            captions_files.as_trained(listed, config.restval),
             findings,
             bad_share=config.bad_share,
             non_rgb=config.non_rgb,
@@ -144,15 +143,6 @@ def load(
         restval=restval,
     )
     return photo_sets.load(Coco, config, data_dir)
-
-
-def _as_trained(listed: list[captions_files.Record], restval: bool) -> list[captions_files.Record]:
-    """The records, those of "restval" as training ones or not at all."""
-    return [
-        dataclasses.replace(record, split="train") if record.split == "restval" else record
-        for record in listed
-        if restval or record.split != "restval"
-    ]
 
 
 def _prepared(root: pathlib.Path) -> pathlib.Path | None:

@@ -24,6 +24,7 @@ def load(
     seed: int = 0,
     bad_share: float = 0.01,
     non_rgb: str = "skip",
+    restval: bool = True,
     fractions: Sequence[float] = (0.8, 0.1, 0.1),
 ) -> Dataset:
     """The data set of a caption file (formats: `captions_files.read_records`), read in place.
@@ -35,6 +36,7 @@ def load(
       seed: of the hash that splits; without effect where the file has splits.
       bad_share: largest share of the pictures that may be unfit.
       non_rgb: "skip" pictures that are not stored as RGB, or "convert" them.
+      restval: whether the pictures that the file calls "restval" are training pictures.
       fractions: shares of train, validation and test in a split by hash.
 
     Raises:
@@ -43,7 +45,7 @@ def load(
     sift.check_options(bad_share, non_rgb)
     _check_fractions(fractions)
     path = pathlib.Path(path)
-    records = captions_files.read_records(path)
+    records = captions_files.as_trained(captions_files.read_records(path), restval)
     split_by_hash(records, seed, fractions)
     folder = path.parent if images is None else pathlib.Path(images)
     key = hashlib.sha256(os.path.abspath(path).encode()).hexdigest()[:8]

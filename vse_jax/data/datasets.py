@@ -1,5 +1,6 @@
 """The data sets a config can name: `load` loads it, by the function of its name."""
 
+import dataclasses
 import os
 import sys
 from collections.abc import Callable
@@ -9,7 +10,8 @@ from ml_collections import ConfigDict
 
 from vse_jax.config import ConfigError, choose
 from vse_jax.data import subset
-from vse_jax.data.split import Dataset
+from vse_jax.data.split import DataError, Dataset
+from vse_jax.protocols import PROTOCOLS
 
 __all__ = ["coco", "custom", "flickr8k", "flickr30k", "iaprtc12", "precomputed", "shapes"]
 
@@ -31,17 +33,20 @@ def are_missing(config: ConfigDict) -> bool:
 
 
 def load(config: ConfigDict, seed: int) -> Dataset:
-    """The data set that `data.dataset` names, no split beyond its limit.
+    """The data set that `data.dataset` names, under `data.protocol`, no split beyond its limit.
 
     Args:
-      config: the section `data`.
+      config: the section `data`, its protocol one that `config.validate` lets through.
       seed: of the run, for splits that are drawn.
 
     Raises:
       ConfigError: there is no such data set, or a field that it needs is not set.
-      DataError: what lies there cannot be used.
+      DataError: what lies there cannot be used, or has a test split of another size than the
+        protocol.
     """
     dataset = choose(sys.modules[__name__], config.dataset, "data.dataset")(config, seed)
+    if config.protocol is not None:
+        dataset = _under(config.protocol, dataset)
     for split in ("train", "validation"):
         dataset = subset.with_limit(dataset, split, config[f"{split}_limit"])
     return dataset
@@ -99,6 +104,7 @@ def custom(config: ConfigDict, seed: int) -> Dataset:
         seed=seed,
         bad_share=config.bad_share,
         non_rgb=config.non_rgb,
+        restval=config.restval,
     )
 
 
@@ -112,7 +118,21 @@ def precomputed(config: ConfigDict, seed: int) -> Dataset:
         features=None if config.features is None else os.path.expanduser(config.features),
         seed=seed,
         bad_share=config.bad_share,
+        restval=config.restval,
     )
+
+
+def _under(protocol: str, dataset: Dataset) -> Dataset:
+    """The data set with its test split reported by a protocol of that size."""
+    wanted = PROTOCOLS[protocol].images
+    found = len(dataset.splits["test"].images) if "test" in dataset.splits else 0
+    if found != wanted:
+        raise DataError(
+            f"{dataset.name}: the test split has {found} pictures, and 'data.protocol' = "
+            f"{protocol!r} is of {wanted}: bring them all (the log names what was left out), or "
+            "unset it"
+        )
+    return dataclasses.replace(dataset, protocol=protocol)
 
 
 def _photos(config: ConfigDict, load: Callable[..., Dataset], **options: Any) -> Dataset:

@@ -8,8 +8,6 @@ splits, 29,000 photos to train, 1,014 to validate and 1,000 to test: Karpathy an
 
 import os
 import pathlib
-from collections.abc import Mapping
-from typing import ClassVar
 
 from vse_jax.data import photo_sets, token_files
 from vse_jax.data.photo_sets import PhotoSetConfig, Tree
@@ -50,7 +48,6 @@ class Flickr30k(photo_sets.PhotoSet):
     MANUAL_DOWNLOAD_INSTRUCTIONS = HELP
     DESCRIPTION = str(__doc__)
     CITATION = CITATION
-    PROTOCOLS: ClassVar[Mapping[int, str]] = {1000: "flickr30k_1k"}
 
     @classmethod
     def read_tree(cls, config: PhotoSetConfig, root: pathlib.Path) -> Tree:

@@ -7,9 +7,7 @@ and Evaluation Metrics", JAIR 47, 2013.
 import collections
 import os
 import pathlib
-from collections.abc import Mapping
 from importlib import resources
-from typing import ClassVar
 
 from vse_jax.data import captions_files, photo_sets, token_files
 from vse_jax.data.photo_sets import NEITHER, PhotoSetConfig, Tree
@@ -56,7 +54,6 @@ class Flickr8k(photo_sets.PhotoSet):
     MANUAL_DOWNLOAD_INSTRUCTIONS = HELP
     DESCRIPTION = str(__doc__)
     CITATION = CITATION
-    PROTOCOLS: ClassVar[Mapping[int, str]] = {1000: "flickr8k_1k"}
 
     @classmethod
     def read_tree(cls, config: PhotoSetConfig, root: pathlib.Path) -> Tree:

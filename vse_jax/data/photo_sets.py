@@ -17,6 +17,7 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 import tensorflow_datasets as tfds
 
+from vse_jax import protocols
 from vse_jax.data import captions_files, pictures, records, sift
 from vse_jax.data.split import DataError, Dataset, Split
 
@@ -66,7 +67,6 @@ class PhotoSet(
       DESCRIPTION: what the data set is.
       CITATION: BibTeX of who made it.
       MANUAL_DOWNLOAD_INSTRUCTIONS: which files go where, and who has them.
-      PROTOCOLS: number of test photos -> name of the protocol; others are named by the number.
       root: folder of the files, once they are asked for.
     """
 
@@ -77,7 +77,6 @@ class PhotoSet(
     ]
     DESCRIPTION: ClassVar[str]
     CITATION: ClassVar[str]
-    PROTOCOLS: ClassVar[Mapping[int, str]] = {}
     root: pathlib.Path
 
     @classmethod
@@ -164,13 +163,11 @@ def load(
     builder = made_by(config=config, data_dir=os.fspath(data_dir))
     records.prepare(builder)
     splits = {name: _split(builder, sifted, name) for name in SPLITS}
-    size = len(splits["test"].images)
     return Dataset(
         name=made_by.name,
         splits=splits,
         fingerprint=fingerprint,
-        # The protocol's name promises its size: a part of the test photos is another protocol.
-        protocol=made_by.PROTOCOLS.get(size, f"{made_by.name}_{size}"),
+        protocol=protocols.own(made_by.name, len(splits["test"].images)),
         skipped=sifted.skipped,
     )
 

@@ -25,6 +25,7 @@ def load(
     features: str | os.PathLike[str] | None = None,
     seed: int = 0,
     bad_share: float = 0.01,
+    restval: bool = True,
 ) -> Dataset:
     """The data set of a folder in the layout of SCAN, or of a caption file and features.
 
@@ -35,6 +36,7 @@ def load(
       features: with a caption file: see `region_files.files`.
       seed: of the hash that splits a caption file without splits.
       bad_share: largest share of the pictures with features that may have no region.
+      restval: whether the pictures that a caption file calls "restval" are training pictures.
 
     Raises:
       DataError: for anything wrong with the files, or files that do not go together.
@@ -57,11 +59,14 @@ def load(
             f"{path} {what}; expected a folder with {{train,dev,test}}_ims.npy and _caps.txt, or a "
             "caption file with data.features"
         )
-    records = captions_files.read_records(path)
+    listed = captions_files.read_records(path)
+    records = captions_files.as_trained(listed, restval)
     custom.split_by_hash(records, seed, FRACTIONS)
     stored = region_store.stored(Path(features), data_dir)
     kept, skipped = sift.captioned(records)
-    row = joined(kept, stored.names, Path(features))
+    # Features of pictures that are not asked for are known, though, as theirs.
+    unasked = [record for record in listed if record.split == "restval" and not restval]
+    row = joined([*kept, *unasked], stored.names, Path(features))
     skipped[NO_CAPTION] = _without(stored.names, row.values())
     skipped[NO_FEATURES] = [record.image for record in kept if record.image not in row]
     kept = [record for record in kept if record.image in row]

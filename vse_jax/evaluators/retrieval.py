@@ -11,7 +11,6 @@ import functools
 import math
 import re
 from collections.abc import Mapping, Sequence
-from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -31,16 +30,10 @@ from vse_jax.evaluators.blocks import (
     down,
     merge,
 )
+from vse_jax.protocols import PROTOCOLS, Protocol
 from vse_jax.similarity import dot, look_up
 
 RECALLS = (1, 5, 10)
-
-
-class Protocol(NamedTuple):
-    """How many images a test set has, and in how many consecutive folds it is scored."""
-
-    images: int
-    folds: int = 1
 
 
 class Ranks(NamedTuple):
@@ -48,16 +41,6 @@ class Ranks(NamedTuple):
 
     i2t: Int[np.ndarray, " n"]
     t2i: Int[np.ndarray, " m"]
-
-
-PROTOCOLS: Mapping[str, Protocol] = MappingProxyType(
-    {
-        "flickr8k_1k": Protocol(1000),
-        "flickr30k_1k": Protocol(1000),
-        "coco_5k": Protocol(5000),
-        "coco_1k_5fold": Protocol(5000, folds=5),
-    }
-)
 
 
 def protocol(name: str) -> Protocol:
