@@ -147,8 +147,8 @@ def test_a_list_names_pictures_without_captions_or_anything(token):
     (token / "flickr30k_images" / "55.jpg").write_bytes(photos.picture("55.jpg"))
     assert load(token).skipped == {
         "photo in no split": (LOOSE,),
-        "photo without captions": ("55.jpg",),
-        "in a split list, but neither photo nor captions": ("77.jpg",),
+        "photo without captions": ("55.jpg (train.txt:4)",),
+        "in a split list, but neither photo nor captions": ("77.jpg (train.txt:5)",),
     }
 
 

@@ -8,7 +8,7 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from vse_jax.data import flickr8k
+from vse_jax.data import flickr8k, sift
 from vse_jax.data.split import DataError
 
 REPOSITORY = pathlib.Path(__file__).parents[2]
@@ -84,7 +84,7 @@ def test_both_layouts_say_the_same(official, kaggle):
             assert split.read([1, 0]) == [picture(names[1]), picture(names[0])]
     assert first.skipped == {
         "photo in no split": ("loose.jpg",),
-        "caption without photo": ("2258277193_586949ec62.jpg.1",),
+        "caption without photo": ("2258277193_586949ec62.jpg.1 (Flickr8k.token.txt:46)",),
     }
     assert second.skipped == {"photo in no split": ("loose.jpg",)}
 
@@ -108,6 +108,23 @@ def test_without_split_files_the_shipped_list_of_ids_serves(tmp_path):
     data = load(tmp_path / "k")
     assert [split.images for split in data.splits.values()] == [[name] for name in names]
     assert len(data.skipped[flickr8k.NEITHER]) == 7997
+
+
+def test_the_line_on_which_a_name_stands_is_no_part_of_the_data(official):
+    first = load(official)
+    token_file(official).write_text("\n" + token_file(official).read_text())
+    again = load(official)
+    assert again.skipped["caption without photo"] == (
+        "2258277193_586949ec62.jpg.1 (Flickr8k.token.txt:47)",
+    )
+    assert again.fingerprint == first.fingerprint
+
+
+def test_kaggles_file_names_a_missing_photo_by_its_first_line(kaggle):
+    (kaggle / "Images" / "dev0.jpg").unlink()
+    assert load(kaggle, bad_share=0.2).skipped["caption without photo"] == (
+        "dev0.jpg (captions.txt:22)",
+    )
 
 
 def test_it_is_prepared_once_and_again_when_the_files_change(official, monkeypatch):
@@ -162,8 +179,11 @@ def test_what_is_left_out_is_counted_and_named(official):
     assert data.skipped == {
         "photo in no split": ("loose.jpg",),
         "photo without captions": ("silent.jpg",),
-        "caption without photo": ("2258277193_586949ec62.jpg.1", "test1.jpg"),
-        "empty caption": ("test0.jpg#3",),
+        "caption without photo": (
+            "2258277193_586949ec62.jpg.1 (Flickr8k.token.txt:46)",
+            "test1.jpg (Flickr8k.token.txt:36)",
+        ),
+        "empty caption": ("test0.jpg#3 (Flickr8k.token.txt:31)",),
         "empty file": ("train0.jpg",),
         "not RGB": ("train1.jpg",),
         "corrupt picture": ("dev1.jpg",),
@@ -307,10 +327,10 @@ class TestReal:
             "photo in no split": 91,
             "caption without photo": 2,
         }
-        assert data.skipped["caption without photo"] == (
+        assert [sift.unplaced(name) for name in data.skipped["caption without photo"]] == [
             "2258277193_586949ec62.jpg",
             "2258277193_586949ec62.jpg.1",
-        )
+        ]
         test = data.splits["test"]
         assert np.bincount(test.caption_image).tolist() == [5] * 1000
         photo = real / "Flicker8k_Dataset" / test.images[999]

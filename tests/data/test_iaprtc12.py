@@ -163,9 +163,13 @@ def test_what_is_left_out_is_counted_and_named(tree):
     write_annotation(tree, "08/8000", "a dog")
     data = load(tree, bad_share=0.5)
     assert data.skipped == {
-        "photo without captions": ("07/7000.jpg", "00/25.jpg", "00/112.jpg"),
-        "caption without photo": ("08/8000.jpg", "01/1000.jpg"),
-        "in a split list, but neither photo nor captions": ("39/39000.jpg",),
+        "photo without captions": (
+            "07/7000.jpg",
+            "00/25.jpg (train.txt:1)",
+            "00/112.jpg (train.txt:2)",
+        ),
+        "caption without photo": ("08/8000.jpg (8000.eng)", "01/1000.jpg (1000.eng)"),
+        "in a split list, but neither photo nor captions": ("39/39000.jpg (test.txt:2)",),
         "corrupt picture": ("16/16020.jpg",),
     }
     assert [split.images for split in data.splits.values()] == [

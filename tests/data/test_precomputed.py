@@ -222,8 +222,9 @@ def test_pictures_without_features_and_features_without_captions_are_counted(tmp
     path = jsonl(tmp_path, PHOTOS)
     data = load(path, source)
     assert data.skipped == {
-        "caption without features": ("photos/5.jpg",), "features without caption": ("other",)
-    }  # fmt: skip
+        "caption without features": ("photos/5.jpg (captions.jsonl:6)",),
+        "features without caption": ("other",),
+    }
     assert list(data.splits["test"].images) == ["photos/4.jpg"]
 
 
@@ -233,7 +234,7 @@ def test_pictures_without_regions_are_counted_or_too_many(tmp_path):
     lines[1] = tsv_line("1", 1, num_boxes=0, boxes="", features="")
     source.write_text("\n".join(lines))
     data = load(jsonl(tmp_path, PHOTOS), source, bad_share=0.2)
-    assert data.skipped == {"picture without regions": ("photos/1.jpg",)}
+    assert data.skipped == {"picture without regions": ("photos/1.jpg (captions.jsonl:2)",)}
     assert list(data.splits["train"].images) == ["photos/0.jpg", "photos/2.jpg"]
     np.testing.assert_array_equal(
         data.splits["train"].features.gather(np.array([1]))[0][0, :1], features(2)

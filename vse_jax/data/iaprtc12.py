@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from typing import ClassVar
 
 from vse_jax.data import photo_sets, token_files
+from vse_jax.data.captions_files import Record
 from vse_jax.data.photo_sets import PhotoSetConfig, Tree
 from vse_jax.data.seeded_order import place
 from vse_jax.data.split import DataError, Dataset
@@ -163,8 +164,8 @@ def _numbered(folder: pathlib.Path, suffix: str) -> dict[str, pathlib.Path]:
     return {f"{path.parent.name}/{path.name}": path for path in paths}
 
 
-def _captions(annotations: Mapping[str, pathlib.Path]) -> dict[str, list[str]]:
-    """The description by photo name; none of a photo whose file has no text in it."""
+def _captions(annotations: Mapping[str, pathlib.Path]) -> dict[str, Record]:
+    """A record by photo name with its description; none of a photo whose file has no text in it."""
     captions = {}
     for name, path in annotations.items():
         try:
@@ -172,7 +173,7 @@ def _captions(annotations: Mapping[str, pathlib.Path]) -> dict[str, list[str]]:
         except OSError as error:
             raise DataError(f"cannot read {path}: {error.strerror}") from error
         if text:
-            captions[name] = [text]
+            captions[name] = Record(name, [text], os.fspath(path))
     return captions
 
 

@@ -63,13 +63,17 @@ def load(
     kept, skipped = sift.captioned(records)
     row = joined(kept, stored.names, Path(features))
     skipped[NO_CAPTION] = _without(stored.names, row.values())
-    skipped[NO_FEATURES] = [record.image for record in kept if record.image not in row]
+    skipped[NO_FEATURES] = [
+        sift.placed(record.image, record.where) for record in kept if record.image not in row
+    ]
     kept = [record for record in kept if record.image in row]
-    empty = [record.image for record in kept if not stored.regions.count[row[record.image]]]
+    count = stored.regions.count
+    empty = [
+        sift.placed(record.image, record.where) for record in kept if not count[row[record.image]]
+    ]
     sift.refuse_too_many({NO_REGIONS: empty}, len(kept), bad_share)
     skipped[NO_REGIONS] = empty
-    without = set(empty)
-    kept = [record for record in kept if record.image not in without]
+    kept = [record for record in kept if count[row[record.image]]]
     sifted = sift.Sifted(
         records=kept,
         paths={record.image: record.image for record in kept},

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import pathlib
+import re
 from collections.abc import Mapping, Sequence
 
 from absl import logging
@@ -17,6 +18,7 @@ NON_RGB = ("skip", "convert")
 NO_CAPTIONS = "photo without captions"
 NO_PHOTO = "caption without photo"
 EMPTY_CAPTION = "empty caption"
+_PLACE = re.compile(r" \([^()]*\)\Z")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +29,8 @@ class Sifted:
       records: those with a sound picture and a caption; captions stripped, none empty.
       paths: the picture's file, by image name.
       digests: SHA-256 (hex) of the picture, by image name.
-      skipped: reason -> names of what was left out.
+      skipped: reason -> names of what was left out, with their place (`placed`) where the fault
+        is not in the picture's own file.
     """
 
     records: list[captions_files.Record]
@@ -107,7 +110,7 @@ def _sound(
     for record in records:
         reason = findings[record.image].problem(non_rgb)
         if reason == pictures.MISSING:
-            skipped[NO_PHOTO].append(record.image)
+            skipped[NO_PHOTO].append(placed(record.image, record.where))
         elif reason:
             bad[reason].append(record.image)
         else:
@@ -156,6 +159,16 @@ def count_and_name(names: Sequence[str], shown: int = 5) -> str:
     return f"{len(names)} ({', '.join(names[:shown])}{rest})"
 
 
+def placed(name: str, where: str) -> str:
+    """The name of what was left out with the file and line that named it: "a.jpg (list.csv:7)"."""
+    return f"{name} ({os.path.basename(where)})"
+
+
+def unplaced(name: str) -> str:
+    """The name alone, of one with or without a place."""
+    return _PLACE.sub("", name)
+
+
 def _with_captions(
     record: captions_files.Record, skipped: dict[str, list[str]]
 ) -> captions_files.Record | None:
@@ -163,9 +176,9 @@ def _with_captions(
     captions = [caption.strip() for caption in record.captions]
     for number, caption in enumerate(captions):
         if not caption:
-            skipped[EMPTY_CAPTION].append(f"{record.image}#{number}")
+            skipped[EMPTY_CAPTION].append(placed(f"{record.image}#{number}", record.where))
     if not any(captions):
-        skipped[NO_CAPTIONS].append(record.image)
+        skipped[NO_CAPTIONS].append(placed(record.image, record.where))
         return None
     return dataclasses.replace(record, captions=[caption for caption in captions if caption])
 
