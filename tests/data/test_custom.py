@@ -228,6 +228,20 @@ def test_too_many_unfit_pictures(tree):
     assert len(load(write_jsonl(tree), bad_share=0.2).splits["train"].images) == 6
 
 
+def test_too_many_missing_pictures(tree):
+    for number in range(6):
+        (tree / "img" / f"{number}.jpg").unlink()
+    (tree / "img" / "6.jpg").write_bytes(b"")
+    message = (
+        r"7 of 10 pictures are unfit, more than data\.bad_share = 0\.01 allows: caption without "
+        r"photo: 6 \(img/0\.jpg \(data\.jsonl:1\), img/1\.jpg \(data\.jsonl:2\), .*\.\.\.\); "
+        r"empty file: 1 \(img/6\.jpg\)\. Supply or replace them, or set data\.bad_share higher$"
+    )
+    with pytest.raises(DataError, match=message):
+        load(write_jsonl(tree))
+    assert len(load(write_jsonl(tree), bad_share=0.7).splits["train"].images) == 1
+
+
 def test_the_fingerprint_follows_pictures_captions_and_splits_only(tree):
     entries = [entry(n, split=part(n)) for n in range(10)]
     first = load(jsonl(tree, entries)).fingerprint

@@ -95,9 +95,9 @@ def test_the_zip_s_own_folders_are_found(official, folder):
     (official / "Flicker8k_Dataset").rename(photos)
     (official / folder).parent.mkdir(exist_ok=True)
     photos.rename(official / folder)
-    found, records, _ = flickr8k.read_tree(official)
-    assert found == official / folder
-    assert len(records) == 8
+    tree = flickr8k.read_tree(official)
+    assert tree.folder == official / folder
+    assert len(tree.listed) == 8
 
 
 def test_without_split_files_the_shipped_list_of_ids_serves(tmp_path):
@@ -105,7 +105,9 @@ def test_without_split_files_the_shipped_list_of_ids_serves(tmp_path):
     write_photos(tmp_path / "k" / "Images", names)
     rows = "".join(f"{name},A dog .\n" for name in names)
     (tmp_path / "k" / "captions.txt").write_text("image,caption\n" + rows)
-    data = load(tmp_path / "k")
+    with pytest.raises(DataError, match=r"7997 of 8000 pictures .* neither photo nor captions: 79"):
+        load(tmp_path / "k")
+    data = load(tmp_path / "k", bad_share=1.0)
     assert [split.images for split in data.splits.values()] == [[name] for name in names]
     assert len(data.skipped[flickr8k.NEITHER]) == 7997
 
@@ -278,9 +280,17 @@ def test_a_bad_line_of_a_split_file_is_named(official, line, message):
 def test_an_empty_split(official):
     for name in LISTS["Flickr_8k.testImages.txt"]:
         (official / "Flicker8k_Dataset" / name).unlink()
+    with pytest.raises(DataError, match=r"2 of 8 pictures are unfit.* caption without photo: 2 \("):
+        load(official)
     message = r"no photo is left for split 'test' \(.*caption without photo: 3.*\)\. Put Flickr8k"
     with pytest.raises(DataError, match=message):
-        load(official)
+        load(official, bad_share=1.0)
+
+
+def test_photos_in_no_split_may_be_missing(official):
+    """As in the official files, whose captions name photos that do not exist."""
+    (official / "Flicker8k_Dataset" / "loose.jpg").unlink()
+    assert len(load(official, bad_share=0.0).skipped["caption without photo"]) == 2
 
 
 def test_a_full_disk_leaves_nothing_that_counts_as_whole(official, monkeypatch):

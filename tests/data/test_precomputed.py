@@ -220,12 +220,26 @@ def test_karpathy_captions_are_joined_by_their_cocoids(tmp_path):
 def test_pictures_without_features_and_features_without_captions_are_counted(tmp_path):
     source = write_tsv(tmp_path, ["0", "1", "2", "3", "4", "other"])
     path = jsonl(tmp_path, PHOTOS)
-    data = load(path, source)
+    data = load(path, source, bad_share=0.2)
     assert data.skipped == {
         "caption without features": ("photos/5.jpg (captions.jsonl:6)",),
         "features without caption": ("other",),
     }
     assert list(data.splits["test"].images) == ["photos/4.jpg"]
+
+
+def test_too_many_pictures_without_features(tmp_path):
+    lines = [tsv_line(name, number) for number, name in enumerate(NAMES[:5])]
+    lines[1] = tsv_line("1", 1, num_boxes=0, boxes="", features="")
+    (tmp_path / "features.tsv").write_text("\n".join(lines))
+    message = (
+        r"2 of 6 pictures are unfit, more than data\.bad_share = 0\.3 allows: caption without "
+        r"features: 1 \(photos/5\.jpg \(captions\.jsonl:6\)\); picture without regions: 1 \("
+    )
+    with pytest.raises(DataError, match=message):
+        load(jsonl(tmp_path, PHOTOS), tmp_path / "features.tsv", bad_share=0.3)
+    data = load(jsonl(tmp_path, PHOTOS), tmp_path / "features.tsv", bad_share=0.34)
+    assert [len(split.images) for split in data.splits.values()] == [2, 1, 1]
 
 
 def test_pictures_without_regions_are_counted_or_too_many(tmp_path):

@@ -11,6 +11,7 @@ import dataclasses
 import hashlib
 import os
 import pathlib
+import types
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
@@ -33,7 +34,7 @@ class PhotoSetConfig(tfds.core.BuilderConfig):
 
     Attributes:
       manual_dir: folder of the files; empty for that of TFDS' DownloadConfig.
-      bad_share: largest share of the photos that may be unfit.
+      bad_share: largest share of the photos in a split that may be unfit, missing ones among them.
       non_rgb: "skip" photos that are not stored as RGB, or "convert" them.
     """
 
@@ -48,12 +49,15 @@ class Tree(NamedTuple):
     Attributes:
       folder: the photos' folder.
       listed: a record of every photo that has a split, in the order of the files.
-      left_out: reason -> names of what no split has, or what only a split has.
+      left_out: reason -> names of what no split has. No run misses it, so that it does not count
+        as unfit: Flickr8k's own token file names photos that do not exist.
+      unfit: reason -> names of what only a split has, which counts.
     """
 
     folder: pathlib.Path
     listed: list[captions_files.Record]
     left_out: Mapping[str, list[str]]
+    unfit: Mapping[str, list[str]] = types.MappingProxyType({})
 
 
 class PhotoSet(
@@ -95,7 +99,12 @@ class PhotoSet(
         tree = cls.read_tree(config, root)
         cache = data_dir / f"{cls.name}_pictures.json"
         sifted = sift.sift(
-            tree.listed, tree.folder, cache, bad_share=config.bad_share, non_rgb=config.non_rgb
+            tree.listed,
+            tree.folder,
+            cache,
+            bad_share=config.bad_share,
+            non_rgb=config.non_rgb,
+            unfit=tree.unfit,
         )
         skipped = {
             reason: (*tree.left_out.get(reason, ()), *sifted.skipped.get(reason, ()))
@@ -234,14 +243,14 @@ def tree_of_lists(
     lists: Mapping[str, tuple[str, str]],
 ) -> Tree:
     """The tree of photos, records with captions by name, and split and "file:line" by name."""
-    listed, left_out = [], collections.defaultdict(list)
+    listed, neither, left_out = [], [], collections.defaultdict(list)
     for name, (split, where) in lists.items():
         if name in captioned:
             listed.append(dataclasses.replace(captioned[name], split=split))
         elif name in photos:
             listed.append(captions_files.Record(name, [], where, split))
         else:
-            left_out[NEITHER].append(sift.placed(name, where))
+            neither.append(sift.placed(name, where))
     for name in sorted((photos | captioned.keys()) - lists.keys()):
         if name not in captioned:
             left_out[sift.NO_CAPTIONS].append(name)
@@ -249,7 +258,7 @@ def tree_of_lists(
             left_out[NO_SPLIT].append(name)
         else:
             left_out[sift.NO_PHOTO].append(sift.placed(name, captioned[name].where))
-    return Tree(folder, listed, left_out)
+    return Tree(folder, listed, left_out, {NEITHER: neither} if neither else {})
 
 
 def tree_of_karpathy(folder: pathlib.Path, photos: set[str], path: pathlib.Path) -> Tree:

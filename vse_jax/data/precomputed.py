@@ -34,7 +34,8 @@ def load(
         is remembered.
       features: with a caption file: see `region_files.files`.
       seed: of the hash that splits a caption file without splits.
-      bad_share: largest share of the pictures with features that may have no region.
+      bad_share: with a caption file: largest share of its pictures that may have no features, or
+        no region in them.
 
     Raises:
       DataError: for anything wrong with the files, or files that do not go together.
@@ -63,22 +64,22 @@ def load(
     kept, skipped = sift.captioned(records)
     row = joined(kept, stored.names, Path(features))
     skipped[NO_CAPTION] = _without(stored.names, row.values())
-    skipped[NO_FEATURES] = [
-        sift.placed(record.image, record.where) for record in kept if record.image not in row
-    ]
-    kept = [record for record in kept if record.image in row]
-    count = stored.regions.count
-    empty = [
-        sift.placed(record.image, record.where) for record in kept if not count[row[record.image]]
-    ]
-    sift.refuse_too_many({NO_REGIONS: empty}, len(kept), bad_share)
-    skipped[NO_REGIONS] = empty
-    kept = [record for record in kept if count[row[record.image]]]
+    count = {image: stored.regions.count[number] for image, number in row.items()}
+    unfit = {
+        NO_FEATURES: [record for record in kept if record.image not in row],
+        NO_REGIONS: [record for record in kept if count.get(record.image) == 0],
+    }
+    bad = {
+        reason: [sift.placed(record.image, record.where) for record in found]
+        for reason, found in unfit.items()
+    }
+    sift.refuse_too_many(bad, len(kept), bad_share)
+    kept = [record for record in kept if count.get(record.image)]
     sifted = sift.Sifted(
         records=kept,
         paths={record.image: record.image for record in kept},
         digests={record.image: stored.digests[row[record.image]] for record in kept},
-        skipped={reason: tuple(names) for reason, names in skipped.items() if names},
+        skipped={reason: tuple(names) for reason, names in {**skipped, **bad}.items() if names},
     )
     sift.log_skipped(path.name, sifted.skipped)
     dataset = custom.assembled(path, records, sifted)
