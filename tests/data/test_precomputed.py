@@ -168,6 +168,7 @@ COCO = ["COCO_val2014_000000391895.jpg", "COCO_val2014_000000000042.jpg"]
         (["7.jpg", "8.jpg"], ["8", "7"], ["7", "8"], [1, 0]),
         (["000000391895.jpg", "0.jpg"], None, ["391895", "0"], [0, 1]),
         (["one.jpg"], None, ["one.png"], [0]),
+        (["102_e3de83.jpg", "a-0083.jpg"], None, ["102_e3de83", "83"], [0, 1]),
     ],
 )
 def test_names_and_ids_are_joined(images, ids, names, expected):
@@ -185,6 +186,11 @@ def test_names_and_ids_are_joined(images, ids, names, expected):
         (["a_1.jpg", "b_1.jpg"], ["1"], r"'1' could be a_1\.jpg \(f:0\) or b_1\.jpg \(f:1\)"),
         (["a/1.jpg", "b/1.jpg"], ["1.jpg"], "'1.jpg' could be"),
         (["1.jpg"], ["1", "1.jpg"], r"both '1' and '1\.jpg' are features of 1\.jpg"),
+        (
+            ["100_f1fefbdce1.jpg", "102_e3de83.jpg", "a\u00e91.jpg"],
+            ["1", "83"],
+            r"none of the 3 pictures has features in .*named '1'",
+        ),
         (["1.jpg", "2.jpg"], ["x"], r"none of the 2 pictures has features in .*named 'x'"),
     ],
 )

@@ -3,6 +3,7 @@
 import collections
 import dataclasses
 import os
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -16,6 +17,8 @@ NO_FEATURES = "caption without features"
 NO_CAPTION = "features without caption"
 NO_REGIONS = "picture without regions"
 FRACTIONS = (0.8, 0.1, 0.1)
+# No letter before it: names of Flickr's photos end in a hexadecimal number.
+_NUMBER = re.compile(r"(?:^|[\W_])([0-9]+)\Z")
 
 
 def load(
@@ -99,7 +102,8 @@ def joined(records: Sequence[Record], names: Sequence[str], source: Path) -> dic
     """Of each record that has features, by its image, their number in `names`.
 
     A name is a record's path, its file name, its id (COCO's), its file name without the suffix, or
-    the number at that one's end: 391895 is COCO_val2014_000000391895.jpg.
+    the number at that one's end: 391895 is COCO_val2014_000000391895.jpg, but 83 is not
+    102_e3de83.jpg, whose last digits are part of a word.
 
     Raises:
       DataError: a name that could be two pictures', two names of one picture, or none of any.
@@ -143,8 +147,8 @@ def _keys(record: Record) -> tuple[str | None, ...]:
     """What features of the record may be called, the surest first."""
     base = os.path.basename(record.image)
     stem = os.path.splitext(base)[0]
-    digits = stem[len(stem.rstrip("0123456789")) :]
-    number = (digits.lstrip("0") or "0") if digits else None
+    digits = _NUMBER.search(stem)
+    number = (digits[1].lstrip("0") or "0") if digits else None
     return os.path.normpath(record.image), base, record.id, stem, number
 
 
