@@ -117,10 +117,10 @@ def extract(
     boxes: Path | None = None,
     batch_size: int = 64,
 ) -> None:
-    """Writes the features of every split of the config's data set into a folder.
+    """Writes the features of every split, all of it, of the config's data set into a folder.
 
     Args:
-      config: names data set, backbone and weights.
+      config: names data set, backbone and weights; limits of splits are those of runs, not of this.
       output: the folder; where it has a part of the same features, the others are added.
       cells: N of N x N cells and the whole picture.
       boxes: or else, a file of boxes.
@@ -138,6 +138,7 @@ def extract(
     if config.data.dataset == "precomputed":
         raise configs.ConfigError("the data set 'precomputed' has features, and no pictures")
     backbone = Backbone(config, cells)
+    config.data.train_limit = config.data.validation_limit = None
     dataset = datasets.load(config.data, config.seed)
     regions = _boxes(dataset.splits, backbone, cells, boxes)
     made_of = {

@@ -115,6 +115,16 @@ def test_five_captions_a_picture_are_a_row_a_picture(script, flickr8k, net, tmp_
     np.testing.assert_array_equal(boxes[4], [0, 0, 1, 1])
 
 
+def test_limits_of_a_run_limit_no_extraction(script, flickr8k, tmp_path):
+    script.extract(flickr8k, tmp_path / "whole", cells=1, batch_size=8)
+    config = flickr8k.copy_and_resolve_references()
+    config.data.train_limit, config.data.validation_limit = 3, 1
+    script.extract(config, tmp_path / "out", cells=1, batch_size=8)
+    for path in sorted((tmp_path / "whole").iterdir()):
+        assert (tmp_path / "out" / path.name).read_bytes() == path.read_bytes(), path.name
+    assert config.data.validation_limit == 1
+
+
 def test_other_numbers_of_captions_are_a_row_a_caption(script, own, tmp_path, caplog, monkeypatch):
     monkeypatch.setattr(script.log, "propagate", True)
     caplog.set_level(logging.INFO)

@@ -16,6 +16,7 @@ from PIL import Image
 
 import vse_jax
 from vse_jax import checkpoint, evaluation, experiment, train
+from vse_jax.data.split import DataError
 from vse_jax.models.backbones import weights
 from vse_jax.models.backbones.mobilenet_v2 import RULES, MobileNetV2
 from vse_jax.optimizer import flatten
@@ -65,12 +66,8 @@ def write_weights(folder, seed):
     return variables
 
 
-@pytest.mark.slow
-def test_features_are_made_once_for_the_same_data_and_weights(preset, tmp_path, caplog):
-    caplog.set_level(logging.INFO, "vse_jax")
-    write_flickr8k(tmp_path / "flickr8k")
-    variables = write_weights(tmp_path / "weights", seed=0)
-    config = preset("flickr8k")
+def configured(config, tmp_path):
+    """A small run on tmp_path/flickr8k with the weights tmp_path/weights."""
     config.data.manual_dir = str(tmp_path / "flickr8k")
     config.data.data_dir = str(tmp_path / "prepared")
     config.data.image_size = 32
@@ -80,6 +77,15 @@ def test_features_are_made_once_for_the_same_data_and_weights(preset, tmp_path, 
     config.train.steps = 2
     config.train.batch_size = 4
     config.evaluate.batch_size = 8
+    return config
+
+
+@pytest.mark.slow
+def test_features_are_made_once_for_the_same_data_and_weights(preset, tmp_path, caplog):
+    caplog.set_level(logging.INFO, "vse_jax")
+    write_flickr8k(tmp_path / "flickr8k")
+    variables = write_weights(tmp_path / "weights", seed=0)
+    config = configured(preset("flickr8k"), tmp_path)
 
     def prepare(name):
         """The run, and whether its features were computed rather than found."""
@@ -137,6 +143,20 @@ def test_features_are_made_once_for_the_same_data_and_weights(preset, tmp_path, 
     # A workdir goes without the weights that it began with.
     shutil.rmtree(tmp_path / "weights")
     np.testing.assert_array_equal(vse_jax.load(tmp_path / "first").encode_images(photos), found)
+
+
+def test_a_photo_whose_features_are_not_finite_is_named(preset, tmp_path, monkeypatch):
+    write_flickr8k(tmp_path / "flickr8k")
+    write_weights(tmp_path / "weights", seed=0)
+
+    def image_features(_encoder, _variables, pixels):
+        for batch in pixels:
+            yield np.where(np.arange(len(batch["image"])) == 6, np.inf, 1.0)[:, None, None]
+
+    monkeypatch.setattr(experiment.Encoder, "image_features", image_features)
+    message = r"features of train6\.jpg \(picture 6 of train\) are not finite"
+    with pytest.raises(DataError, match=message):
+        experiment.prepare(configured(preset("flickr8k"), tmp_path), tmp_path / "run")
 
 
 @pytest.mark.parametrize(

@@ -70,7 +70,7 @@ def _data() -> ConfigDict:
     data.tokenizer = "vse"
     # Captions are cut to this many tokens, <start> and <end> included.
     data.max_tokens = 40
-    # More than this share of unusable pictures is an error; fewer are skipped and named.
+    # More than this share of unusable or missing pictures is an error; fewer are skipped and named.
     data.bad_share = 0.01
     # Grey, CMYK, palette and transparent pictures: "skip" (counted, named) or "convert".
     data.non_rgb = "skip"

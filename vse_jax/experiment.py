@@ -227,6 +227,7 @@ class _Cache:
             "pictures",
             {name: len(e.split.images) for name, e in self.examples.items()},
             batches,
+            lambda name, row: f"{self.examples[name].split.images[row]} (picture {row} of {name})",
         )
         return {
             name: dataclasses.replace(e, features=found[name]) for name, e in self.examples.items()
@@ -260,7 +261,9 @@ class _Cache:
             precision=self.config.precision,
         )
         counts = {name: len(e.tokens) for name, e in self.examples.items()}
-        found = self._cached(key, "captions", counts, batches)
+        found = self._cached(
+            key, "captions", counts, batches, lambda name, row: f"caption {row} of {name}"
+        )
         return {
             name: dataclasses.replace(e, text_features=_of_words(found[name], e.token_mask))
             for name, e in self.examples.items()
@@ -280,6 +283,7 @@ class _Cache:
         what: str,
         counts: Mapping[str, int],
         batches: Callable[[str], Iterator[np.ndarray]],
+        named: Callable[[str, int], str],
     ) -> dict[str, np.ndarray]:
         """The features of each split under this key, float32 [n, r, f], memory-mapped."""
         data_dir = self.config.data.data_dir
@@ -293,6 +297,7 @@ class _Cache:
                 data_dir,
                 key,
                 {name: (count, partial(batches, name)) for name, count in counts.items()},
+                named,
                 store=parallel.is_first_process(),
             )
             parallel.barrier(f"features of {what}")

@@ -136,7 +136,7 @@ def test_what_is_left_out_is_counted_and_named(root):
     assert data.splits["train"].images == numbers_of("train")
     # What does not train is not looked at.
     del data.skipped["empty file"], data.skipped["not RGB"]
-    assert load(root, restval=False).skipped == data.skipped
+    assert load(root, restval=False, bad_share=0.5).skipped == data.skipped
 
 
 def test_a_photo_named_twice(root):

@@ -200,9 +200,13 @@ def test_what_is_left_out_is_counted_and_named(tree):
     path = jsonl(tree, entries)
     data = load(path, bad_share=0.5)
     assert data.skipped == {
-        "empty caption": ("img/0.jpg#1", "img/0.jpg#2", "img/1.jpg#0"),
-        "photo without captions": ("img/1.jpg", "img/2.jpg"),
-        "caption without photo": ("img/6.jpg",),
+        "empty caption": (
+            "img/0.jpg#1 (data.jsonl:1)",
+            "img/0.jpg#2 (data.jsonl:1)",
+            "img/1.jpg#0 (data.jsonl:2)",
+        ),
+        "photo without captions": ("img/1.jpg (data.jsonl:2)", "img/2.jpg (data.jsonl:3)"),
+        "caption without photo": ("img/6.jpg (data.jsonl:7)",),
         "empty file": ("img/3.jpg",),
         "corrupt picture": ("img/4.jpg",),
         "not RGB": ("img/5.jpg",),
@@ -211,6 +215,21 @@ def test_what_is_left_out_is_counted_and_named(tree):
     assert data.splits["train"].captions[0] == "a dog"
     kept = load(path, bad_share=0.5, non_rgb="convert").splits["train"].images
     assert kept == ["img/0.jpg", "img/5.jpg", "img/7.jpg"]
+
+
+@pytest.mark.parametrize(
+    ("write", "place"),
+    [
+        (write_jsonl, "data.jsonl:7"),
+        (write_csv, "data.csv:14"),
+        (write_karpathy, "data.json: images[6]"),
+        (write_coco, "data.json: images[6]"),
+    ],
+)
+def test_a_missing_picture_is_named_with_its_place(tree, write, place):
+    (tree / "img" / "6.jpg").unlink()
+    data = load(write(tree), bad_share=0.1)
+    assert data.skipped == {"caption without photo": (f"img/6.jpg ({place})",)}
 
 
 def test_too_many_unfit_pictures(tree):
@@ -223,6 +242,20 @@ def test_too_many_unfit_pictures(tree):
     with pytest.raises(DataError, match=message):
         load(write_jsonl(tree))
     assert len(load(write_jsonl(tree), bad_share=0.2).splits["train"].images) == 6
+
+
+def test_too_many_missing_pictures(tree):
+    for number in range(6):
+        (tree / "img" / f"{number}.jpg").unlink()
+    (tree / "img" / "6.jpg").write_bytes(b"")
+    message = (
+        r"7 of 10 pictures are unfit, more than data\.bad_share = 0\.01 allows: caption without "
+        r"photo: 6 \(img/0\.jpg \(data\.jsonl:1\), img/1\.jpg \(data\.jsonl:2\), .*\.\.\.\); "
+        r"empty file: 1 \(img/6\.jpg\)\. Supply or replace them, or set data\.bad_share higher$"
+    )
+    with pytest.raises(DataError, match=message):
+        load(write_jsonl(tree))
+    assert len(load(write_jsonl(tree), bad_share=0.7).splits["train"].images) == 1
 
 
 def test_the_fingerprint_follows_pictures_captions_and_splits_only(tree):

@@ -26,7 +26,11 @@ def batches(rows=ROWS, size=2, failure=None):
 
 def write(folder, **options):
     splits = {"train": (5, batches()), "test": (2, batches(ROWS[:2]))}
-    features.write(folder, "key", splits | options.pop("splits", {}), **options)
+    features.write(folder, "key", splits | options.pop("splits", {}), named, **options)
+
+
+def named(split, row):
+    return f"picture {row} of {split}"
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 5, 8])
@@ -88,7 +92,8 @@ def test_two_runs_at_once_do_not_disturb_each_other(tmp_path):
         write(tmp_path)
         yield from batches()()
 
-    features.write(tmp_path, "key", {"train": (5, while_another_writes), "test": (5, batches())})
+    splits = {"train": (5, while_another_writes), "test": (5, batches())}
+    features.write(tmp_path, "key", splits, named)
     folder = features.find(tmp_path, "key")
     np.testing.assert_array_equal(features.load(folder, "train", 5), ROWS)
     assert [path.name for path in folder.parent.iterdir()] == ["key"]
@@ -104,11 +109,14 @@ def test_what_a_killed_run_left_is_removed(tmp_path):
     assert not left.exists()
 
 
-def test_features_that_are_not_finite_are_refused(tmp_path):
+@pytest.mark.parametrize("size", [1, 2, 3, 8])
+@pytest.mark.parametrize("store", [True, False])
+def test_features_that_are_not_finite_are_refused_and_named(tmp_path, size, store):
     rows = ROWS.copy()
-    rows[3, 0, 0] = np.nan
-    with pytest.raises(DataError, match="features of picture 2 or later are not finite"):
-        write(tmp_path, splits={"train": (5, batches(rows))})
+    rows[3, 1, 0], rows[4, 0, 0] = np.nan, np.inf
+    message = r"features of picture 3 of test are not finite; .* weights damaged, or .*'precision'"
+    with pytest.raises(DataError, match=message):
+        write(tmp_path, splits={"test": (5, batches(rows, size))}, store=store)
     assert features.find(tmp_path, "key") is None
 
 

@@ -8,7 +8,7 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from vse_jax.data import flickr8k
+from vse_jax.data import flickr8k, sift
 from vse_jax.data.split import DataError
 
 REPOSITORY = pathlib.Path(__file__).parents[2]
@@ -84,7 +84,7 @@ def test_both_layouts_say_the_same(official, kaggle):
             assert split.read([1, 0]) == [picture(names[1]), picture(names[0])]
     assert first.skipped == {
         "photo in no split": ("loose.jpg",),
-        "caption without photo": ("2258277193_586949ec62.jpg.1",),
+        "caption without photo": ("2258277193_586949ec62.jpg.1 (Flickr8k.token.txt:46)",),
     }
     assert second.skipped == {"photo in no split": ("loose.jpg",)}
 
@@ -95,9 +95,9 @@ def test_the_zip_s_own_folders_are_found(official, folder):
     (official / "Flicker8k_Dataset").rename(photos)
     (official / folder).parent.mkdir(exist_ok=True)
     photos.rename(official / folder)
-    found, records, _ = flickr8k.read_tree(official)
-    assert found == official / folder
-    assert len(records) == 8
+    tree = flickr8k.read_tree(official)
+    assert tree.folder == official / folder
+    assert len(tree.listed) == 8
 
 
 def test_without_split_files_the_shipped_list_of_ids_serves(tmp_path):
@@ -105,9 +105,28 @@ def test_without_split_files_the_shipped_list_of_ids_serves(tmp_path):
     write_photos(tmp_path / "k" / "Images", names)
     rows = "".join(f"{name},A dog .\n" for name in names)
     (tmp_path / "k" / "captions.txt").write_text("image,caption\n" + rows)
-    data = load(tmp_path / "k")
+    with pytest.raises(DataError, match=r"7997 of 8000 pictures .* neither photo nor captions: 79"):
+        load(tmp_path / "k")
+    data = load(tmp_path / "k", bad_share=1.0)
     assert [split.images for split in data.splits.values()] == [[name] for name in names]
     assert len(data.skipped[flickr8k.NEITHER]) == 7997
+
+
+def test_the_line_on_which_a_name_stands_is_no_part_of_the_data(official):
+    first = load(official)
+    token_file(official).write_text("\n" + token_file(official).read_text())
+    again = load(official)
+    assert again.skipped["caption without photo"] == (
+        "2258277193_586949ec62.jpg.1 (Flickr8k.token.txt:47)",
+    )
+    assert again.fingerprint == first.fingerprint
+
+
+def test_kaggles_file_names_a_missing_photo_by_its_first_line(kaggle):
+    (kaggle / "Images" / "dev0.jpg").unlink()
+    assert load(kaggle, bad_share=0.2).skipped["caption without photo"] == (
+        "dev0.jpg (captions.txt:22)",
+    )
 
 
 def test_it_is_prepared_once_and_again_when_the_files_change(official, monkeypatch):
@@ -162,8 +181,11 @@ def test_what_is_left_out_is_counted_and_named(official):
     assert data.skipped == {
         "photo in no split": ("loose.jpg",),
         "photo without captions": ("silent.jpg",),
-        "caption without photo": ("2258277193_586949ec62.jpg.1", "test1.jpg"),
-        "empty caption": ("test0.jpg#3",),
+        "caption without photo": (
+            "2258277193_586949ec62.jpg.1 (Flickr8k.token.txt:46)",
+            "test1.jpg (Flickr8k.token.txt:36)",
+        ),
+        "empty caption": ("test0.jpg#3 (Flickr8k.token.txt:31)",),
         "empty file": ("train0.jpg",),
         "not RGB": ("train1.jpg",),
         "corrupt picture": ("dev1.jpg",),
@@ -258,9 +280,17 @@ def test_a_bad_line_of_a_split_file_is_named(official, line, message):
 def test_an_empty_split(official):
     for name in LISTS["Flickr_8k.testImages.txt"]:
         (official / "Flicker8k_Dataset" / name).unlink()
+    with pytest.raises(DataError, match=r"2 of 8 pictures are unfit.* caption without photo: 2 \("):
+        load(official)
     message = r"no photo is left for split 'test' \(.*caption without photo: 3.*\)\. Put Flickr8k"
     with pytest.raises(DataError, match=message):
-        load(official)
+        load(official, bad_share=1.0)
+
+
+def test_photos_in_no_split_may_be_missing(official):
+    """As in the official files, whose captions name photos that do not exist."""
+    (official / "Flicker8k_Dataset" / "loose.jpg").unlink()
+    assert len(load(official, bad_share=0.0).skipped["caption without photo"]) == 2
 
 
 def test_a_full_disk_leaves_nothing_that_counts_as_whole(official, monkeypatch):
@@ -307,10 +337,10 @@ class TestReal:
             "photo in no split": 91,
             "caption without photo": 2,
         }
-        assert data.skipped["caption without photo"] == (
+        assert [sift.unplaced(name) for name in data.skipped["caption without photo"]] == [
             "2258277193_586949ec62.jpg",
             "2258277193_586949ec62.jpg.1",
-        )
+        ]
         test = data.splits["test"]
         assert np.bincount(test.caption_image).tolist() == [5] * 1000
         photo = real / "Flicker8k_Dataset" / test.images[999]

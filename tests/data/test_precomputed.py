@@ -169,6 +169,7 @@ COCO = ["COCO_val2014_000000391895.jpg", "COCO_val2014_000000000042.jpg"]
         (["7.jpg", "8.jpg"], ["8", "7"], ["7", "8"], [1, 0]),
         (["000000391895.jpg", "0.jpg"], None, ["391895", "0"], [0, 1]),
         (["one.jpg"], None, ["one.png"], [0]),
+        (["102_e3de83.jpg", "a-0083.jpg"], None, ["102_e3de83", "83"], [0, 1]),
     ],
 )
 def test_names_and_ids_are_joined(images, ids, names, expected):
@@ -186,6 +187,11 @@ def test_names_and_ids_are_joined(images, ids, names, expected):
         (["a_1.jpg", "b_1.jpg"], ["1"], r"'1' could be a_1\.jpg \(f:0\) or b_1\.jpg \(f:1\)"),
         (["a/1.jpg", "b/1.jpg"], ["1.jpg"], "'1.jpg' could be"),
         (["1.jpg"], ["1", "1.jpg"], r"both '1' and '1\.jpg' are features of 1\.jpg"),
+        (
+            ["100_f1fefbdce1.jpg", "102_e3de83.jpg", "a\u00e91.jpg"],
+            ["1", "83"],
+            r"none of the 3 pictures has features in .*named '1'",
+        ),
         (["1.jpg", "2.jpg"], ["x"], r"none of the 2 pictures has features in .*named 'x'"),
     ],
 )
@@ -221,10 +227,11 @@ def test_karpathy_captions_are_joined_by_their_cocoids(tmp_path):
 def test_pictures_without_features_and_features_without_captions_are_counted(tmp_path):
     source = write_tsv(tmp_path, ["0", "1", "2", "3", "4", "other"])
     path = jsonl(tmp_path, PHOTOS)
-    data = load(path, source)
+    data = load(path, source, bad_share=0.2)
     assert data.skipped == {
-        "caption without features": ("photos/5.jpg",), "features without caption": ("other",)
-    }  # fmt: skip
+        "caption without features": ("photos/5.jpg (captions.jsonl:6)",),
+        "features without caption": ("other",),
+    }
     assert list(data.splits["test"].images) == ["photos/4.jpg"]
 
 
@@ -238,13 +245,13 @@ def test_restval_trains_or_is_not_asked_for(tmp_path):
     path.write_text(json.dumps({"images": images}))
     fields = {
         "dataset": "precomputed", "path": str(path), "features": str(source),
-        "data_dir": str(tmp_path / "prepared"),
+        "data_dir": str(tmp_path / "prepared"), "bad_share": 0.2,
     }  # fmt: skip
     config = default_config().data
     config.update(fields)
     whole = datasets.load(config, 0)
     assert list(whole.splits["train"].images) == ["0.jpg", "1.jpg", "2.jpg"]
-    assert whole.skipped == {"caption without features": ("6.jpg",)}
+    assert whole.skipped == {"caption without features": ("6.jpg (captions.json: images[6])",)}
     config.restval = False
     data = datasets.load(config, 0)
     assert list(data.splits["train"].images) == ["0.jpg", "2.jpg"]
@@ -253,13 +260,27 @@ def test_restval_trains_or_is_not_asked_for(tmp_path):
     np.testing.assert_array_equal(found[0, : COUNTS[2]], features(2))
 
 
+def test_too_many_pictures_without_features(tmp_path):
+    lines = [tsv_line(name, number) for number, name in enumerate(NAMES[:5])]
+    lines[1] = tsv_line("1", 1, num_boxes=0, boxes="", features="")
+    (tmp_path / "features.tsv").write_text("\n".join(lines))
+    message = (
+        r"2 of 6 pictures are unfit, more than data\.bad_share = 0\.3 allows: caption without "
+        r"features: 1 \(photos/5\.jpg \(captions\.jsonl:6\)\); picture without regions: 1 \("
+    )
+    with pytest.raises(DataError, match=message):
+        load(jsonl(tmp_path, PHOTOS), tmp_path / "features.tsv", bad_share=0.3)
+    data = load(jsonl(tmp_path, PHOTOS), tmp_path / "features.tsv", bad_share=0.34)
+    assert [len(split.images) for split in data.splits.values()] == [2, 1, 1]
+
+
 def test_pictures_without_regions_are_counted_or_too_many(tmp_path):
     source = write_tsv(tmp_path, NAMES)
     lines = source.read_text().splitlines()
     lines[1] = tsv_line("1", 1, num_boxes=0, boxes="", features="")
     source.write_text("\n".join(lines))
     data = load(jsonl(tmp_path, PHOTOS), source, bad_share=0.2)
-    assert data.skipped == {"picture without regions": ("photos/1.jpg",)}
+    assert data.skipped == {"picture without regions": ("photos/1.jpg (captions.jsonl:2)",)}
     assert list(data.splits["train"].images) == ["photos/0.jpg", "photos/2.jpg"]
     np.testing.assert_array_equal(
         data.splits["train"].features.gather(np.array([1]))[0][0, :1], features(2)

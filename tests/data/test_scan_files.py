@@ -137,8 +137,8 @@ def test_empty_captions_are_counted_and_move_nobody(folder):
     assert list(train.images) == ["train/0", "train/1", "train/3"]
     assert train.caption_image.tolist() == [0] * 5 + [1] * 4 + [2] * 5
     np.testing.assert_array_equal(train.features.gather(np.array([2]))[0][0], values(4)[3])
-    assert data.skipped["photo without captions"] == ["train/2"]
-    assert data.skipped["empty caption"][0] == "train/1#1"
+    assert data.skipped["photo without captions"] == ["train/2 (train_caps.txt:11)"]
+    assert data.skipped["empty caption"][0] == "train/1#1 (train_caps.txt:7)"
     assert len(data.skipped["empty caption"]) == 6
 
 

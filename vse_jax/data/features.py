@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import functools
 import hashlib
 import json
 import logging
@@ -33,6 +34,7 @@ def write(
     data_dir: str | os.PathLike[str],
     digest: str,
     splits: Mapping[str, tuple[int, Callable[[], Iterator[np.ndarray]]]],
+    named: Callable[[str, int], str],
     store: bool = True,
 ) -> None:
     """Computes the features of every split and stores them under the key, all or nothing.
@@ -44,20 +46,21 @@ def write(
       digest: from `key`.
       splits: name -> (pictures n, a function that yields float32 [b, r, f] in order; rows
         beyond n are padding).
+      named: (split, row) -> what the row is of, for messages.
       store: False in the processes that only take part in the computation.
 
     Raises:
-      DataError: the folder cannot be written or the disk is full.
+      DataError: the folder cannot be written or the disk is full, or a feature is not finite.
     """
     if not store:
-        for count, batches in splits.values():
-            _write_split(None, count, batches())
+        for name, (count, batches) in splits.items():
+            _write_split(None, count, batches(), functools.partial(named, name))
         return
 
-    def fill(partial: Path) -> None:
+    def fill(folder: Path) -> None:
         for name, (count, batches) in splits.items():
-            _write_split(partial / f"{name}.npy", count, batches())
-        (partial / "done.json").write_text(json.dumps(sorted(splits)))
+            _write_split(folder / f"{name}.npy", count, batches(), functools.partial(named, name))
+        (folder / "done.json").write_text(json.dumps(sorted(splits)))
 
     write_folder(data_dir, digest, fill)
 
@@ -132,15 +135,21 @@ def _folder(data_dir: str | os.PathLike[str], digest: str) -> Path:
     return Path(data_dir).expanduser() / "features" / digest
 
 
-def _write_split(path: Path | None, count: int, batches: Iterator[np.ndarray]) -> None:
+def _write_split(
+    path: Path | None, count: int, batches: Iterator[np.ndarray], named: Callable[[int], str]
+) -> None:
     """Appends the batches to an .npy file (plain writes: a full disk is then an OSError)."""
     row = 0
     with contextlib.ExitStack() as stack:
         file = stack.enter_context(open(path, "wb")) if path is not None else None
         for batch in batches:
             batch = np.ascontiguousarray(batch[: count - row], np.float32)
-            if not np.isfinite(batch).all():
-                raise DataError(f"the features of picture {row} or later are not finite")
+            finite = np.isfinite(batch).reshape(len(batch), -1).all(axis=1)
+            if not finite.all():
+                raise DataError(
+                    f"the features of {named(row + int(np.argmin(finite)))} are not finite; the "
+                    "frozen backbone's must be: are the weights damaged, or 'precision' too low?"
+                )
             if file is not None:
                 if row == 0:
                     header = {"descr": "<f4", "fortran_order": False}

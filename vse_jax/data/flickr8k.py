@@ -4,12 +4,12 @@ Source: Hodosh, Young and Hockenmaier, "Framing Image Description as a Ranking T
 and Evaluation Metrics", JAIR 47, 2013.
 """
 
-import collections
 import os
 import pathlib
 from importlib import resources
 
 from vse_jax.data import captions_files, photo_sets, token_files
+from vse_jax.data.captions_files import Record
 from vse_jax.data.photo_sets import NEITHER, PhotoSetConfig, Tree
 from vse_jax.data.split import DataError, Dataset
 
@@ -101,8 +101,8 @@ def read_tree(root: pathlib.Path) -> Tree:
     return photo_sets.tree_of_lists(folder, photos, _captions(root), _split_lists(root))
 
 
-def _captions(root: pathlib.Path) -> dict[str, list[str]]:
-    """Captions by photo name, in the order of their numbers or, in Kaggle's file, of the lines."""
+def _captions(root: pathlib.Path) -> dict[str, Record]:
+    """Captioned records by photo name, in the order of numbers or, in Kaggle's file, of lines."""
     for name in CAPTION_FILES:
         path = root / name
         if path.is_file():
@@ -112,13 +112,14 @@ def _captions(root: pathlib.Path) -> dict[str, list[str]]:
     raise DataError(f"{root}: no caption file ({' or '.join(CAPTION_FILES)}). {HELP}")
 
 
-def _kaggle_captions(path: pathlib.Path) -> dict[str, list[str]]:
-    captions = collections.defaultdict(list)
+def _kaggle_captions(path: pathlib.Path) -> dict[str, Record]:
+    found: dict[str, Record] = {}
     for line, row in captions_files.csv_rows(path, ("image", "caption")):
-        if not row["image"].strip():
+        name = row["image"].strip()
+        if not name:
             raise DataError(f"{path}:{line}: no image; expected <name>.jpg,<caption>")
-        captions[row["image"].strip()].append(row["caption"])
-    return dict(captions)
+        found.setdefault(name, Record(name, [], f"{path}:{line}")).captions.append(row["caption"])
+    return found
 
 
 def _split_lists(root: pathlib.Path) -> dict[str, tuple[str, str]]:

@@ -5,15 +5,14 @@ Resource for Visual Information Systems", OntoImage 2006.
 """
 
 import collections
-import dataclasses
 import html
 import os
 import pathlib
 import re
 from collections.abc import Mapping
-from typing import ClassVar
 
 from vse_jax.data import photo_sets, token_files
+from vse_jax.data.captions_files import Record
 from vse_jax.data.photo_sets import PhotoSetConfig, Tree
 from vse_jax.data.seeded_order import place
 from vse_jax.data.split import DataError, Dataset
@@ -27,7 +26,9 @@ HELP = (
 )
 FOLDERS = (".", "iaprtc12")
 ANNOTATIONS = ("annotations_complete_eng", "annotations")
-# Photos of validation and of test in a split by the seed, where there are LEAST; else a tenth.
+# Of the order that is split where no lists are: the same for every run, so that results compare.
+SEED = 0
+# Photos of validation and of test in that split, where there are LEAST; else a tenth.
 HELD_OUT, LEAST = 1000, 4000
 CITATION = """\
 @inproceedings{grubinger2006iapr,
@@ -45,31 +46,17 @@ _DESCRIPTION = re.compile(
 _ENTITY = re.compile(r"&(?:amp|lt|gt|quot|apos|#\d+|#x[0-9a-fA-F]+);")
 
 
-@dataclasses.dataclass
-class Iaprtc12Config(PhotoSetConfig):
-    """As `PhotoSetConfig`, and how the photos are split where no lists are.
-
-    Attributes:
-      seed: of the order that is split.
-    """
-
-    seed: int = 0
-
-
 class Iaprtc12(photo_sets.PhotoSet):
     """TFDS builder of IAPR TC-12 with one caption a photo."""
 
     MANUAL_DOWNLOAD_INSTRUCTIONS = HELP
     DESCRIPTION = str(__doc__)
     CITATION = CITATION
-    BUILDER_CONFIGS: ClassVar[list[PhotoSetConfig]] = [
-        Iaprtc12Config(name="skip"),
-        Iaprtc12Config(name="convert", non_rgb="convert"),
-    ]
 
     @classmethod
-    def read_tree(cls, config: Iaprtc12Config, root: pathlib.Path) -> Tree:
-        """Photos with their descriptions, split by the lists or by the seed."""
+    def read_tree(cls, config: PhotoSetConfig, root: pathlib.Path) -> Tree:
+        """Photos with their descriptions, split by the lists or by `SEED`."""
+        del config  # the same for every one
         photo_sets.check_root(root, HELP)
         base = next((root / name for name in FOLDERS if (root / name / "images").is_dir()), root)
         photos = _numbered(base / "images", ".jpg")
@@ -79,8 +66,12 @@ class Iaprtc12(photo_sets.PhotoSet):
         captions = _captions(annotations)
         lists = photo_sets.find_lists(tuple(dict.fromkeys((root, base))), HELP)
         if lists is None:
-            split_of = split_by_seed(sorted(captions), config.seed)
-            where = {name: (split, str(annotations[name])) for name, split in split_of.items()}
+            split_of = split_by_seed(sorted(captions.keys() & photos.keys()))
+            # Those without a photo take nobody's place; listed, they count as missing.
+            where = {
+                name: (split_of.get(name, "train"), record.where)
+                for name, record in sorted(captions.items())
+            }
         else:
             known = sorted({**photos, **annotations})
             where = token_files.split_lists(lists, _Names(known))
@@ -91,7 +82,6 @@ def load(
     manual_dir: str | os.PathLike[str],
     data_dir: str | os.PathLike[str],
     *,
-    seed: int = 0,
     bad_share: float = 0.01,
     non_rgb: str = "skip",
 ) -> Dataset:
@@ -100,31 +90,26 @@ def load(
     Args:
       manual_dir: folder of the files (see `HELP`).
       data_dir: folder of prepared data, made where there is none.
-      seed: of the splits; without effect where there are lists.
       bad_share: largest share of the photos that may be unfit.
       non_rgb: "skip" photos that are not stored as RGB, or "convert" them.
 
     Raises:
       DataError: as `photo_sets.load`.
     """
-    config = Iaprtc12Config(
-        name="iaprtc12",
-        manual_dir=os.fspath(manual_dir),
-        bad_share=bad_share,
-        non_rgb=non_rgb,
-        seed=seed,
+    config = PhotoSetConfig(
+        name="iaprtc12", manual_dir=os.fspath(manual_dir), bad_share=bad_share, non_rgb=non_rgb
     )
     return photo_sets.load(Iaprtc12, config, data_dir)
 
 
-def split_by_seed(names: list[str], seed: int) -> dict[str, str]:
+def split_by_seed(names: list[str]) -> dict[str, str]:
     """Split by name, in the order of the names.
 
-    The names are put into an order drawn by the seed: its last HELD_OUT are the test split and as
+    The names are put into an order drawn by `SEED`: its last HELD_OUT are the test split and as
     many before them validation, if there are LEAST; of fewer a tenth each, but one at least.
     """
     held_out = HELD_OUT if len(names) >= LEAST else max(1, len(names) // 10)
-    ordered = sorted(names, key=lambda name: place(name, seed))
+    ordered = sorted(names, key=lambda name: place(name, SEED))
     test, validation = set(ordered[-held_out:]), set(ordered[-2 * held_out : -held_out])
     return {
         name: "test" if name in test else "validation" if name in validation else "train"
@@ -163,8 +148,8 @@ def _numbered(folder: pathlib.Path, suffix: str) -> dict[str, pathlib.Path]:
     return {f"{path.parent.name}/{path.name}": path for path in paths}
 
 
-def _captions(annotations: Mapping[str, pathlib.Path]) -> dict[str, list[str]]:
-    """The description by photo name; none of a photo whose file has no text in it."""
+def _captions(annotations: Mapping[str, pathlib.Path]) -> dict[str, Record]:
+    """A record by photo name with its description; none of a photo whose file has no text in it."""
     captions = {}
     for name, path in annotations.items():
         try:
@@ -172,7 +157,7 @@ def _captions(annotations: Mapping[str, pathlib.Path]) -> dict[str, list[str]]:
         except OSError as error:
             raise DataError(f"cannot read {path}: {error.strerror}") from error
         if text:
-            captions[name] = [text]
+            captions[name] = Record(name, [text], os.fspath(path))
     return captions
 
 

@@ -11,6 +11,7 @@ import dataclasses
 import hashlib
 import os
 import pathlib
+import types
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
@@ -34,7 +35,7 @@ class PhotoSetConfig(tfds.core.BuilderConfig):
 
     Attributes:
       manual_dir: folder of the files; empty for that of TFDS' DownloadConfig.
-      bad_share: largest share of the photos that may be unfit.
+      bad_share: largest share of the photos in a split that may be unfit, missing ones among them.
       non_rgb: "skip" photos that are not stored as RGB, or "convert" them.
     """
 
@@ -49,12 +50,15 @@ class Tree(NamedTuple):
     Attributes:
       folder: the photos' folder.
       listed: a record of every photo that has a split, in the order of the files.
-      left_out: reason -> names of what no split has, or what only a split has.
+      left_out: reason -> names of what no split has. No run misses it, so that it does not count
+        as unfit: Flickr8k's own token file names photos that do not exist.
+      unfit: reason -> names of what only a split has, which counts.
     """
 
     folder: pathlib.Path
     listed: list[captions_files.Record]
     left_out: Mapping[str, list[str]]
+    unfit: Mapping[str, list[str]] = types.MappingProxyType({})
 
 
 class PhotoSet(
@@ -94,7 +98,12 @@ class PhotoSet(
         tree = cls.read_tree(config, root)
         cache = data_dir / f"{cls.name}_pictures.json"
         sifted = sift.sift(
-            tree.listed, tree.folder, cache, bad_share=config.bad_share, non_rgb=config.non_rgb
+            tree.listed,
+            tree.folder,
+            cache,
+            bad_share=config.bad_share,
+            non_rgb=config.non_rgb,
+            unfit=tree.unfit,
         )
         skipped = {
             reason: (*tree.left_out.get(reason, ()), *sifted.skipped.get(reason, ()))
@@ -155,8 +164,12 @@ def load(
     sift.check_options(config.bad_share, config.non_rgb)
     sifted = _checked(made_by, config, pathlib.Path(config.manual_dir), pathlib.Path(data_dir))
     sift.log_skipped(made_by.name, sifted.skipped)
+    # On which line of which file a name stands is no part of the data.
+    left_out = sorted(
+        (reason, tuple(map(sift.unplaced, names))) for reason, names in sifted.skipped.items()
+    )
     fingerprint = hashlib.sha256(
-        f"{config.non_rgb} {sorted(sifted.skipped.items())} {sift.fingerprint(sifted)}".encode()
+        f"{config.non_rgb} {left_out} {sift.fingerprint(sifted)}".encode()
     ).hexdigest()
     config = copy.copy(config)
     config.name = f"{config.non_rgb}_{fingerprint[:12]}"
@@ -223,41 +236,33 @@ def find_lists(
 def tree_of_lists(
     folder: pathlib.Path,
     photos: set[str],
-    captions: Mapping[str, list[str]],
+    captioned: Mapping[str, captions_files.Record],
     lists: Mapping[str, tuple[str, str]],
 ) -> Tree:
-    """The tree of photos, captions by name, and split and "file:line" by name."""
-    listed, left_out = [], collections.defaultdict(list)
+    """The tree of photos, records with captions by name, and split and "file:line" by name."""
+    listed, neither, left_out = [], [], collections.defaultdict(list)
     for name, (split, where) in lists.items():
-        if name in photos or name in captions:
-            listed.append(captions_files.Record(name, captions.get(name, []), where, split))
+        if name in captioned:
+            listed.append(dataclasses.replace(captioned[name], split=split))
+        elif name in photos:
+            listed.append(captions_files.Record(name, [], where, split))
         else:
-            left_out[NEITHER].append(name)
-    for name in sorted((photos | captions.keys()) - lists.keys()):
-        if name not in captions:
+            neither.append(sift.placed(name, where))
+    for name in sorted((photos | captioned.keys()) - lists.keys()):
+        if name not in captioned:
             left_out[sift.NO_CAPTIONS].append(name)
+        elif name in photos:
+            left_out[NO_SPLIT].append(name)
         else:
-            left_out[NO_SPLIT if name in photos else sift.NO_PHOTO].append(name)
-    return Tree(folder, listed, left_out)
+            left_out[sift.NO_PHOTO].append(sift.placed(name, captioned[name].where))
+    return Tree(folder, listed, left_out, {NEITHER: neither} if neither else {})
 
 
 def tree_of_karpathy(folder: pathlib.Path, photos: set[str], path: pathlib.Path) -> Tree:
-    """The tree of photos and a Karpathy JSON; records of "restval" keep that as their split.
-
-    A photo that the file names and the folder lacks is left out by its name and its place there.
-    """
-    listed, left_out = [], collections.defaultdict(list)
-    named = captions_files.read_karpathy(path)
-    for record in named:
-        if record.image in photos:
-            listed.append(record)
-        else:
-            place = record.where.removeprefix(f"{path.parent}{os.sep}")
-            left_out[sift.NO_PHOTO].append(f"{record.image} ({place})")
-    loose = photos.difference(record.image for record in named)
-    if loose:
-        left_out[NO_SPLIT] = sorted(loose)
-    return Tree(folder, listed, left_out)
+    """The tree of photos and a Karpathy JSON; records of "restval" keep that as their split."""
+    listed = captions_files.read_karpathy(path)
+    loose = photos.difference(record.image for record in listed)
+    return Tree(folder, listed, {NO_SPLIT: sorted(loose)} if loose else {})
 
 
 def _checked(

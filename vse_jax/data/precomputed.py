@@ -3,6 +3,7 @@
 import collections
 import dataclasses
 import os
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -16,6 +17,8 @@ NO_FEATURES = "caption without features"
 NO_CAPTION = "features without caption"
 NO_REGIONS = "picture without regions"
 FRACTIONS = (0.8, 0.1, 0.1)
+# No letter before it: names of Flickr's photos end in a hexadecimal number.
+_NUMBER = re.compile(r"(?:^|[\W_])([0-9]+)\Z")
 
 
 def load(
@@ -35,7 +38,8 @@ def load(
         is remembered.
       features: with a caption file: see `region_files.files`.
       seed: of the hash that splits a caption file without splits.
-      bad_share: largest share of the pictures with features that may have no region.
+      bad_share: with a caption file: largest share of its pictures that may have no features, or
+        no region in them.
       restval: whether the pictures that a caption file calls "restval" are training pictures.
 
     Raises:
@@ -68,18 +72,22 @@ def load(
     unasked = [record for record in listed if record.split == "restval" and not restval]
     row = joined([*kept, *unasked], stored.names, Path(features))
     skipped[NO_CAPTION] = _without(stored.names, row.values())
-    skipped[NO_FEATURES] = [record.image for record in kept if record.image not in row]
-    kept = [record for record in kept if record.image in row]
-    empty = [record.image for record in kept if not stored.regions.count[row[record.image]]]
-    sift.refuse_too_many({NO_REGIONS: empty}, len(kept), bad_share)
-    skipped[NO_REGIONS] = empty
-    without = set(empty)
-    kept = [record for record in kept if record.image not in without]
+    count = {image: stored.regions.count[number] for image, number in row.items()}
+    unfit = {
+        NO_FEATURES: [record for record in kept if record.image not in row],
+        NO_REGIONS: [record for record in kept if count.get(record.image) == 0],
+    }
+    bad = {
+        reason: [sift.placed(record.image, record.where) for record in found]
+        for reason, found in unfit.items()
+    }
+    sift.refuse_too_many(bad, len(kept), bad_share)
+    kept = [record for record in kept if count.get(record.image)]
     sifted = sift.Sifted(
         records=kept,
         paths={record.image: record.image for record in kept},
         digests={record.image: stored.digests[row[record.image]] for record in kept},
-        skipped={reason: tuple(names) for reason, names in skipped.items() if names},
+        skipped={reason: tuple(names) for reason, names in {**skipped, **bad}.items() if names},
     )
     sift.log_skipped(path.name, sifted.skipped)
     dataset = custom.assembled(path, records, sifted)
@@ -99,7 +107,8 @@ def joined(records: Sequence[Record], names: Sequence[str], source: Path) -> dic
     """Of each record that has features, by its image, their number in `names`.
 
     A name is a record's path, its file name, its id (COCO's), its file name without the suffix, or
-    the number at that one's end: 391895 is COCO_val2014_000000391895.jpg.
+    the number at that one's end: 391895 is COCO_val2014_000000391895.jpg, but 83 is not
+    102_e3de83.jpg, whose last digits are part of a word.
 
     Raises:
       DataError: a name that could be two pictures', two names of one picture, or none of any.
@@ -143,8 +152,8 @@ def _keys(record: Record) -> tuple[str | None, ...]:
     """What features of the record may be called, the surest first."""
     base = os.path.basename(record.image)
     stem = os.path.splitext(base)[0]
-    digits = stem[len(stem.rstrip("0123456789")) :]
-    number = (digits.lstrip("0") or "0") if digits else None
+    digits = _NUMBER.search(stem)
+    number = (digits[1].lstrip("0") or "0") if digits else None
     return os.path.normpath(record.image), base, record.id, stem, number
 
 

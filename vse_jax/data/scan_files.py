@@ -79,7 +79,9 @@ def load(folder: str | os.PathLike[str], data_dir: str | os.PathLike[str]) -> Da
                 f"{_ims(folder, 'train')} of {widths['train']}; they must be the same"
             )
     skipped: dict[str, list[str]] = {}
-    splits = {name: _split(part, skipped) for name, part in found.items()}
+    splits = {
+        name: _split(part, f"{present[name]}_caps.txt", skipped) for name, part in found.items()
+    }
     for name, split in splits.items():
         if not split.images:
             raise DataError(f"{folder / f'{present[name]}_caps.txt'}: no caption in it")
@@ -245,16 +247,18 @@ def _check_boxes(path: Path, boxes: np.ndarray, real: np.ndarray) -> None:
         )
 
 
-def _split(found: Found, skipped: dict[str, list[str]]) -> Split:
+def _split(found: Found, caps: str, skipped: dict[str, list[str]]) -> Split:
     """The split without empty captions and pictures that have no other, which are counted."""
     kept = np.array([bool(caption) for caption in found.captions], bool)
     for number in np.flatnonzero(~kept):
         picture = found.owner[number]
-        place = number - np.searchsorted(found.owner, picture)
-        skipped.setdefault(sift.EMPTY_CAPTION, []).append(f"{found.names[picture]}#{place}")
+        name = f"{found.names[picture]}#{number - np.searchsorted(found.owner, picture)}"
+        where = f"{caps}:{number + 1}"
+        skipped.setdefault(sift.EMPTY_CAPTION, []).append(sift.placed(name, where))
     pictures, owner = np.unique(found.owner[kept], return_inverse=True)
     for picture in np.setdiff1d(np.arange(len(found.names)), pictures):
-        skipped.setdefault(sift.NO_CAPTIONS, []).append(found.names[picture])
+        where = f"{caps}:{np.searchsorted(found.owner, picture) + 1}"
+        skipped.setdefault(sift.NO_CAPTIONS, []).append(sift.placed(found.names[picture], where))
     return Split(
         images=[found.names[picture] for picture in pictures],
         captions=[caption for caption in found.captions if caption],

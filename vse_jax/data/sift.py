@@ -6,6 +6,8 @@ import hashlib
 import json
 import os
 import pathlib
+import re
+import types
 from collections.abc import Mapping, Sequence
 
 from absl import logging
@@ -17,6 +19,7 @@ NON_RGB = ("skip", "convert")
 NO_CAPTIONS = "photo without captions"
 NO_PHOTO = "caption without photo"
 EMPTY_CAPTION = "empty caption"
+_PLACE = re.compile(r" \([^()]*\)\Z")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +30,8 @@ class Sifted:
       records: those with a sound picture and a caption; captions stripped, none empty.
       paths: the picture's file, by image name.
       digests: SHA-256 (hex) of the picture, by image name.
-      skipped: reason -> names of what was left out.
+      skipped: reason -> names of what was left out, with their place (`placed`) where the fault
+        is not in the picture's own file.
     """
 
     records: list[captions_files.Record]
@@ -51,6 +55,7 @@ def sift(
     *,
     bad_share: float,
     non_rgb: str,
+    unfit: Mapping[str, Sequence[str]] = types.MappingProxyType({}),
 ) -> Sifted:
     """The records whose picture is sound and which have a caption.
 
@@ -58,8 +63,9 @@ def sift(
       records: as read from the files.
       folder: what relative picture paths are relative to.
       cache: file that remembers which pictures were verified.
-      bad_share: largest share of the pictures found that may be unfit.
+      bad_share: largest share of the pictures that may be unfit, missing ones among them.
       non_rgb: "skip" or "convert", see `pictures.problem`.
+      unfit: reason -> names of listed pictures that have no record; they count as unfit.
 
     Raises:
       DataError: if no picture is there, or more than `bad_share` of them are unfit.
@@ -74,7 +80,7 @@ def sift(
             f"none of the {len(paths)} pictures is there; the first, {with_captions[0].where}, is "
             f"looked for at {paths[with_captions[0].image]}"
         )
-    kept = _sound(with_captions, findings, skipped, bad_share=bad_share, non_rgb=non_rgb)
+    kept = _sound(with_captions, findings, skipped, unfit, bad_share=bad_share, non_rgb=non_rgb)
     return dataclasses.replace(kept, paths=paths)
 
 
@@ -90,24 +96,25 @@ def sift_verified(
     `paths` is empty. Raises DataError if more than `bad_share` of the pictures are unfit.
     """
     with_captions, skipped = captioned(records)
-    return _sound(with_captions, findings, skipped, bad_share=bad_share, non_rgb=non_rgb)
+    return _sound(with_captions, findings, skipped, {}, bad_share=bad_share, non_rgb=non_rgb)
 
 
 def _sound(
     records: Sequence[captions_files.Record],
     findings: Mapping[str, pictures.Finding],
-    skipped: dict[str, list[str]],
+    skipped: Mapping[str, Sequence[str]],
+    unfit: Mapping[str, Sequence[str]],
     *,
     bad_share: float,
     non_rgb: str,
 ) -> Sifted:
-    """The records whose picture is sound, `skipped` with the others; without paths."""
+    """The records whose picture is sound, and all that is left out; without paths."""
     kept: list[captions_files.Record] = []
-    bad: dict[str, list[str]] = collections.defaultdict(list)
+    bad = collections.defaultdict(list, {reason: list(names) for reason, names in unfit.items()})
     for record in records:
         reason = findings[record.image].problem(non_rgb)
         if reason == pictures.MISSING:
-            skipped[NO_PHOTO].append(record.image)
+            bad[NO_PHOTO].append(placed(record.image, record.where))
         elif reason:
             bad[reason].append(record.image)
         else:
@@ -126,11 +133,12 @@ def refuse_too_many(bad: Mapping[str, Sequence[str]], total: int, bad_share: flo
     count = sum(len(names) for names in bad.values())
     if count <= bad_share * total:
         return
-    reasons = "; ".join(f"{reason}: {count_and_name(names)}" for reason, names in bad.items())
+    told = {reason: count_and_name(names) for reason, names in bad.items() if names}
+    reasons = "; ".join(f"{reason}: {names}" for reason, names in told.items())
     convert = ' or data.non_rgb to "convert"' if "not RGB" in bad else ""
     raise DataError(
         f"{count} of {total} pictures are unfit, more than data.bad_share = {bad_share:g} allows: "
-        f"{reasons}. Replace them, or set data.bad_share higher{convert}"
+        f"{reasons}. Supply or replace them, or set data.bad_share higher{convert}"
     )
 
 
@@ -156,6 +164,16 @@ def count_and_name(names: Sequence[str], shown: int = 5) -> str:
     return f"{len(names)} ({', '.join(names[:shown])}{rest})"
 
 
+def placed(name: str, where: str) -> str:
+    """The name of what was left out with the file and line that named it: "a.jpg (list.csv:7)"."""
+    return f"{name} ({os.path.basename(where)})"
+
+
+def unplaced(name: str) -> str:
+    """The name alone, of one with or without a place."""
+    return _PLACE.sub("", name)
+
+
 def _with_captions(
     record: captions_files.Record, skipped: dict[str, list[str]]
 ) -> captions_files.Record | None:
@@ -163,9 +181,9 @@ def _with_captions(
     captions = [caption.strip() for caption in record.captions]
     for number, caption in enumerate(captions):
         if not caption:
-            skipped[EMPTY_CAPTION].append(f"{record.image}#{number}")
+            skipped[EMPTY_CAPTION].append(placed(f"{record.image}#{number}", record.where))
     if not any(captions):
-        skipped[NO_CAPTIONS].append(record.image)
+        skipped[NO_CAPTIONS].append(placed(record.image, record.where))
         return None
     return dataclasses.replace(record, captions=[caption for caption in captions if caption])
 

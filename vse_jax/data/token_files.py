@@ -11,8 +11,8 @@ from vse_jax.data.split import DataError
 _TOKEN_LINE = re.compile(r"([^\t]+)#(\d+)\t(.*)")
 
 
-def token_captions(path: pathlib.Path) -> dict[str, list[str]]:
-    """Captions by photo name, in the order of their numbers: lines `name.jpg#number<tab>caption`.
+def token_captions(path: pathlib.Path) -> dict[str, captions_files.Record]:
+    """A record by photo name, its captions by number: lines `name.jpg#number<tab>caption`.
 
     Raises:
       DataError: a line is malformed, or one caption stands there twice; names file and line.
@@ -29,7 +29,11 @@ def token_captions(path: pathlib.Path) -> dict[str, list[str]]:
         if before != line:
             raise DataError(f"{path}:{line}: {name}#{number} a second time, first on line {before}")
     return {
-        name: [captions[number][0] for number in sorted(captions)]
+        name: captions_files.Record(
+            image=name,
+            captions=[captions[number][0] for number in sorted(captions)],
+            where=f"{path}:{min(line for _, line in captions.values())}",
+        )
         for name, captions in numbered.items()
     }
 
