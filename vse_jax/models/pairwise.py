@@ -105,7 +105,8 @@ def table(
 ) -> tuple[Float[Array, "a c"], Statistics]:
     """As `score`, with a gradient that costs what the pairs cost that have one.
 
-    The statistics are measured over these pictures, and no gradient flows through them.
+    The statistics are measured over these pictures, and are constants: their gradient is what
+    `comparison.read` gives them.
     """
     masks = images.mask, texts.mask
     vectors = (images.local, images.pooled), (texts.local, texts.pooled)

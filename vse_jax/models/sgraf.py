@@ -5,7 +5,7 @@ the code released with it.
 """
 
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -85,7 +85,8 @@ class SAF(nn.Module):
     A score is sigmoid(linear(unit(sum of nodes weighted by sigmoid(BN(linear node)))), the weights
     scaled to sum to 1, over one node for each word and one for the wholes, see `_alignments`. In
     training the batch norm is of each caption by itself, over the pictures of the batch and its
-    nodes, as in the released code; here no gradient flows through its statistics.
+    nodes, as in the released code. Its statistics have a gradient by the linear layer before it,
+    but none by the nodes, which would need that of every pair.
 
     Attributes:
       width: of a node.
@@ -121,12 +122,13 @@ class SAF(nn.Module):
         if train:
             scores, measured = table(comparison, params, images, texts, self.tile)
             if not self.is_initializing():
-                for running, found in zip((mean, var), measured, strict=True):
+                for running, found in zip((mean, var), measured[:2], strict=True):
                     kept = self.momentum * running.value
                     running.value = kept + (1.0 - self.momentum) * jnp.mean(found)
             return scores
         count = texts.mask.shape[0]
-        known = tuple(jnp.broadcast_to(running.value, (count,)) for running in (mean, var))
+        each, flat = jnp.ones(count), jnp.zeros((count, self.width))
+        known = _Filtration(mean.value * each, var.value * each, flat, flat, 0 * each)
         return score(comparison, params, images, texts, known, self.tile)[0]
 
 
@@ -231,15 +233,38 @@ def _real(texts: Encoding) -> Bool[Array, "1 c n"]:
     return jnp.pad(texts.mask, ((0, 0), (1, 0)), constant_values=True)[None]
 
 
+class _Filtration(NamedTuple):
+    """Statistics of the logits l = w node + b of each caption's nodes over all pictures.
+
+    Attributes:
+      mean: E l.
+      var: E (l - mean)^2.
+      mean_slope: the gradient of the mean by w, E node; 0 of running statistics, as the others.
+      var_slope: half the gradient of the variance by w, E (l - mean) node.
+      bias_slope: the gradient of the mean by b, 1.
+    """
+
+    mean: Float[Array, " c"]
+    var: Float[Array, " c"]
+    mean_slope: Float[Array, "c s"]
+    var_slope: Float[Array, "c s"]
+    bias_slope: Float[Array, " c"]
+
+
 def _measure_filtration(
     params: Params, nodes: Float[Array, "a c n s"], texts: Encoding
-) -> tuple[Float[Array, " c"], Float[Array, " c"]]:
-    """Mean and variance of the nodes' logits, caption by caption."""
+) -> _Filtration:
     logits = _apply(params["weight"], nodes, jnp.float32)[..., 0]
-    where = jnp.broadcast_to(_real(texts), logits.shape)
-    return (
-        jnp.mean(logits, axis=(0, 2), where=where),
-        jnp.var(logits, axis=(0, 2), where=where),
+    real = jnp.broadcast_to(_real(texts), logits.shape)
+    mean = jnp.mean(logits, axis=(0, 2), where=real)
+    share = real / jnp.sum(real, axis=(0, 2), keepdims=True)
+    centred = (logits - mean[None, :, None]) * share
+    return _Filtration(
+        mean,
+        jnp.sum(centred * (logits - mean[None, :, None]), axis=(0, 2)),
+        jnp.einsum("acn,acns->cs", share, nodes),
+        jnp.einsum("acn,acns->cs", centred, nodes),
+        jnp.ones_like(mean),
     )
 
 
@@ -247,8 +272,13 @@ def _filtered(
     params: Params, nodes: Float[Array, "a c n s"], texts: Encoding, statistics: Statistics
 ) -> Float[Array, "a c"]:
     """Scores by attention filtration."""
-    mean, var = (value[None, :, None] for value in statistics)
-    logits = _apply(params["weight"], nodes, jnp.float32)[..., 0]
+    weight, known = params["weight"], statistics
+    # Zero, with the gradient that the statistics have by this layer.
+    zero = jax.tree.map(lambda x: x - jax.lax.stop_gradient(x), weight)
+    mean = known.mean + (known.mean_slope @ zero["kernel"])[:, 0] + known.bias_slope * zero["bias"]
+    var = known.var + 2 * (known.var_slope @ zero["kernel"])[:, 0]
+    mean, var = mean[None, :, None], var[None, :, None]
+    logits = _apply(weight, nodes, jnp.float32)[..., 0]
     scale, bias = params["norm"]["scale"], params["norm"]["bias"]
     logits = (logits - mean) * jax.lax.rsqrt(var + 1e-5) * scale + bias
     weights = jnp.where(_real(texts), jax.nn.sigmoid(logits), 0.0)
