@@ -30,7 +30,7 @@ from ml_collections import ConfigDict, config_flags
 from rich.console import Console
 from rich.progress import Progress
 
-from vse_jax import assembly, console, experiment, parallel, workdir
+from vse_jax import assembly, console, experiment, frozen_features, parallel, workdir
 from vse_jax import config as configs
 from vse_jax.data import datasets, feature_files, pipeline, sift
 from vse_jax.data.captions_files import boxes_of, read_text
@@ -142,7 +142,7 @@ def extract(
     dataset = datasets.load(config.data, config.seed)
     regions = _boxes(dataset.splits, backbone, cells, boxes)
     made_of = {
-        "version": experiment.FEATURES_VERSION,
+        "version": frozen_features.VERSION,
         "data": dataset.fingerprint,
         "backbone": config.model.image.backbone,
         "weights": digest(config.model.image.weights),

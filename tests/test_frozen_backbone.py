@@ -15,7 +15,7 @@ import safetensors.numpy
 from PIL import Image
 
 import vse_jax
-from vse_jax import checkpoint, evaluation, experiment, train
+from vse_jax import checkpoint, evaluation, experiment, frozen_features, train
 from vse_jax.data.split import DataError
 from vse_jax.models.backbones import weights
 from vse_jax.models.backbones.mobilenet_v2 import RULES, MobileNetV2
@@ -165,9 +165,9 @@ def test_a_photo_whose_features_are_not_finite_is_named(preset, tmp_path, monkey
 )
 def test_whatever_changes_the_features_changes_their_key(preset, change):
     config = preset("flickr8k")
-    key = experiment._features_key(config, "data", "weights")
-    assert key == experiment._features_key(config, "data", "weights")
-    assert experiment._features_key(config, "other data", "weights") != key
-    assert experiment._features_key(config, "data", "other weights") != key
+    key = frozen_features.key_of_images(config, "data", "weights")
+    assert key == frozen_features.key_of_images(config, "data", "weights")
+    assert frozen_features.key_of_images(config, "other data", "weights") != key
+    assert frozen_features.key_of_images(config, "data", "other weights") != key
     config.update_from_flattened_dict(change)
-    assert experiment._features_key(config, "data", "weights") != key
+    assert frozen_features.key_of_images(config, "data", "weights") != key

@@ -63,14 +63,26 @@ def load(
             f"{path} {what}; expected a folder with {{train,dev,test}}_ims.npy and _caps.txt, or a "
             "caption file with data.features"
         )
+    return _with_captions(path, Path(features), data_dir, seed, bad_share, restval)
+
+
+def _with_captions(
+    path: Path,
+    features: Path,
+    data_dir: str | os.PathLike[str],
+    seed: int,
+    bad_share: float,
+    restval: bool,
+) -> Dataset:
+    """The pictures of a caption file that have features."""
     listed = captions_files.read_records(path)
     records = captions_files.as_trained(listed, restval)
     custom.split_by_hash(records, seed, FRACTIONS)
-    stored = region_store.stored(Path(features), data_dir)
+    stored = region_store.stored(features, data_dir)
     kept, skipped = sift.captioned(records)
     # Features of pictures that are not asked for are known, though, as theirs.
     unasked = [record for record in listed if record.split == "restval" and not restval]
-    row = joined([*kept, *unasked], stored.names, Path(features))
+    row = joined([*kept, *unasked], stored.names, features)
     skipped[NO_CAPTION] = _without(stored.names, row.values())
     count = {image: stored.regions.count[number] for image, number in row.items()}
     unfit = {
