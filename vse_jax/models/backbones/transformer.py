@@ -24,6 +24,7 @@ from jaxtyping import Array, Bool, Float, Int, UInt8
 from vse_jax.models.backbones import weights
 from vse_jax.models.backbones.weights import WeightsError
 from vse_jax.models.dropout import Dropout
+from vse_jax.models.rows_product import rows_product
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "gelu": partial(nn.gelu, approximate=False),
@@ -39,6 +40,13 @@ _INIT = nn.initializers.normal(0.02)
 _CUBIC = -0.75
 
 AnyTower = TypeVar("AnyTower", bound="Tower")
+
+
+def _product(x: Array, kernel: Array, *_: Any, **__: Any) -> Array:
+    return rows_product(x, kernel).astype(x.dtype)
+
+
+_dense = partial(nn.Dense, kernel_init=_INIT, dot_general=_product)
 
 
 class LayerNorm(nn.Module):
@@ -89,9 +97,7 @@ class Attention(nn.Module):
         channels = x.shape[-1]
 
         def project(name: str, of: Array) -> Array:
-            dense = nn.Dense(
-                channels, use_bias=self.bias, kernel_init=_INIT, dtype=self.dtype, name=name
-            )
+            dense = _dense(channels, use_bias=self.bias, dtype=self.dtype, name=name)
             return dense(of).reshape(*of.shape[:2], self.heads, channels // self.heads)
 
         query, key, value = project("query", x), project("key", seen), project("value", seen)
@@ -102,7 +108,7 @@ class Attention(nn.Module):
         shares = nn.softmax(scores).astype(self.dtype)
         shares = Dropout(self.dropout)(shares, train=train)
         taken = jnp.einsum("bhqk,bkhd->bqhd", shares, value).reshape(x.shape)
-        return nn.Dense(channels, kernel_init=_INIT, dtype=self.dtype, name="out")(taken)
+        return _dense(channels, dtype=self.dtype, name="out")(taken)
 
 
 class Perceptron(nn.Module):
@@ -115,7 +121,7 @@ class Perceptron(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "b l c"]) -> Float[Array, "b l c"]:
         """Each vector by itself."""
-        dense = partial(nn.Dense, kernel_init=_INIT, dtype=self.dtype)
+        dense = partial(_dense, dtype=self.dtype)
         inside = ACTIVATIONS[self.activation](dense(self.hidden, name="fc1")(x))
         return dense(x.shape[-1], name="fc2")(inside)
 
