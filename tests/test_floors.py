@@ -11,13 +11,14 @@ HOUSE = Path(vse_jax.__file__).parent
 ALLOWED = {
     "losses": {"codebook", "similarity"},
     "models": {"encoding"},
-    "evaluators": {"codebook", "similarity"},
+    "evaluators": {"codebook", "protocols", "similarity"},
     "index": {"codebook"},
     "objectives": {"encoding", "losses", "parallel", "codebook", "similarity"},
     "parallel": set(),
     "similarity": set(),
     "codebook": set(),
     "encoding": set(),
+    "protocols": set(),
 }
 
 
