@@ -15,7 +15,7 @@ from test_frozen_backbone import write_flickr8k, write_weights
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 import vse_jax
-from vse_jax import assembly, evaluation, experiment, measuring, train
+from vse_jax import assembly, evaluation, experiment, measuring, train, workdir
 from vse_jax.config import ConfigError
 from vse_jax.data import pipeline, tokenizer
 from vse_jax.evaluators import retrieval
@@ -275,9 +275,7 @@ def test_captions_are_generated_whatever_has_read_them(flickr8k, tmp_path):
         for pattern, factor in config.train.freeze
     )
     assert train.train(config, tmp_path / "run")
-    rows = [
-        json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
-    ]
+    rows = workdir.read_metrics(tmp_path / "run")
     name = "generation/loss_per_pair"
     found = [row[name] for row in rows if name in row]
     assert found
@@ -320,9 +318,7 @@ def test_a_pretrained_reader_learns_at_its_own_rate(flickr8k, tmp_path):
     config = flickr8k("vse_infinity,text=bert,objective=lseh")
     assert ("text/reader/.*", 0.1) in config.train.freeze
     assert train.train(config, tmp_path / "run")
-    rows = [
-        json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
-    ]
+    rows = workdir.read_metrics(tmp_path / "run")
     assert all(np.isfinite(row["loss"]) for row in rows if "loss" in row)
     run = experiment.prepare(config, tmp_path / "run")
     state = evaluation.best_state(run, train.initial_state(run))

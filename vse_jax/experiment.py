@@ -95,10 +95,7 @@ def prepare(conf: ConfigDict, folder: Path, *, training: bool = False) -> Experi
         log.info("word vectors: %d of %d words found", found.sum(), len(found))
     encoder = Encoder(built.model, devices)
     examples = _examples(conf, dataset, words)
-    if begun and not training:  # what is only measured needs none
-        meaning, meant = workdir.read_origin(folder).get("semantics"), None
-    else:
-        meaning, meant = _semantics(conf, dataset, training)
+    meaning, meant = _semantics(conf, dataset, training, folder if begun else None)
     examples["train"] = dataclasses.replace(examples["train"], semantics=meant)
     weights = {
         side: None if conf.model[side].weights is None else digest(conf.model[side].weights)
@@ -112,12 +109,8 @@ def prepare(conf: ConfigDict, folder: Path, *, training: bool = False) -> Experi
         "words": known._asdict(),
         "features": width,
     }
-    cached = assembly.features_are_cached(conf, frozen)
     cache = FrozenFeatures(conf, devices, built, encoder, examples)
-    if cached.image:
-        examples = cache.of_images(dataset.fingerprint, weights["image"])
-    if cached.text:
-        examples = dataclasses.replace(cache, examples=examples).of_texts(weights["text"])
+    examples = cache.of(assembly.features_are_cached(conf, frozen), dataset.fingerprint, weights)
     # Not before: what went wrong until here leaves the workdir free for another config.
     if parallel.is_first_process():
         workdir.claim(folder, conf, words.to_json(), origin)
@@ -168,13 +161,16 @@ def _examples(
 
 
 def _semantics(
-    conf: ConfigDict, dataset: Dataset, training: bool
+    conf: ConfigDict, dataset: Dataset, training: bool, begun: Path | None
 ) -> tuple[str | None, np.ndarray | None]:
     """What the training captions' vectors are made of, as a digest, and these, to train on.
 
     (None, None) where no margin depends on them. Of those computed here the captions are digested:
-    another machine's may differ in their last bits.
+    another machine's may differ in their last bits. A workdir that was begun and is only measured
+    needs none, and keeps its digest.
     """
+    if begun is not None and not training:
+        return workdir.read_origin(begun).get("semantics"), None
     if not (conf.objective.triplet.weight and conf.objective.triplet.semantic):
         return None, None
     captions = dataset.splits["train"].captions

@@ -47,6 +47,21 @@ class FrozenFeatures:
     encoder: Encoder
     examples: "dict[str, pipeline.Examples]"
 
+    def of(
+        self, sides: assembly.Frozen, data: str, weights: Mapping[str, str | None]
+    ) -> "dict[str, pipeline.Examples]":
+        """The examples with the features of these sides.
+
+        Args:
+          sides: whose features are cached.
+          data: fingerprint of the data set.
+          weights: side -> digest of its pretrained weights.
+        """
+        found = self
+        if sides.image:
+            found = dataclasses.replace(self, examples=self.of_images(data, weights["image"]))
+        return found.of_texts(weights["text"]) if sides.text else found.examples
+
     def of_images(self, data: str, weights: str | None) -> "dict[str, pipeline.Examples]":
         """The examples with the features of their pictures."""
         from vse_jax.data import pipeline

@@ -23,7 +23,7 @@ WANTED = {"vse_infinity": 1.5, "saf": 3.0}
 # Of ours; PyTorch's twins are in float32, as the released codes are.
 PRECISIONS = ("float32", "bfloat16")
 TORCH = "PyTorch"
-# SAF's gradient has no share through the batch norm's statistics, PyTorch's has.
+# SAF's nodes have no gradient through the batch norm's statistics; PyTorch's have.
 GRADIENT = {"vse_infinity": 1e-3, "saf": 0.1}
 # Processes in which memory is measured: how an allocator's blocks fall differs between them.
 PROCESSES = 3

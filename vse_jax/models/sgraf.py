@@ -254,16 +254,17 @@ class _Filtration(NamedTuple):
 def _measure_filtration(
     params: Params, nodes: Float[Array, "a c n s"], texts: Encoding
 ) -> _Filtration:
+    """The statistics of each caption over these pictures."""
     logits = _apply(params["weight"], nodes, jnp.float32)[..., 0]
     real = jnp.broadcast_to(_real(texts), logits.shape)
     mean = jnp.mean(logits, axis=(0, 2), where=real)
     share = real / jnp.sum(real, axis=(0, 2), keepdims=True)
-    centred = (logits - mean[None, :, None]) * share
+    centred = logits - mean[None, :, None]
     return _Filtration(
         mean,
-        jnp.sum(centred * (logits - mean[None, :, None]), axis=(0, 2)),
+        jnp.sum(share * centred**2, axis=(0, 2)),
         jnp.einsum("acn,acns->cs", share, nodes),
-        jnp.einsum("acn,acns->cs", centred, nodes),
+        jnp.einsum("acn,acns->cs", share * centred, nodes),
         jnp.ones_like(mean),
     )
 
