@@ -332,6 +332,7 @@ def make_model(
             parts=section.image.features,
             cells=section.image.cells,
             frozen=frozen.image,
+            keep_statistics=section.image.keep_statistics,
             normalize_features=section.image.normalize_features,
             dropout=section.image.dropout,
         ),

@@ -31,7 +31,7 @@ CHOICES: Mapping[str, tuple[str, ...]] = {
     "model.text.features": ("pooled", "words"),
     "model.text.pooling": ("mean", "max", "mean_max"),
     "objective.triplet.negatives": ("hardest", "all"),
-    "objective.triplet.warmup": ("all", "infonce", "widening"),
+    "objective.triplet.warmup": ("all", "infonce", "grouped"),
     "objective.leap.negatives": ("hardest", "all"),
     "objective.leap.warmup": ("all", "infonce"),
     "objective.leap.rule": ("fixed", "gap", "active"),

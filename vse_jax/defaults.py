@@ -116,6 +116,10 @@ def _model() -> ConfigDict:
     # How one vector comes of these, where the network does not say: their "mean", each channel's
     # "max", or "mean_max", both.
     image.pooling = "mean"
+    # Whether a backbone that is trained further keeps the batch statistics that its weights have,
+    # as in evaluation (nor has it dropout then): for weights whose batch norms are folded into the
+    # convolutions, and for small batches.
+    image.keep_statistics = False
     # Whether feature vectors are scaled to length 1 first.
     image.normalize_features = False
     # Share of feature channels dropped in training.
@@ -173,8 +177,8 @@ def _triplet() -> ConfigDict:
     triplet.semantic = 0.0
     # Epochs of a softer loss before the hardest ones are mined; 0 courts the collapse.
     triplet.warmup_epochs = 1.0
-    # The softer loss: the hinge over "all" negatives, the cross-entropy over them ("infonce"), or
-    # the hardest of a few drawn ones, one at first, all in the end ("widening"; cheap for "saf").
+    # The softer loss: the hinge over "all" negatives, the cross-entropy over them ("infonce") or,
+    # cheap for "saf" and "sgr", over 15 drawn ones ("grouped").
     triplet.warmup = "all"
     # Divides the similarities in that cross-entropy.
     triplet.temperature = 0.05

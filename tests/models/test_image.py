@@ -123,9 +123,10 @@ def test_pixels_are_their_backbones_parts(parts, count):
     assert_same(from_pixels, from_parts)
 
 
-@pytest.mark.parametrize("frozen", [False, True])
-def test_a_frozen_backbone_gets_no_gradient_and_keeps_its_statistics(frozen):
-    encoder = encoder_of(backbone=Stripes(), frozen=frozen)
+@pytest.mark.parametrize("kept", ["nothing", "statistics", "all"])
+def test_a_frozen_backbone_gets_no_gradient_and_one_that_keeps_its_statistics_does(kept):
+    how = {"keep_statistics": kept == "statistics", "frozen": kept == "all"}
+    encoder = encoder_of(backbone=Stripes(), **how)
     variables = start(encoder, pictures(), None, None)
 
     def total(params):
@@ -133,14 +134,16 @@ def test_a_frozen_backbone_gets_no_gradient_and_keeps_its_statistics(frozen):
         found, new = run(
             encoder, batch, pictures(), None, None, train=True, mutable=["batch_stats"]
         )
-        return jnp.sum(found.pooled**3), new
+        return jnp.sum(found.pooled**3), (new, found)
 
-    gradient, new = jax.grad(total, has_aux=True)(variables["params"])
+    gradient, (new, found) = jax.grad(total, has_aux=True)(variables["params"])
     assert np.any(gradient["head"]["project"]["kernel"] != 0)
     moved = any(np.any(leaf != 0) for leaf in jax.tree.leaves(gradient["backbone"]))
     same = jax.tree.map(np.array_equal, new["batch_stats"], variables["batch_stats"])
-    assert moved == (not frozen)
-    assert jax.tree.all(same) == frozen
+    assert moved == (kept != "all")
+    assert jax.tree.all(same) == (kept != "nothing")
+    evaluated = run(encoder, variables, pictures(), None, None)
+    assert np.array_equal(found.pooled, evaluated.pooled) == (kept != "nothing")
 
 
 def test_dropout_acts_only_in_training():

@@ -5,6 +5,7 @@ import pytest
 
 from vse_jax import parallel
 from vse_jax.encoding import Encoding
+from vse_jax.objectives import triplet as module
 from vse_jax.objectives.base import Spec, weighted_sum
 from vse_jax.objectives.triplet import TripletState, triplet
 from vse_jax.parallel import Devices
@@ -207,52 +208,30 @@ def test_a_weighted_sum_adds_and_names_its_terms():
     assert (new["triplet"].step, new["second"].step) == (1, 1)
 
 
-@pytest.mark.parametrize("count", [1, 4])
-def test_the_warm_up_may_be_the_cross_entropy(count):
+@pytest.mark.parametrize(("mode", "count"), EVERYWHERE)
+@pytest.mark.parametrize("pairwise", [False, True])
+@pytest.mark.parametrize(("warmup", "group"), [("infonce", 8), ("grouped", 4), ("grouped", 3)])
+def test_the_warm_up_may_be_the_cross_entropy(warmup, group, pairwise, mode, count, monkeypatch):
+    """Over all negatives, or over those of groups in the order of the batch."""
+    monkeypatch.setattr(module, "GROUP", group)
     images, texts = embeddings()
-    objective = triplet(MARGIN, "hardest", 1.0, chunk=3, warmup="infonce", temperature=0.1)
+    objective = triplet(MARGIN, "hardest", 1.0, chunk=3, warmup=warmup, temperature=0.1)
     state = objective.init(jax.random.key(0), SPEC)
     rows = np.flatnonzero(WEIGHT)
     scores = images @ texts.T / 0.1
     expected = 0.0
     for matrix in (scores, scores.T):
         for i in rows:
-            among = [matrix[i, i], *(matrix[i, j] for j in rows if IDS[j] != IDS[i])]
+            near = [j for j in rows if IDS[j] != IDS[i] and j // group == i // group]
+            among = [matrix[i, i], *(matrix[i, j] for j in near)]
             expected += np.log(np.sum(np.exp(among))) - matrix[i, i]
-    loss, _, metrics, _ = run(objective, state, images, texts, count=count)
+    how = {"mode": mode, "count": count, "pairwise": pairwise}
+    loss, _, metrics, _ = run(objective, state, images, texts, **how)
     np.testing.assert_allclose(loss, expected, rtol=1e-5)
     assert metrics["collapse"] == 0.0
     after = state.replace(step=np.asarray(2, np.int32))
-    loss, _, _, _ = run(objective, after, images, texts, count=count)
+    loss, _, _, _ = run(objective, after, images, texts, **how)
     np.testing.assert_allclose(loss, by_hand("hardest", images, texts)[0], rtol=1e-5)
-
-
-@pytest.mark.parametrize(("mode", "count"), EVERYWHERE)
-@pytest.mark.parametrize("pairwise", [False, True])
-def test_the_warm_up_may_mine_among_more_and_more(pairwise, mode, count):
-    """The hardest of the next 7 ** (step / 4) pairs of the batch, of 8: 1, 2, 3, 5, all 7."""
-    images, texts = embeddings()
-    objective = triplet(MARGIN, "hardest", 2.0, chunk=3, warmup="widening")
-    state = objective.init(jax.random.key(0), SPEC)
-    rows, scores = np.flatnonzero(WEIGHT), images @ texts.T
-    found = []
-    for step in range(5):
-        expected = 0.0
-        for matrix in (scores, scores.T):
-            for i in rows:
-                near = [(i + 1 + n) % 8 for n in range(8) if n < 7 ** (step / 4)]
-                negatives = [matrix[i, j] for j in near if j in rows and IDS[j] != IDS[i]]
-                costs = [MARGIN + score - matrix[i, i] for score in negatives]
-                expected += max(0.0, *costs) if costs else 0.0
-        now = state.replace(step=np.asarray(step, np.int32))
-        loss, _, metrics, _ = run(
-            objective, now, images, texts, mode=mode, count=count, pairwise=pairwise
-        )
-        np.testing.assert_allclose(loss, expected, rtol=1e-5)
-        assert (metrics["collapse"] == 0.0) == (step < 4)
-        found.append(float(loss))
-    assert found[0] < found[2] < found[4]
-    np.testing.assert_allclose(found[4], by_hand("hardest", images, texts)[0], rtol=1e-5)
 
 
 def lseh_by_hand(kind, images, texts, semantics, margin, share):

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from vse_jax.losses.blocks import Block, Rows, blocks, negatives
+from vse_jax.losses.blocks import Among, Block, Rows, blocks, negatives
 from vse_jax.similarity import Similarity
 
 # Stands for a key that is no negative; finite, so that its gradient is.
@@ -18,6 +18,7 @@ def cross_entropy(
     positive: Float[Array, " b"],
     temperature: float,
     chunk: int,
+    among: Among | None = None,
 ) -> Float[Array, ""]:
     """Sum over the queries of log(e^(s_ii/t) + sum_j e^(s_ij/t)) - s_ii/t, j the negatives.
 
@@ -31,15 +32,20 @@ def cross_entropy(
       positive: s_ii, the score of each query with its own key.
       temperature: t.
       chunk: keys scored at a time.
+      among: which negatives are looked at; None: all.
     """
 
     @jax.checkpoint
-    def block_total(queries: Rows, keys: Rows) -> Float[Array, " b"]:
+    def block_total(queries: Rows, block: Block) -> Float[Array, " b"]:
+        keys, start = block
+        where = negatives(queries, keys)
+        if among is not None:
+            where &= among(start + jnp.arange(keys.ids.shape[0]))
         scores = similarity.matrix(queries.vectors, keys.vectors) / temperature
-        return jax.nn.logsumexp(jnp.where(negatives(queries, keys), scores, _NEVER), axis=1)
+        return jax.nn.logsumexp(jnp.where(where, scores, _NEVER), axis=1)
 
     def step(total: Float[Array, " b"], block: Block) -> tuple[Float[Array, " b"], None]:
-        return jnp.logaddexp(total, block_total(queries, block[0])), None
+        return jnp.logaddexp(total, block_total(queries, block)), None
 
     own = positive / temperature
     total, _ = jax.lax.scan(step, own, blocks(keys, chunk))

@@ -14,8 +14,6 @@ from jaxtyping import Array, Bool, Float, Int
 from vse_jax.losses.blocks import Block, Rows, blocks, negatives
 from vse_jax.similarity import Similarity
 
-# Numbers of keys -> which of them each query looks at.
-Among = Callable[[Int[Array, " c"]], Bool[Array, "b c"]]
 # One margin for all pairs, or one for each: (queries, keys) -> [b, c], from their `meanings`.
 # No gradient flows through either.
 Margin = float | Float[Array, ""] | Callable[[Rows, Rows], Float[Array, "b c"]]
@@ -63,7 +61,6 @@ def hardest_negatives(
     keys: Rows,
     margin: Margin,
     chunk: int,
-    among: Among | None = None,
 ) -> tuple[Int[Array, " b"], Int[Array, " b"], Negatives]:
     """For each query the number of the negative with the largest margin + score, and its like.
 
@@ -76,7 +73,6 @@ def hardest_negatives(
       keys: [n, d].
       margin: of the pairs; a single one does not matter to the choice.
       chunk: keys scored at a time; n need not be a multiple of it.
-      among: which keys are looked at; None: all.
     """
     queries, keys = jax.lax.stop_gradient((queries, keys))
     b = queries.ids.shape[0]
@@ -85,8 +81,6 @@ def hardest_negatives(
         cost, index, count, seen = best
         block_keys, start = block
         where = negatives(queries, block_keys)
-        if among is not None:
-            where &= among(start + jnp.arange(block_keys.ids.shape[0]))
         scores = similarity.matrix(queries.vectors, block_keys.vectors)
         scores = jnp.where(where, scores, -jnp.inf)
         margins = _margins(margin, queries, block_keys)
@@ -121,7 +115,6 @@ def hardest_hinge(
     positive: Float[Array, " b"],
     margin: Margin,
     chunk: int,
-    among: Among | None = None,
 ) -> tuple[Float[Array, ""], Negatives]:
     """Sum over the queries of max_j [margin_ij + s_ij - s_ii]+, and what was seen (LMH).
 
@@ -136,9 +129,8 @@ def hardest_hinge(
       positive: s_ii, the score of each query with its own key.
       margin: of the hinge.
       chunk: keys scored at a time while mining.
-      among: which keys are mined; None: all.
     """
-    index, count, seen = hardest_negatives(similarity, queries, keys, margin, chunk, among)
+    index, count, seen = hardest_negatives(similarity, queries, keys, margin, chunk)
     negative = similarity.rows(queries.vectors, jnp.take(keys.vectors, index, axis=0))
     # Counted, for scores that are not numbers must not pass for queries without negatives.
     found = count > 0

@@ -25,6 +25,8 @@ class ImageEncoder(nn.Module):
       parts: what of a backbone's map the parts are, see `parts_of`.
       cells: of a "pyramid", a side.
       frozen: whether the backbone is used as it is: no gradient, running statistics.
+      keep_statistics: whether it is run in training as in evaluation, though with a gradient: by
+        running statistics, which stay as they are, and without dropout of its own.
       normalize_features: whether each part's features are scaled to length 1 first.
       dropout: share of feature channels dropped in training.
     """
@@ -34,6 +36,7 @@ class ImageEncoder(nn.Module):
     parts: Parts = "pooled"
     cells: int = 4
     frozen: bool = False
+    keep_statistics: bool = False
     normalize_features: bool = False
     dropout: float = 0.0
 
@@ -66,7 +69,8 @@ class ImageEncoder(nn.Module):
         if self.frozen:
             return jax.lax.stop_gradient(self.features(image))
         assert self.backbone is not None
-        return parts_of(self.backbone(image, train=train), self.parts, self.cells)
+        seen = self.backbone(image, train=train and not self.keep_statistics)
+        return parts_of(seen, self.parts, self.cells)
 
 
 def parts_of(seen: FeatureMap, parts: Parts, cells: int = 4) -> Float[Array, "b n c"]:

@@ -10,11 +10,16 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from vse_jax import parallel
 from vse_jax.losses import triplet as losses
+from vse_jax.losses.blocks import Among
 from vse_jax.losses.contrastive import cross_entropy
 from vse_jax.losses.semantics import largest_product, related_margin
+from vse_jax.losses.triplet import Negatives
 from vse_jax.objectives.base import Batch, Metrics, Objective, Outputs, Spec
 from vse_jax.objectives.pairs import Cost, Pairs, gather, hinge_metrics
 from vse_jax.similarity import Similarity, dot
+
+# Pairs that are compared with each other in the warm-up "grouped".
+GROUP = 16
 
 
 class TripletState(flax.struct.PyTreeNode):
@@ -37,7 +42,7 @@ def triplet(
     negatives: Literal["hardest", "all"],
     warmup_epochs: float,
     chunk: int,
-    warmup: Literal["all", "infonce", "widening"] = "all",
+    warmup: Literal["all", "infonce", "grouped"] = "all",
     temperature: float = 0.05,
     similarity: Similarity = dot,
     semantic: float = 0.0,
@@ -55,9 +60,9 @@ def triplet(
       negatives: "hardest" (LMH) or "all" (LSH).
       warmup_epochs: epochs of the softer loss before "hardest".
       chunk: pairs scored at a time; memory grows with rows of a device x chunk.
-      warmup: the softer loss: "all" negatives, the cross-entropy over them ("infonce"), or the
-        hardest of a few drawn at random, one at first and all in the end ("widening"), which is
-        cheap where a score's gradient is not (SAF, SGR).
+      warmup: the softer loss: "all" negatives, or the cross-entropy over them ("infonce"); or,
+        cheap where a score's gradient is not (SAF, SGR), over the others of a group of `GROUP`
+        drawn at random ("grouped").
       temperature: of that cross-entropy.
       similarity: of two embeddings.
       semantic: how much wider the margin is between pairs whose captions mean the same, by
@@ -68,14 +73,14 @@ def triplet(
     wanted: losses.Margin = partial(related_margin, margin, semantic) if semantic else margin
     every: Cost = partial(losses.all_hinge, margin=wanted, chunk=chunk)
     mined: Cost = partial(losses.hardest_hinge, margin=wanted, chunk=chunk)
-    entropy = partial(cross_entropy, temperature=temperature, chunk=chunk)
 
-    def softmax(*data: Any) -> tuple[Float[Array, ""], losses.Negatives]:
-        return entropy(*data), losses.nothing_seen(data[-1].shape[0])
+    def entropy(*data: Any, among: Among | None = None) -> tuple[Float[Array, ""], Negatives]:
+        total = cross_entropy(*data, temperature=temperature, chunk=chunk, among=among)
+        return total, losses.nothing_seen(data[-1].shape[0])
 
-    def softer(state: TripletState, pairs: Pairs) -> Cost:
-        widening: Cost = partial(mined, among=_window(state, pairs))
-        return {"all": every, "infonce": softmax, "widening": widening}[warmup]
+    def softer(pairs: Pairs) -> Cost:
+        grouped: Cost = partial(entropy, among=_group(pairs))
+        return {"all": every, "infonce": entropy, "grouped": grouped}[warmup]
 
     def init(rng: PRNGKeyArray, spec: Spec) -> TripletState:
         del rng
@@ -93,7 +98,7 @@ def triplet(
         if negatives == "all":
             loss, seen = both(every)
         else:
-            first = softer(state, pairs)
+            first = softer(pairs)
             loss, seen = jax.lax.cond(warming, lambda: both(first), lambda: both(mined))
 
         metrics = hinge_metrics(loss, pairs.positive, seen, pairs)
@@ -104,19 +109,13 @@ def triplet(
     return Objective(init, apply)
 
 
-def _window(state: TripletState, pairs: Pairs) -> losses.Among:
-    """Of each of this device's pairs the next ones: 1 at first, in the end of the warm-up all.
-
-    Batches are in random order, so that these are drawn at random. Their number grows by the same
-    factor at every step.
-    """
-    own, total = pairs.where.shape[0], pairs.directions[0][1].ids.shape[0]
-    numbers = parallel.device_index() * own + jnp.arange(own)
-    share = state.step / jnp.maximum(state.warmup_steps, 1)
-    width = jnp.float32(max(total - 1, 1)) ** share
+def _group(pairs: Pairs) -> Among:
+    """Of each of this device's pairs those of its group, which batches in random order draw."""
+    own = pairs.where.shape[0]
+    groups = (parallel.device_index() * own + jnp.arange(own)) // GROUP
 
     def among(keys: Int[Array, " c"]) -> Bool[Array, "b c"]:
-        return (keys[None] - numbers[:, None] - 1) % total < width
+        return keys[None] // GROUP == groups[:, None]
 
     return among
 
