@@ -73,14 +73,14 @@ def triplet(
     wanted: losses.Margin = partial(related_margin, margin, semantic) if semantic else margin
     every: Cost = partial(losses.all_hinge, margin=wanted, chunk=chunk)
     mined: Cost = partial(losses.hardest_hinge, margin=wanted, chunk=chunk)
+    entropy = partial(cross_entropy, temperature=temperature, chunk=chunk)
 
-    def entropy(*data: Any, among: Among | None = None) -> tuple[Float[Array, ""], Negatives]:
-        total = cross_entropy(*data, temperature=temperature, chunk=chunk, among=among)
-        return total, losses.nothing_seen(data[-1].shape[0])
+    def softmax(*data: Any, among: Among | None = None) -> tuple[Float[Array, ""], Negatives]:
+        return entropy(*data, among=among), losses.nothing_seen(data[-1].shape[0])
 
     def softer(pairs: Pairs) -> Cost:
-        grouped: Cost = partial(entropy, among=_group(pairs))
-        return {"all": every, "infonce": entropy, "grouped": grouped}[warmup]
+        grouped: Cost = partial(softmax, among=_group(pairs))
+        return {"all": every, "infonce": softmax, "grouped": grouped}[warmup]
 
     def init(rng: PRNGKeyArray, spec: Spec) -> TripletState:
         del rng
