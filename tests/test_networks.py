@@ -36,6 +36,7 @@ def test_a_network_trains_is_reported_and_loaded(name, config, tmp_path, opened)
     assert config.model.network == name
     assert train.train(config, tmp_path / "run")
     report = json.loads((tmp_path / "run" / "report.json").read_text())
+    assert 0 < report["metrics"]["rsum"] < 600
     lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     rows = [json.loads(line) for line in lines]
     assert all(np.isfinite(row["loss"]) for row in rows if "loss" in row)

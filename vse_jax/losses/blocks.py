@@ -1,6 +1,5 @@
 """Embeddings with their ids, and in blocks of one size: a loss holds b x chunk scores at a time."""
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -27,8 +26,6 @@ class Rows(NamedTuple):
 
 # Keys, and the number of the first of them.
 Block = tuple[Rows, Int[Array, ""]]
-# Numbers of keys -> which of them each query looks at.
-Among = Callable[[Int[Array, " c"]], Bool[Array, "b c"]]
 
 
 def negatives(queries: Rows, keys: Rows) -> Bool[Array, "b c"]:

@@ -1,12 +1,16 @@
 """The cross-entropy of picking the right key among all, in memory linear in the batch."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float, Int
 
-from vse_jax.losses.blocks import Among, Block, Rows, blocks, negatives
+from vse_jax.losses.blocks import Block, Rows, blocks, negatives
 from vse_jax.similarity import Similarity
 
+# Numbers of keys -> which of them each query looks at.
+Among = Callable[[Int[Array, " c"]], Bool[Array, "b c"]]
 # Stands for a key that is no negative; finite, so that its gradient is.
 _NEVER = -1e30
 

@@ -10,8 +10,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from vse_jax import parallel
 from vse_jax.losses import triplet as losses
-from vse_jax.losses.blocks import Among
-from vse_jax.losses.contrastive import cross_entropy
+from vse_jax.losses.contrastive import Among, cross_entropy
 from vse_jax.losses.semantics import largest_product, related_margin
 from vse_jax.losses.triplet import Negatives
 from vse_jax.objectives.base import Batch, Metrics, Objective, Outputs, Spec
