@@ -1,17 +1,20 @@
 import json
 import logging
 import math
+import shutil
 import types
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
-from vse_jax import experiment, train, workdir
-from vse_jax.checkpoint import Checkpoints
-from vse_jax.config import default_config
+from vse_jax import experiment, optimizer, train, train_step, workdir
+from vse_jax.checkpoint import CheckpointError, Checkpoints
+from vse_jax.config import ConfigError, default_config
 from vse_jax.data import semantics, tokenizer
 from vse_jax.data.split import DataError
+from vse_jax.workdir import WorkdirError
 
 
 def logged(values, start=1):
@@ -204,6 +207,57 @@ def test_margins_from_semantics_bring_them_into_the_batches(tiny_shapes, tmp_pat
     # What is only measured does without them, and is not begun with others for that.
     Path(config.data.semantics).unlink()
     assert experiment.prepare(config, tmp_path / "own").examples["train"].semantics is None
+
+
+def test_a_training_starts_from_the_averaged_parameters_of_another(
+    tiny_shapes, trained, opened, tmp_path
+):
+    config = tiny_shapes.copy_and_resolve_references()
+    config.train.start_from = str(trained)
+    config.seed = 7
+    state = train.initial_state(experiment.prepare(config, tmp_path / "run", training=True))
+    _, best = opened(trained)
+    expected = optimizer.flatten(train_step.evaluation_params(best))
+    found = optimizer.flatten(state.params)
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        np.testing.assert_array_equal(found[name], value, err_msg=name)
+    raw = optimizer.flatten(best.params)
+    assert any((found[name] != raw[name]).any() for name in found)
+    for name, value in optimizer.flatten(best.batch_stats).items():
+        np.testing.assert_array_equal(optimizer.flatten(state.batch_stats)[name], value)
+    assert state.step == 0
+    assert all(not np.any(leaf) for leaf in jax.tree.leaves(state.opt_state))
+
+
+def test_what_cannot_be_started_from_is_refused(tiny_shapes, trained, trained_leap, tmp_path):
+    config = tiny_shapes.copy_and_resolve_references()
+    run = tmp_path / "run"
+
+    def refused(error, match):
+        with pytest.raises(error, match=match):
+            experiment.prepare(config, run, training=True)
+        assert not (run / "config.json").exists()
+
+    config.train.start_from = str(tmp_path / "nowhere")
+    refused(WorkdirError, "nowhere is no workdir of vse_jax")
+    source = shutil.copytree(trained, tmp_path / "source")
+    config.train.start_from = str(source)
+    config.model.dimension = 12
+    refused(ConfigError, r"'train.start_from'.*source is of another model: params/.*\[.*16\] there")
+    config.model.dimension = 16
+    config.data.tokenizer = "dvsa"
+    refused(WorkdirError, "tokenizer.json is not the tokenizer of this run, whose words have other")
+    config.data.tokenizer = tiny_shapes.data.tokenizer
+    shutil.rmtree(source / "checkpoints" / "best")
+    refused(CheckpointError, "no usable checkpoint; train the workdir first")
+
+    shutil.copytree(trained / "checkpoints" / "best", source / "checkpoints" / "best")
+    experiment.prepare(config, run, training=True)
+    shutil.rmtree(source / "checkpoints" / "best")
+    shutil.copytree(trained_leap / "checkpoints" / "best", source / "checkpoints" / "best")
+    with pytest.raises(WorkdirError, match=r"begun with other start_from .digest"):
+        experiment.prepare(config, run, training=True)
 
 
 def test_shuffled_captions_are_those_of_other_pictures(tiny_shapes, tmp_path):

@@ -267,6 +267,46 @@ def test_frozen_towers_go_over_the_data_once(flickr8k, features, tmp_path, caplo
 
 @pytest.mark.slow
 @pytest.mark.torch
+def test_heads_first_then_a_backbone_then_heads_again(flickr8k, tmp_path, caplog):
+    """Each from where the one before ended; features follow the backbone that is trained."""
+    caplog.set_level(logging.INFO, "vse_jax")
+    assert train.train(flickr8k("frozen"), tmp_path / "heads")
+
+    config = flickr8k("frozen")
+    config.train.freeze = (("text/reader/.*", None), ("image/backbone/.*", 0.1))
+    config.model.image.keep_statistics = True
+    config.train.start_from = str(tmp_path / "heads")
+    caplog.clear()
+    assert train.train(config, tmp_path / "backbone")
+    assert "computing the features" not in caplog.text
+
+    again = flickr8k("frozen")
+    again.train.start_from = str(tmp_path / "backbone")
+    caplog.clear()
+    run = experiment.prepare(again, tmp_path / "again", training=True)
+    assert "computing the features of 12 pictures" in caplog.text
+    assert "computing the features of 60 captions" not in caplog.text
+    before = vse_jax.load(tmp_path / "backbone")
+    state = train.initial_state(run)
+    split = run.dataset.splits["test"]
+    found = evaluation.encode(run, state, "test")
+    np.testing.assert_allclose(found.captions, before.encode_texts(split.captions), atol=1e-5)
+    heads = experiment.prepare(workdir.read_config(tmp_path / "heads"), tmp_path / "heads")
+    own = evaluation.encode(heads, evaluation.best_state(heads, train.initial_state(heads)), "test")
+    assert np.abs(found.images - own.images).max() > 1e-4
+
+    assert train.train(again, tmp_path / "again")
+    trained = evaluation.encode(run, evaluation.best_state(run, state), "test")
+    shutil.rmtree(tmp_path / "backbone")
+    caplog.clear()
+    resumed = experiment.prepare(again, tmp_path / "again", training=True)
+    assert "computing" not in caplog.text
+    state = evaluation.best_state(resumed, train.initial_state(resumed))
+    np.testing.assert_array_equal(evaluation.encode(resumed, state, "test").images, trained.images)
+
+
+@pytest.mark.slow
+@pytest.mark.torch
 def test_captions_are_generated_whatever_has_read_them(flickr8k, tmp_path):
     """VSRN tells captions word by word, of which a frozen reader's features are cached."""
     config = flickr8k("vsrn,text=bert")

@@ -51,9 +51,7 @@ class Model:
         self.codebook = assembly.codebook_of(tree.get("objective_state", {}))
         self._devices = parallel.Devices.all(self.config.parallel)
         self._encoder = Encoder(model, self._devices)
-        self._variables = self._encoder.variables(
-            train_step.merge_ema(tree["params"], tree.get("ema")), tree.get("batch_stats", {})
-        )
+        self._variables = self._encoder.variables(**train_step.evaluation_variables(tree))
 
     def encode_images(
         self, pictures: Iterable[Picture] | np.ndarray, batch_size: int = 64

@@ -423,6 +423,25 @@ def _example(config: ConfigDict, features: int | None = None) -> dict[str, Array
     }
 
 
+def with_variables(built: Built, variables: Mapping[str, Any], source: str) -> Built:
+    """The same starting from a trained model's variables, all of which must be this model's.
+
+    Raises:
+      ConfigError: one of them, or of this model's, is missing or of another shape.
+    """
+    wanted, found = (
+        {name: f"{leaf.dtype}{list(leaf.shape)}" for name, leaf in flatten(tree).items()}
+        for tree in (built.variables, variables)
+    )
+    for name in sorted(wanted.keys() | found.keys()):
+        if wanted.get(name) != found.get(name):
+            raise configs.ConfigError(
+                f"config field 'train.start_from': {source} is of another model: {name} is "
+                f"{found.get(name, 'missing')} there, {wanted.get(name, 'missing')} here"
+            )
+    return dataclasses.replace(built, variables=dict(variables), drawn=())
+
+
 def with_word_vectors(
     built: Built, vectors: Float[np.ndarray, "v e"], found: Bool[np.ndarray, "v"]
 ) -> Built:

@@ -139,6 +139,11 @@ class Checkpoints:
         self._manager = self._open()
 
 
+def any_in(folder: Path) -> bool:
+    """Whether a folder of checkpoints has one, whole or not."""
+    return folder.is_dir() and any(child.name.isdigit() for child in folder.iterdir())
+
+
 def read_newest(folder: str | os.PathLike[str]) -> dict[str, Any]:
     """The newest whole checkpoint of a folder as nested dicts of host arrays, nothing changed.
 

@@ -426,8 +426,7 @@ def from_json(text: str) -> ConfigDict:
 PATHS = (
     "data.manual_dir", "data.path", "data.images", "data.features", "data.semantics",
     "data.data_dir", "model.image.weights", "model.text.weights", "model.text.glove",
-    "evaluate.expert",
-    "evaluate.crowdflower",
+    "train.start_from", "evaluate.expert", "evaluate.crowdflower",
 )  # fmt: skip
 FREE = (*PATHS, "data.protocol", "evaluate.batch_size", "evaluate.queries")
 

@@ -295,6 +295,9 @@ def _multitask() -> ConfigDict:
 def _train() -> ConfigDict:
     """Length, optimizer, what learns, and how often what is saved."""
     train = ConfigDict()
+    # Workdir of a trained model of the same shapes and vocabulary, whose best parameters (averaged
+    # ones, if it has them) and batch statistics this training starts from.
+    train.start_from = placeholder(str)
     # Length of the training in epochs.
     train.epochs = 10.0
     # Length of the training in steps; where it is given, `epochs` does not count.

@@ -3,14 +3,14 @@
 import dataclasses
 import hashlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from ml_collections import ConfigDict
 
-from vse_jax import assembly, config, parallel, workdir
+from vse_jax import assembly, checkpoint, config, optimizer, parallel, train_step, workdir
 from vse_jax.data import semantics, tokenizer
 from vse_jax.data.split import DataError, Dataset
 from vse_jax.encode import Encoder
@@ -71,6 +71,7 @@ def prepare(conf: ConfigDict, folder: Path, *, training: bool = False) -> Experi
     conf = assembly.with_width_of_towers(config.with_absolute_paths(conf))
     # What can be told at once is told before minutes of work.
     begun = workdir.check(folder, conf)
+    start = _start(conf, folder if begun else None)
     for name, read in judgement.READERS.items():
         if conf.evaluate[name] is not None:
             read(conf.evaluate[name])
@@ -93,29 +94,86 @@ def prepare(conf: ConfigDict, folder: Path, *, training: bool = False) -> Experi
         vectors, found = tokenizer.read_glove(conf.model.text.glove, words, conf.model.text.words)
         built = assembly.with_word_vectors(built, vectors, found)
         log.info("word vectors: %d of %d words found", found.sum(), len(found))
-    encoder = Encoder(built.model, devices)
-    examples = _examples(conf, dataset, words)
-    meaning, meant = _semantics(conf, dataset, training, folder if begun else None)
-    examples["train"] = dataclasses.replace(examples["train"], semantics=meant)
     weights = {
         side: None if conf.model[side].weights is None else digest(conf.model[side].weights)
         for side in assembly.BACKBONES
     }
+    seen_by = weights
+    if start is not None:
+        workdir.check_tokenizer(start.folder, words.to_json())
+        pretrained = built
+        built = assembly.with_variables(built, start.variables, str(start.folder))
+        seen_by = {s: _backbone_digest(pretrained, built, s) or weights[s] for s in weights}
+    encoder = Encoder(built.model, devices)
+    examples = _examples(conf, dataset, words)
+    meaning, meant = _semantics(conf, dataset, training, folder if begun else None)
+    examples["train"] = dataclasses.replace(examples["train"], semantics=meant)
     origin = {
         "data": dataset.fingerprint,
         "weights": weights,
         "semantics": meaning,
+        "start_from": None if start is None else start.digest,
         "sources": built.sources._asdict(),
         "words": known._asdict(),
         "features": width,
     }
     cache = FrozenFeatures(conf, devices, built, encoder, examples)
-    examples = cache.of(assembly.features_are_cached(conf, frozen), dataset.fingerprint, weights)
+    examples = cache.of(assembly.features_are_cached(conf, frozen), dataset.fingerprint, seen_by)
     # Not before: what went wrong until here leaves the workdir free for another config.
     if parallel.is_first_process():
         workdir.claim(folder, conf, words.to_json(), origin)
     parallel.barrier("claim")
     return Experiment(conf, folder, devices, dataset, words, built, examples, encoder)
+
+
+class Start(NamedTuple):
+    """A trained model to start from.
+
+    Attributes:
+      folder: workdir of its variables.
+      variables: averaged `params`, if it has such, and `batch_stats`.
+      digest: of those that the training began with.
+    """
+
+    folder: Path
+    variables: dict[str, Any]
+    digest: str
+
+
+def _start(conf: ConfigDict, begun: Path | None) -> Start | None:
+    """What `train.start_from` names; None where it is unset.
+
+    A workdir with a checkpoint of its own needs that model no more: what is frozen is in it too.
+    """
+    if conf.train.start_from is None:
+        return None
+    if begun is not None and checkpoint.any_in(begun / "checkpoints" / "last"):
+        own = checkpoint.read_newest(begun / "checkpoints" / "last")
+        digest = workdir.read_origin(begun)["start_from"]
+        return Start(begun, train_step.evaluation_variables(own), digest)
+    source = Path(conf.train.start_from)
+    workdir.read_config(source)
+    best = checkpoint.read_newest(source / "checkpoints" / "best")
+    variables = train_step.evaluation_variables(best)
+    return Start(source, variables, _digest(variables))
+
+
+def _backbone_digest(pretrained: assembly.Built, built: assembly.Built, side: str) -> str | None:
+    """Of a backbone that is not the pretrained one any more; None of one that is."""
+    old, new = (
+        _digest({kind: tree.get(side, {}).get(assembly.BACKBONES[side], {}) for kind, tree in v})
+        for v in (pretrained.variables.items(), built.variables.items())
+    )
+    return None if old == new else new
+
+
+def _digest(variables: Mapping[str, Any]) -> str:
+    """SHA-256 (hex) of the names and values of variables."""
+    total = hashlib.sha256()
+    for name, value in sorted(optimizer.flatten(variables).items()):
+        total.update(name.encode())
+        total.update(np.ascontiguousarray(value).tobytes())
+    return total.hexdigest()
 
 
 def _tokenizer(conf: ConfigDict, dataset: Dataset, saved: Path | None) -> tokenizer.Tokenizer:

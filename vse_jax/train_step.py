@@ -1,6 +1,6 @@
 """The step of one device: forward, objective, gradient, all-reduce, update."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -111,9 +111,14 @@ def make_step(
 
 def evaluation_params(state: TrainState) -> Any:
     """The parameters to evaluate: the moving average where there is one."""
-    return merge_ema(state.params, state.ema)
+    return _averaged(state.params, state.ema)
 
 
-def merge_ema(params: Any, ema: Any) -> Any:
-    """The parameters with those that have a moving average replaced by it."""
+def evaluation_variables(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
+    """`params`, as `evaluation_params`, and `batch_stats` of a state as it was saved."""
+    params = _averaged(checkpoint["params"], checkpoint.get("ema"))
+    return {"params": params, "batch_stats": checkpoint.get("batch_stats", {})}
+
+
+def _averaged(params: Any, ema: Any) -> Any:
     return params if ema is None else unflatten(flatten(params) | flatten(ema))

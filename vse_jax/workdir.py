@@ -104,7 +104,8 @@ def claim(workdir: Path, config: ConfigDict, tokenizer: str, origin: Mapping[str
       workdir: made if need be.
       config: of the run.
       tokenizer: JSON of its tokenizer.
-      origin: JSON-like: digests of the `data`, the `weights` and the caption `semantics`; for who
+      origin: JSON-like: digests of the `data`, the `weights`, the caption `semantics` and the
+        checkpoint to `start_from`; for who
         loads the workdir without these, the configuration of the pretrained `backbone`, and the
         width of the pictures' `features` where the data are such.
 
@@ -113,11 +114,11 @@ def claim(workdir: Path, config: ConfigDict, tokenizer: str, origin: Mapping[str
     """
     if check(workdir, config):
         old = read_origin(workdir)
-        for name in ("data", "weights", "semantics"):
-            if old.get(name) != origin[name]:
+        for name in ("data", "weights", "semantics", "start_from"):
+            if old.get(name) != origin.get(name):
                 raise WorkdirError(
                     f"{workdir} was begun with other {name} (digest {old.get(name)} there, "
-                    f"{origin[name]} now): bring them back, or use another --workdir"
+                    f"{origin.get(name)} now): bring them back, or use another --workdir"
                 )
         # Where things lie may have changed.
         if configs.to_json(read_config(workdir)) != configs.to_json(config):
@@ -134,10 +135,14 @@ def claim(workdir: Path, config: ConfigDict, tokenizer: str, origin: Mapping[str
     write_text(workdir / CONFIG, configs.to_json(config))
 
 
-def check_tokenizer(workdir: Path) -> None:
+def check_tokenizer(workdir: Path, other: str | None = None) -> None:
     """Raises WorkdirError where the vocabulary is not the one that the run was begun with.
 
     Numbers of another vocabulary would be read as other words, without any other sign.
+
+    Args:
+      workdir: of the run.
+      other: JSON of another run's tokenizer, which must be the same then.
     """
     path, origin = workdir / TOKENIZER, read_origin(workdir)
     try:
@@ -148,6 +153,11 @@ def check_tokenizer(workdir: Path) -> None:
         raise WorkdirError(
             f"{path} is not the tokenizer that the run was begun with (digest {found}, expected "
             f"{origin['tokenizer']}), but one of other data: bring the first one back"
+        )
+    if other is not None and found != _digest(other):
+        raise WorkdirError(
+            f"{path} is not the tokenizer of this run, whose words have other numbers: train on "
+            "the same captions, or take the model of a pretrained tokenizer"
         )
 
 
