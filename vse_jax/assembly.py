@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -307,62 +308,73 @@ def make_model(
       ConfigError: as `backbone_of`.
       WeightsError: `sources` describe something else.
     """
-    section, dtype = config.model, compute_dtype(config)
-    pretrained = text_backbone_of(config)
+    section = config.model
     options = networks.Options(
         dimension=section.dimension,
         normalize=section.normalize,
         image_pooling=section.image.pooling,
         text_pooling=section.text.pooling,
-        project_text=pretrained is not None,
+        project_text=text_backbone_of(config) is not None,
         drop_parts=section.image.drop_parts,
         hidden=section.hidden,
         tile=Tile(*section.tile),
         vocabulary=words.vocabulary,
-        dtype=dtype,
+        dtype=compute_dtype(config),
         axis_name=parallel.AXIS,
     )
     network = configs.choose(networks, section.network, "model.network")(options)
     generates = config.objective.generation.weight > 0
-    alter = section.text.alter
     return VisualSemanticModel(
-        image=ImageEncoder(
-            head=network.image,
-            backbone=backbone_of(config).make(sources.image or {}, dtype, parallel.AXIS),
-            parts=section.image.features,
-            cells=section.image.cells,
-            frozen=frozen.image,
-            keep_statistics=section.image.keep_statistics,
-            normalize_features=section.image.normalize_features,
-            dropout=section.image.dropout,
-        ),
-        text=TextEncoder(
-            reader=GRUReader(
-                vocabulary=words.vocabulary,
-                width=section.text.words,
-                hidden=section.dimension,
-                bidirectional=section.text.bidirectional,
-                dropout=section.text.dropout,
-                dtype=dtype,
-            )
-            if pretrained is None
-            else pretrained.make(sources.text or {}, dtype),
-            head=network.text,
-            parts=section.text.features,
-            frozen=frozen.text,
-            dropout=0.0 if pretrained is None else section.text.dropout,
-            alter=partial(
-                altered_tokens,
-                vocabulary=words.vocabulary,
-                mask_token=words.mask,
-                special=words.special,
-                rate=alter,
-            )
-            if alter
-            else None,
-        ),
+        image=_image_encoder(config, network.image, sources.image or {}, frozen.image),
+        text=_text_encoder(config, network.text, sources.text or {}, frozen.text, words),
         pairwise=network.pairwise,
         generator=network.generator if generates else None,
+    )
+
+
+def _image_encoder(
+    config: ConfigDict, head: nn.Module, source: dict[str, Any], frozen: bool
+) -> ImageEncoder:
+    section = config.model.image
+    return ImageEncoder(
+        head=head,
+        backbone=backbone_of(config).make(source, compute_dtype(config), parallel.AXIS),
+        parts=section.features,
+        cells=section.cells,
+        frozen=frozen,
+        keep_statistics=section.keep_statistics,
+        normalize_features=section.normalize_features,
+        dropout=section.dropout,
+    )
+
+
+def _text_encoder(
+    config: ConfigDict, head: nn.Module, source: dict[str, Any], frozen: bool, words: Words
+) -> TextEncoder:
+    section, pretrained = config.model.text, text_backbone_of(config)
+    alter = partial(
+        altered_tokens,
+        vocabulary=words.vocabulary,
+        mask_token=words.mask,
+        special=words.special,
+        rate=section.alter,
+    )
+    return TextEncoder(
+        reader=GRUReader(
+            vocabulary=words.vocabulary,
+            width=section.words,
+            hidden=config.model.dimension,
+            bidirectional=section.bidirectional,
+            dropout=section.dropout,
+            dtype=compute_dtype(config),
+        )
+        if pretrained is None
+        else pretrained.make(source, compute_dtype(config)),
+        head=head,
+        parts=section.features,
+        frozen=frozen,
+        dropout=0.0 if pretrained is None else section.dropout,
+        alter=alter if section.alter else None,
     )
 
 

@@ -60,26 +60,15 @@ def prepare(conf: ConfigDict, folder: Path, *, training: bool = False) -> Experi
     Raises:
       ConfigError, WorkdirError, DataError, WeightsError, EvaluationError: for the user's mistakes.
     """
-    from vse_jax.data import datasets  # here: it imports TensorFlow
-
     devices = parallel.Devices.all(conf.parallel)
-    if conf.data.dataset == "custom" and conf.data.features is not None:
-        conf = conf.copy_and_resolve_references()
-        config.without_backbone(conf)
-    config.validate(conf, devices.count if training else 1)
-    assembly.backbone_of(conf)
-    conf = assembly.with_width_of_towers(config.with_absolute_paths(conf))
+    conf = _validated(conf, devices.count if training else 1)
     # What can be told at once is told before minutes of work.
-    begun = workdir.check(folder, conf)
-    start = _start(conf, folder if begun else None)
+    begun = folder if workdir.check(folder, conf) else None
+    start = _start(conf, begun)
     for name, read in judgement.READERS.items():
         if conf.evaluate[name] is not None:
             read(conf.evaluate[name])
-    if datasets.are_missing(conf.data):
-        datasets.load(conf.data, conf.seed)
-    frozen = assembly.frozen_backbones(conf)
-    dataset = parallel.first_process_first("data", lambda: datasets.load(conf.data, conf.seed))
-    _describe(dataset)
+    dataset, frozen = _loaded(conf)
     given = dataset.splits["train"].features
     width = None if given is None else given.width
     if width is not None:
@@ -87,26 +76,17 @@ def prepare(conf: ConfigDict, folder: Path, *, training: bool = False) -> Experi
         conf = assembly.with_width_of_towers(conf, width)
     if conf.objective.quantizer.weight:
         config.check_codes(conf.objective.quantizer.codes, len(dataset.splits["train"].images))
-    words = _tokenizer(conf, dataset, folder / workdir.TOKENIZER if begun else None)
+    words = _tokenizer(conf, dataset, None if begun is None else begun / workdir.TOKENIZER)
     known = assembly.Words.of(words, conf.model.text.alter > 0)
-    built = assembly.build_model(conf, known, frozen, width)
-    if conf.model.text.glove is not None:
-        vectors, found = tokenizer.read_glove(conf.model.text.glove, words, conf.model.text.words)
-        built = assembly.with_word_vectors(built, vectors, found)
-        log.info("word vectors: %d of %d words found", found.sum(), len(found))
+    pretrained = _with_glove(assembly.build_model(conf, known, frozen, width), conf, words)
+    built = pretrained if start is None else _started(pretrained, start, words)
     weights = {
         side: None if conf.model[side].weights is None else digest(conf.model[side].weights)
         for side in assembly.BACKBONES
     }
-    seen_by = weights
-    if start is not None:
-        workdir.check_tokenizer(start.folder, words.to_json())
-        pretrained = built
-        built = assembly.with_variables(built, start.variables, str(start.folder))
-        seen_by = {s: _backbone_digest(pretrained, built, s) or weights[s] for s in weights}
     encoder = Encoder(built.model, devices)
     examples = _examples(conf, dataset, words)
-    meaning, meant = _semantics(conf, dataset, training, folder if begun else None)
+    meaning, meant = _semantics(conf, dataset, training, begun)
     examples["train"] = dataclasses.replace(examples["train"], semantics=meant)
     origin = {
         "data": dataset.fingerprint,
@@ -117,13 +97,49 @@ def prepare(conf: ConfigDict, folder: Path, *, training: bool = False) -> Experi
         "words": known._asdict(),
         "features": width,
     }
-    cache = FrozenFeatures(conf, devices, built, encoder, examples)
-    examples = cache.of(assembly.features_are_cached(conf, frozen), dataset.fingerprint, seen_by)
+    examples = FrozenFeatures(conf, devices, built, encoder, examples).of(
+        assembly.features_are_cached(conf, frozen),
+        dataset.fingerprint,
+        {side: _trained_backbone(pretrained, built, side) or weights[side] for side in weights},
+    )
     # Not before: what went wrong until here leaves the workdir free for another config.
     if parallel.is_first_process():
         workdir.claim(folder, conf, words.to_json(), origin)
     parallel.barrier("claim")
     return Experiment(conf, folder, devices, dataset, words, built, examples, encoder)
+
+
+def _validated(conf: ConfigDict, devices: int) -> ConfigDict:
+    """The config with absolute paths and what it leaves open filled in, as far as is known yet."""
+    if conf.data.dataset == "custom" and conf.data.features is not None:
+        conf = conf.copy_and_resolve_references()
+        config.without_backbone(conf)
+    config.validate(conf, devices)
+    assembly.backbone_of(conf)
+    return assembly.with_width_of_towers(config.with_absolute_paths(conf))
+
+
+def _loaded(conf: ConfigDict) -> tuple[Dataset, assembly.Frozen]:
+    """The data, and which backbones are frozen: missing data are told of before missing weights."""
+    from vse_jax.data import datasets  # here: it imports TensorFlow
+
+    if datasets.are_missing(conf.data):
+        datasets.load(conf.data, conf.seed)
+    frozen = assembly.frozen_backbones(conf)
+    dataset = parallel.first_process_first("data", lambda: datasets.load(conf.data, conf.seed))
+    _describe(dataset)
+    return dataset, frozen
+
+
+def _with_glove(
+    built: assembly.Built, conf: ConfigDict, words: tokenizer.Tokenizer
+) -> assembly.Built:
+    """The model with the word vectors that the config names, if any."""
+    if conf.model.text.glove is None:
+        return built
+    vectors, found = tokenizer.read_glove(conf.model.text.glove, words, conf.model.text.words)
+    log.info("word vectors: %d of %d words found", found.sum(), len(found))
+    return assembly.with_word_vectors(built, vectors, found)
 
 
 class Start(NamedTuple):
@@ -158,8 +174,15 @@ def _start(conf: ConfigDict, begun: Path | None) -> Start | None:
     return Start(source, variables, _digest(variables))
 
 
-def _backbone_digest(pretrained: assembly.Built, built: assembly.Built, side: str) -> str | None:
-    """Of a backbone that is not the pretrained one any more; None of one that is."""
+def _started(built: assembly.Built, start: Start, words: tokenizer.Tokenizer) -> assembly.Built:
+    workdir.check_tokenizer(start.folder, words.to_json())
+    return assembly.with_variables(built, start.variables, str(start.folder))
+
+
+def _trained_backbone(pretrained: assembly.Built, built: assembly.Built, side: str) -> str | None:
+    """The digest of a backbone that is not the pretrained one any more; None of one that is."""
+    if built is pretrained:
+        return None
     old, new = (
         _digest({kind: tree.get(side, {}).get(assembly.BACKBONES[side], {}) for kind, tree in v})
         for v in (pretrained.variables.items(), built.variables.items())
