@@ -1,6 +1,6 @@
 """MS-COCO with a frozen MobileNetV2, on cached features.
 
-configs/coco.py[:system[,objective=NAME]], with the systems and objectives of
+configs/coco.py[:system[,objective=NAME][,text=bert]], with the systems and objectives of
 configs/flickr8k.py. Needs --config.data.manual_dir (the photos with Karpathy's file, or TFDS'
 coco_captions) and --config.model.image.weights. The test split is reported whole (coco_5k) and by
 five folds (coco_1k_5fold).

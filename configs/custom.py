@@ -1,6 +1,6 @@
 """Your own pictures and captions, with a frozen MobileNetV2; or features of regions instead.
 
-configs/custom.py:PATH[,system[,objective=NAME]], where PATH is a JSONL ({"image": ...,
+configs/custom.py:PATH[,system[,objective=NAME][,text=bert]], where PATH is a JSONL ({"image": ...,
 "captions": [...]}), a CSV (image,caption), a COCO captions JSON or a Karpathy JSON; systems as in
 configs/flickr8k.py. Needs --config.model.image.weights, a folder or a hub name; the pictures are
 read where they are. No pictures and no weights are needed with --config.data.features, features of

@@ -1,6 +1,6 @@
 """Flickr30k with a frozen MobileNetV2, on cached features.
 
-configs/flickr30k.py[:system[,objective=NAME]], with the systems and objectives of
+configs/flickr30k.py[:system[,objective=NAME][,text=bert]], with the systems and objectives of
 configs/flickr8k.py. Needs --config.data.manual_dir (the photos with Karpathy's file, or
 with token file and split lists) and --config.model.image.weights.
 """

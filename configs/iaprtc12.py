@@ -1,6 +1,6 @@
 """IAPR TC-12 with a frozen MobileNetV2, on cached features.
 
-configs/iaprtc12.py[:system[,objective=NAME]], with the systems and objectives of
+configs/iaprtc12.py[:system[,objective=NAME][,text=bert]], with the systems and objectives of
 configs/flickr8k.py. Needs --config.data.manual_dir (the photos and annotations) and
 --config.model.image.weights.
 """

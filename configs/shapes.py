@@ -1,9 +1,10 @@
 """The embedded data set, from scratch, in minutes on two cores.
 
-configs/shapes.py[:system[,objective=NAME]]: the system is "vsepp" (one vector a picture, one a
-sentence) or "leap"; the objective of "vsepp" is "infonce" (the default: it learns fastest from
-nothing), or "lmh", "lseh" and "lsh", the hinge with the hardest negatives, with the hardest by what
-captions mean too, and with all; those of "leap" are as in configs/flickr8k.py.
+configs/shapes.py[:system[,objective=NAME][,text=bert]], with the systems and objectives of
+configs/flickr8k.py. "vsepp" (one vector a picture, one a sentence) has "infonce" as its default
+here, for it learns fastest from nothing; "lmh", "lseh" and "lsh" are the hinge with the hardest
+negatives, with the hardest by what captions mean too, and with all. Networks of regions look at the
+whole grid of the backbone.
 """
 
 from ml_collections import ConfigDict

@@ -163,6 +163,18 @@ def test_what_is_out_of_range(field, wrong):
             {"objective__triplet__weight": 0.0},
             "no hinge and no cross-entropy over the batch has a weight",
         ),
+        (
+            {"data__semantics": "minilm.npz"},
+            "'data.semantics' is 'minilm.npz', which only a semantic margin reads",
+        ),
+        (
+            {
+                "objective__triplet__weight": 0.0,
+                "objective__infonce__weight": 1.0,
+                "objective__triplet__semantic": 0.1,
+            },
+            "'objective.triplet.semantic' is 0.1, but the hinge has no weight",
+        ),
         ({"train__freeze": (("a",),)}, "'train.freeze' holds"),
         ({"train__freeze": ((3, None),)}, "'train.freeze' holds"),
         ({"train__freeze": (("a", "b"),)}, "'train.freeze' holds"),
@@ -271,6 +283,23 @@ def test_the_presets_are_valid(name, argument):
         assert config.data.path == argument
     assert config.data.non_rgb == ("convert" if name in PHOTO_SETS[1:] else "skip")
     assert config.data.validation_limit == (1000 if name == "coco" else None)
+
+
+@pytest.mark.parametrize("system", ["vsepp", "vse_infinity", "vsrn", "saf", "sgr"])
+@pytest.mark.parametrize(
+    ("objective", "negatives", "margin", "semantic"),
+    [
+        ("lmh", "hardest", 0.2, 0.0),
+        ("lsh", "all", 0.2, 0.0),
+        # Gong & Cosma, 2023: 0.185 + 0.025 S.
+        ("lseh", "hardest", 0.185, 0.025),
+    ],
+)
+def test_margins_are_the_published_ones(system, objective, negatives, margin, semantic):
+    section = preset("flickr8k").get_config(f"{system},objective={objective}").objective
+    found = section.triplet
+    assert (found.negatives, found.margin, found.semantic) == (negatives, margin, semantic)
+    assert (found.weight, section.infonce.weight) == (1.0, 0.0)
 
 
 @pytest.mark.parametrize("name", ["shapes", *PHOTO_SETS])

@@ -182,6 +182,7 @@ def _check_together(given: Mapping[str, Any], devices: int) -> None:
             "pictures apart: set 'objective.triplet.weight', 'objective.infonce.weight' or "
             "'objective.leap.weight' above 0"
         )
+    _check_semantics(given)
     _check_leap(given)
     for rule in given["train.freeze"]:
         pair = isinstance(rule, tuple) and len(rule) == 2 and isinstance(rule[0], str)
@@ -196,6 +197,21 @@ def _check_together(given: Mapping[str, Any], devices: int) -> None:
             raise ConfigError(
                 f"config field 'train.freeze' holds {rule[0]!r}: not a pattern: {error}"
             ) from error
+
+
+def _check_semantics(given: Mapping[str, Any]) -> None:
+    """Raises ConfigError where what captions mean is given, and no margin heeds it."""
+    semantic = given["objective.triplet.semantic"]
+    if semantic and not given["objective.triplet.weight"]:
+        raise ConfigError(
+            f"config field 'objective.triplet.semantic' is {semantic}, but the hinge has no weight: "
+            "set it to 0, or 'objective.triplet.weight' above 0"
+        )
+    if given["data.semantics"] is not None and not semantic:
+        raise ConfigError(
+            f"config field 'data.semantics' is {given['data.semantics']!r}, which only a semantic "
+            "margin reads: unset it, or set 'objective.triplet.semantic' above 0 (objective=lseh)"
+        )
 
 
 def _check_features(given: Mapping[str, Any]) -> None:
@@ -272,7 +288,12 @@ def _check_network(given: Mapping[str, Any]) -> None:
             f"{given['objective.generation.weight']}, but the network {network!r} generates no "
             "captions: set it to 0, or 'model.network' to 'vsrn'"
         )
-    pretrained = given["model.text.backbone"] != "gru"
+    _check_reader(given)
+
+
+def _check_reader(given: Mapping[str, Any]) -> None:
+    """Raises ConfigError where the fields of what reads sentences contradict each other."""
+    network, pretrained = given["model.network"], given["model.text.backbone"] != "gru"
     if pretrained != (given["data.tokenizer"] == "pretrained"):
         right = "'pretrained'" if pretrained else "'vse' or 'dvsa'"
         raise ConfigError(

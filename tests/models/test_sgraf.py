@@ -301,3 +301,21 @@ def test_padding_does_not_reach_the_self_attention(train):
     gradient = jax.grad(loss)(jnp.asarray(parts) * mask[..., None])
     assert np.isfinite(gradient).all()
     assert (np.asarray(gradient)[~mask] == 0).all()
+
+
+def test_shares_of_saf_stay_shares_where_every_sigmoid_is_zero():
+    """There sigmoids are as their exponentials, so that another bias of all changes nothing."""
+    images, texts = encodings()
+    network, variables = started("saf", images, texts)
+
+    def scores(params):
+        return network.apply({**variables, "params": params}, images, texts, train=False)
+
+    def biased(bias):
+        return {**variables["params"], "norm_bias": jnp.full_like(norm_bias, bias)}
+
+    norm_bias = variables["params"]["norm_bias"]
+    found, gradient = jax.value_and_grad(lambda p: jnp.sum(scores(p)))(biased(-300.0))
+    np.testing.assert_allclose(found, jnp.sum(scores(biased(-30.0))), rtol=1e-5)
+    assert np.ptp(scores(biased(-300.0))) > 0
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))

@@ -187,14 +187,27 @@ def test_a_hub_name_is_fetched_as_one_folder(monkeypatch, tmp_path):
     safetensors.numpy.save_file({"a": np.ones(1, np.float32)}, tmp_path / "model.safetensors")
     asked = []
 
-    def snapshot(name, allow_patterns):
-        asked.append((name, allow_patterns))
+    def snapshot(name, revision, allow_patterns):
+        asked.append((name, allow_patterns, revision))
         return str(tmp_path)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
     assert weights.load_safetensors("somebody/net").keys() == {"a"}
     assert asked[0][0] == "somebody/net"
     assert {"config.json", "model.safetensors"} <= set(asked[0][1])
+    assert weights.load_safetensors("somebody/net@refs/pr/15").keys() == {"a"}
+    assert [(name, revision) for name, _, revision in asked] == [
+        ("somebody/net", None), ("somebody/net", "refs/pr/15")
+    ]  # fmt: skip
+
+
+def test_a_hub_name_without_safetensors_is_told_with_what_to_do(monkeypatch, tmp_path):
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: str(tmp_path))
+    told = r"somebody/net has none on the hub; give a revision that has them \(NAME@REVISION"
+    with pytest.raises(WeightsError, match=told):
+        weights.load_safetensors("somebody/net")
+    with pytest.raises(WeightsError, match="neither model.safetensors nor [a-z.]*$"):
+        weights.load_safetensors(tmp_path)
 
 
 def test_the_digest_changes_with_weights_and_configuration_only(tmp_path):

@@ -282,8 +282,8 @@ def _filtered(
     logits = _apply(weight, nodes, jnp.float32)[..., 0]
     scale, bias = params["norm"]["scale"], params["norm"]["bias"]
     logits = (logits - mean) * jax.lax.rsqrt(var + 1e-5) * scale + bias
-    weights = jnp.where(_real(texts), jax.nn.sigmoid(logits), 0.0)
-    weights = weights / jnp.sum(weights, axis=-1, keepdims=True)
+    # sigmoid / sum of sigmoids, which stays a share where every sigmoid is 0 in float32.
+    weights = masked_softmax(jax.nn.log_sigmoid(logits), _real(texts))
     vector = l2_normalize(jnp.sum(weights[..., None] * nodes, axis=2))
     return jax.nn.sigmoid(_apply(params["score"], vector, jnp.float32)[..., 0])
 

@@ -54,7 +54,8 @@ def locate(source: str | Path) -> Path:
     Args:
       source: a safetensors file, a folder with `model.safetensors` (or its shards and their
         index) and `config.json`, or a name on the Hugging Face hub such as
-        `google/mobilenet_v2_1.0_224`, of which those files are fetched, and the tokenizer's.
+        `google/mobilenet_v2_1.0_224`, of which those files are fetched, and the tokenizer's; of
+        another revision than the newest by `NAME@REVISION`.
 
     Raises:
       WeightsError: no such path, and the hub has no such name or cannot be reached.
@@ -62,14 +63,18 @@ def locate(source: str | Path) -> Path:
     path = Path(source).expanduser()
     if path.exists():
         return path
-    if not re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", str(source)):
+    if not re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?(@[\w./-]+)?", str(source)):
         raise WeightsError(f"weights {str(source)!r}: no such file or folder")
     import huggingface_hub
 
     wanted = [CONFIG, PREPROCESSOR, WEIGHTS, INDEX, "model-*.safetensors"]
     wanted += [TOKENIZER, TOKENIZER_CONFIG, SPECIAL_TOKENS, VOCABULARY]
     try:
-        return Path(huggingface_hub.snapshot_download(str(source), allow_patterns=wanted))
+        name, _, revision = str(source).partition("@")
+        found = huggingface_hub.snapshot_download(
+            name, revision=revision or None, allow_patterns=wanted
+        )
+        return Path(found)
     except Exception as error:  # The client's errors come from three packages.
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise WeightsError(
@@ -86,7 +91,7 @@ def load_safetensors(source: str | Path) -> dict[str, np.ndarray]:
       WeightsError: a file is missing or damaged, or has values that are not finite.
     """
     tensors: dict[str, np.ndarray] = {}
-    for file in _weight_files(locate(source)):
+    for file in _weight_files(source):
         try:
             loaded = safetensors.numpy.load_file(file)
         except (safetensors.SafetensorError, OSError, ValueError) as error:
@@ -121,7 +126,7 @@ def load_config(source: str | Path) -> dict[str, Any]:
 
 def digest(source: str | Path) -> str:
     """SHA-256, in hexadecimal, of the weights of `source` and what `load_config` reads."""
-    files = _weight_files(locate(source))
+    files = _weight_files(source)
     beside = [files[0].parent / name for name in (CONFIG, PREPROCESSOR)]
     total = hashlib.sha256()
     for file in [*files, *(file for file in beside if file.is_file())]:
@@ -199,13 +204,18 @@ def revert(variables: Mapping[str, Any], rules: Rules) -> dict[str, np.ndarray]:
     }
 
 
-def _weight_files(path: Path) -> list[Path]:
+def _weight_files(source: str | Path) -> list[Path]:
+    path = locate(source)
     if path.is_file():
         return [path]
     if (path / WEIGHTS).is_file():
         return [path / WEIGHTS]
     if not (path / INDEX).is_file():
-        raise WeightsError(f"weights {path}: the folder has neither {WEIGHTS} nor {INDEX}")
+        advice = "" if Path(source).expanduser().exists() else (
+            f": {source} has none on the hub; give a revision that has them (NAME@REVISION; "
+            "refs/pr/N where one is proposed), or a local folder with the weights converted"
+        )  # fmt: skip
+        raise WeightsError(f"weights {path}: the folder has neither {WEIGHTS} nor {INDEX}{advice}")
     index = _read_object(path / INDEX)
     if not isinstance(index.get("weight_map"), dict) or not index["weight_map"]:
         raise WeightsError(f"weights {path / INDEX}: no weight_map, so its shards are unknown")
