@@ -204,8 +204,8 @@ def _check_semantics(given: Mapping[str, Any]) -> None:
     semantic = given["objective.triplet.semantic"]
     if semantic and not given["objective.triplet.weight"]:
         raise ConfigError(
-            f"config field 'objective.triplet.semantic' is {semantic}, but the hinge has no weight: "
-            "set it to 0, or 'objective.triplet.weight' above 0"
+            f"config field 'objective.triplet.semantic' is {semantic}, but the hinge has no "
+            "weight: set it to 0, or 'objective.triplet.weight' above 0"
         )
     if given["data.semantics"] is not None and not semantic:
         raise ConfigError(

@@ -206,7 +206,7 @@ def test_a_hub_name_without_safetensors_is_told_with_what_to_do(monkeypatch, tmp
     told = r"somebody/net has none on the hub; give a revision that has them \(NAME@REVISION"
     with pytest.raises(WeightsError, match=told):
         weights.load_safetensors("somebody/net")
-    with pytest.raises(WeightsError, match="neither model.safetensors nor [a-z.]*$"):
+    with pytest.raises(WeightsError, match=r"neither model\.safetensors nor [a-z.]*$"):
         weights.load_safetensors(tmp_path)
 
 
