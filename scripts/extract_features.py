@@ -22,26 +22,26 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
+import config_command
 import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import flags
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 from rich.console import Console
 from rich.progress import Progress
 
-from vse_jax import assembly, console, experiment, frozen_features, parallel, workdir
+from vse_jax import assembly, experiment, frozen_features, parallel, workdir
 from vse_jax import config as configs
-from vse_jax.data import datasets, feature_files, pipeline, sift
+from vse_jax.data import datasets, feature_files, pipeline, sift, whole_file
 from vse_jax.data.captions_files import boxes_of, read_text
 from vse_jax.data.scan_files import CAPTIONS, NAMES
 from vse_jax.data.split import DataError, Split
-from vse_jax.data.tokenizer import SPECIAL
-from vse_jax.errors import USER_ERRORS
-from vse_jax.models.backbones.weights import digest
+from vse_jax.models.backbones.weights import digest, load_config
 from vse_jax.models.regions import box_features, pyramid, pyramid_boxes
 
 log = experiment.log
+ADVICE = "--output must name a folder with room and permission to write"
 
 
 class Boxes(NamedTuple):
@@ -68,21 +68,16 @@ class Backbone:
 
     def __init__(self, config: ConfigDict, cells: int | None) -> None:
         """Loads it; raises ConfigError or WeightsError where there is nothing to load."""
-        if assembly.backbone_of(config).load is None or config.model.image.weights is None:
+        backbone, source = assembly.backbone_of(config), config.model.image.weights
+        if backbone.load is None or source is None:
             raise configs.ConfigError(
                 f"'model.image.backbone' is {config.model.image.backbone!r} and "
-                f"'model.image.weights' {config.model.image.weights!r}: features are those of a "
-                "pretrained backbone; set both"
+                f"'model.image.weights' {source!r}: features are those of a pretrained backbone; "
+                "set both"
             )
-        built = assembly.build_model(
-            config, assembly.Words(len(SPECIAL), 0, ()), assembly.Frozen(image=True, text=False)
-        )
-        module = built.model.image.backbone
-        variables = {
-            kind: tree["image"]["backbone"]
-            for kind, tree in built.variables.items()
-            if "backbone" in tree.get("image", {})
-        }
+        # Of that side alone: sentences have no part in it, whatever reads them.
+        module = backbone.make(load_config(source), assembly.compute_dtype(config), parallel.AXIS)
+        variables = backbone.load(source, module)
 
         def grid(variables: Any, image: jax.Array) -> jax.Array:
             return module.apply(variables, image, train=False).grid
@@ -259,17 +254,19 @@ def _write_split(
             "%s: not every picture has %d captions: its %d rows are captions, those of one of the "
             "%d pictures the same", stem, CAPTIONS, len(split.captions), n,
         )  # fmt: skip
+
+    def write(name: str, fill: Callable[[IO[bytes]], object]) -> None:
+        whole_file.write(folder / f"{stem}_{name}", fill, ADVICE)
+
     rows = np.repeat(np.arange(n), repeats)
     corners, _ = boxes.of(rows)
-    _write_whole(folder / f"{stem}_boxes.npy", lambda file: np.save(file, corners))
+    write("boxes.npy", lambda file: np.save(file, corners))
     if boxes.counts is not None:
         counts = boxes.counts[rows]
-        _write_whole(folder / f"{stem}_counts.npy", lambda file: np.save(file, counts))
+        write("counts.npy", lambda file: np.save(file, counts))
     for kind, lines in (("caps", split.captions), ("ids", [split.images[row] for row in rows])):
         text = "".join(" ".join(line.split()) + "\n" for line in lines)
-        _write_whole(
-            folder / f"{stem}_{kind}.txt", lambda file, text=text: file.write(text.encode())
-        )
+        write(f"{kind}.txt", lambda file, text=text: file.write(text.encode()))
     shape = (len(rows), corners.shape[1], backbone.channels)
     _write_features(path, shape, examples, repeats, backbone, boxes, batch_size)
 
@@ -326,13 +323,6 @@ def _batches(
         yield image | {"boxes": corners, "mask": mask}
 
 
-def _write_whole(path: Path, fill: Callable[[IO[bytes]], object]) -> None:
-    partial = path.with_name(f"{path.name}.partial")
-    with open(partial, "wb") as file:
-        fill(file)
-    partial.replace(path)
-
-
 def _progress() -> Progress:
     shown = Console(stderr=True)
     return Progress(console=shown, transient=True, disable=not shown.is_terminal)
@@ -340,31 +330,19 @@ def _progress() -> Progress:
 
 def main(arguments: Sequence[str]) -> None:
     """Extracts what the command line asks for; a user's mistake ends in one clear line."""
-    # Own flags, so that whoever imports this keeps theirs; ml_collections looks at sys.argv.
     own = flags.FlagValues()
-    chosen = config_flags.DEFINE_config_file("config", None, "A file of configs/.", flag_values=own)
-    output = flags.DEFINE_string("output", None, "The folder to write.", flag_values=own)
     grid = flags.DEFINE_integer("grid", None, "N of N x N cells.", flag_values=own)
     boxes = flags.DEFINE_string("boxes", None, "A .jsonl of boxes.", flag_values=own)
     size = flags.DEFINE_integer("batch_size", 64, "Pictures at a time.", flag_values=own)
-    console.set_up_logging()
+
+    def work(config: ConfigDict, output: Path) -> None:
+        path = None if boxes.value is None else Path(boxes.value).expanduser()
+        extract(config, output, cells=grid.value, boxes=path, batch_size=size.value)
+
     try:
-        rest = own(["extract_features", *arguments])[1:]
-        if rest or chosen.value is None or output.value is None:
-            sys.exit(
-                f"{__doc__}\nextract_features: needs --config and --output, and knows no {rest}"
-            )
-        extract(
-            chosen.value,
-            Path(output.value).expanduser(),
-            cells=grid.value,
-            boxes=None if boxes.value is None else Path(boxes.value).expanduser(),
-            batch_size=size.value,
-        )
+        config_command.run("extract_features", __doc__, arguments, work, own=own)
     except KeyboardInterrupt:
         sys.exit("extract_features: stopped; the same command goes on from here")
-    except (*USER_ERRORS, OSError, flags.Error) as error:
-        sys.exit(f"extract_features: {error}")
 
 
 if __name__ == "__main__":

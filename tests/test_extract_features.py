@@ -1,8 +1,10 @@
 """scripts/extract_features.py writes what SCAN's code and ours read, and goes on when stopped."""
 
-import importlib.util
+import errno
+import importlib
 import json
 import logging
+import os
 import sys
 from functools import partial
 from pathlib import Path
@@ -11,17 +13,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import safetensors.numpy
 import tensorflow as tf
 from test_frozen_backbone import SCALE, photo, write_flickr8k, write_weights
 
+from vse_jax import console
 from vse_jax.config import ConfigError
 from vse_jax.data import pipeline, scan_files
 from vse_jax.data.split import DataError
+from vse_jax.models.backbones import catalogue, clip, weights
 from vse_jax.models.backbones.feature_map import FeatureMap
 from vse_jax.models.backbones.mobilenet_v2 import MobileNetV2
 from vse_jax.models.regions import box_features, pyramid
 
-SCRIPT = Path(__file__).parents[1] / "scripts" / "extract_features.py"
+SCRIPTS = Path(__file__).parents[1] / "scripts"
 BOXES = [[[0.0, 0.0, 1.0, 1.0], [0.25, 0.0, 0.75, 0.5]], [[0.5, 0.5, 1.0, 1.0]]]
 # Three by three cells of 32 pixels.
 SIDE = 96
@@ -30,10 +35,9 @@ CAPTIONS = [2, 1, 5, 10, 1, 3, 5, 5, 1, 2]
 
 @pytest.fixture(scope="module")
 def script():
-    spec = importlib.util.spec_from_file_location("extract_features", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(SCRIPTS))
+        yield importlib.import_module("extract_features")
 
 
 @pytest.fixture(scope="module")
@@ -115,6 +119,54 @@ def test_five_captions_a_picture_are_a_row_a_picture(script, flickr8k, net, tmp_
     np.testing.assert_array_equal(boxes[4], [0, 0, 1, 1])
 
 
+@pytest.mark.parametrize("choice", ["frozen", "vse_infinity,text=bert"])
+def test_what_reads_sentences_is_not_asked(script, flickr8k, preset, net, tmp_path, choice):
+    """A pretrained text tower is no part of it: its weights need not be there."""
+    config = configured(preset("flickr8k", choice), net, tmp_path)
+    config.data.manual_dir, config.data.data_dir = flickr8k.data.manual_dir, flickr8k.data.data_dir
+    config.model.text.weights = str(tmp_path / "nowhere")
+    script.extract(config, tmp_path / "out", cells=1, batch_size=8)
+    script.extract(flickr8k, tmp_path / "by_gru", cells=1, batch_size=8)
+    for path in sorted((tmp_path / "by_gru").iterdir()):
+        assert (tmp_path / "out" / path.name).read_bytes() == path.read_bytes(), path.name
+    config.data.tokenizer = "vse"
+    with pytest.raises(ConfigError, match=r"'data\.tokenizer' is 'vse'"):
+        script.extract(config, tmp_path / "other", cells=1)
+
+
+def write_clip(folder):
+    """The image half of a tiny CLIP, and its grid of a picture's pixels [1, h, w, 3]."""
+    shape = {
+        "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2,
+        "intermediate_size": 12, "projection_dim": 4, "image_size": SIDE, "patch_size": 32,
+    }  # fmt: skip
+    described = {"model_type": "clip_vision_model"} | shape
+    module = catalogue.clip.make(described, jnp.float32, "data")
+    picture = jnp.zeros((1, SIDE, SIDE, 3), jnp.uint8)
+    variables = jax.jit(partial(module.init, train=False))(jax.random.key(0), picture)
+    folder.mkdir()
+    tensors = weights.revert(variables, clip.IMAGE_RULES)
+    safetensors.numpy.save_file(tensors, folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps(described))
+    return lambda pixels: module.apply(variables, jnp.asarray(pixels), train=False).grid
+
+
+def test_the_image_tower_of_clip(script, flickr8k, preset, net, tmp_path):
+    grid = write_clip(tmp_path / "clip")
+    config = configured(preset("flickr8k", "clip"), net, tmp_path)
+    config.data.manual_dir, config.data.data_dir = flickr8k.data.manual_dir, flickr8k.data.data_dir
+    config.model.image.weights = str(tmp_path / "clip")
+    config.model.text.weights = str(tmp_path / "nowhere")
+    script.extract(config, tmp_path / "out", cells=3, batch_size=8)
+    rows = np.load(tmp_path / "out" / "dev_ims.npy")
+    assert rows.shape == (2, 10, 8)
+    for number, row in enumerate(rows):
+        photo = Path(config.data.manual_dir, "Flicker8k_Dataset", f"dev{number}.jpg")
+        pixels = pipeline.decode(tf.constant(photo.read_bytes()), SIDE).numpy()
+        np.testing.assert_allclose(row, pyramid(grid(pixels[None]), 3)[0], atol=1e-4)
+        assert row.std() > 0.1
+
+
 def test_limits_of_a_run_limit_no_extraction(script, flickr8k, tmp_path):
     script.extract(flickr8k, tmp_path / "whole", cells=1, batch_size=8)
     config = flickr8k.copy_and_resolve_references()
@@ -138,6 +190,24 @@ def test_other_numbers_of_captions_are_a_row_a_caption(script, own, tmp_path, ca
     assert np.bincount(train.caption_image).tolist() == CAPTIONS[:8]
     assert train.captions[0] == "a dog and 0"
     assert train.features.count.tolist() == [2, 1] * 4
+
+
+def test_a_folder_without_room_names_the_file_and_the_flag(script, own, tmp_path, monkeypatch):
+    """And nothing of what could not be written is left."""
+    written = []
+
+    def full(_):
+        if written:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        written.append(1)
+
+    # Of the folder's own record there is room.
+    monkeypatch.setattr(os, "fsync", full)
+    told = r"out/train_boxes\.npy: No space left on device; --output must name a folder with room"
+    with pytest.raises(DataError, match=told):
+        script.extract(own, tmp_path / "out", cells=1)
+    left = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert left == [".lock", "extract.json"]
 
 
 def test_boxes_are_the_means_under_them(script, own, net, tmp_path):
@@ -235,6 +305,10 @@ def test_what_cannot_be_extracted(script, own, preset, tmp_path):
         script.extract(preset("custom", str(tmp_path)), tmp_path / "out", cells=2)
 
 
+def interrupted(*_, **__):
+    raise KeyboardInterrupt
+
+
 @pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
 def test_the_command_line(script, own, tmp_path, monkeypatch, capsys):
     flags = [
@@ -245,12 +319,22 @@ def test_the_command_line(script, own, tmp_path, monkeypatch, capsys):
         f"--output={tmp_path / 'out'}",
     ]
     handlers = logging.getLogger("vse_jax").handlers
-    monkeypatch.setattr(script.console, "set_up_logging", lambda: None)
-    for arguments, told in (([*flags, "--grid=0"], "above 0"), (flags[:1], "needs --config and")):
+    monkeypatch.setattr(console, "set_up_logging", lambda: None)
+    for arguments, told in (
+        ([*flags, "--grid=0"], "^extract_features: --grid and --batch_size must be above 0$"),
+        (flags[:1], r"extract_features: needs --config and --output, and knows no \[\]"),
+        ([*flags, "x"], r"knows no \['x'\]"),
+        ([*flags, "--config.data.nope=1"], "^extract_features: unknown config field 'data.nope'"),
+        ([*flags, "--grid=x"], "^extract_features: flag --grid=x"),
+    ):
         monkeypatch.setattr(sys, "argv", ["extract_features", *arguments])
         with pytest.raises(SystemExit, match=told):
             script.main(arguments)
     monkeypatch.setattr(sys, "argv", ["extract_features", *flags, "--grid=1"])
+    with monkeypatch.context() as patch:
+        patch.setattr(script, "extract", interrupted)
+        with pytest.raises(SystemExit, match="stopped; the same command goes on"):
+            script.main([*flags, "--grid=1"])
     script.main([*flags, "--grid=1"])
     assert np.load(tmp_path / "out" / "test_ims.npy").shape[:2] == (2, 2)
     assert logging.getLogger("vse_jax").handlers is handlers

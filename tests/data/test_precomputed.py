@@ -321,6 +321,48 @@ def test_a_line_that_is_wrong_is_named(tmp_path, line, told):
     assert not list((tmp_path / "prepared").glob("features/*"))
 
 
+@pytest.mark.parametrize("number", [1, 2])
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        (
+            tsv_line("x", 1).encode().replace(b"x", b"\xff", 1),
+            r"image_id is b'\\xff', which is not",
+        ),
+        (tsv_line("1", 1).encode("utf-16"), "image_id is b'|image_w is b'"),
+        (b"\x1f\x8b\x08\x00\xff", "1 fields parted by tabs"),
+        (b"1\t\xff\t20\t0\t\t", r"image_w is b'\\xff'; expected a number"),
+        (b"1\t40\t20\t0\t\xff\t", r"boxes is no base64"),
+    ],
+)
+def test_bytes_that_are_no_text_are_named_by_their_line(tmp_path, number, line, told):
+    source = tmp_path / "features.tsv"
+    source.write_bytes(b"\n".join([tsv_line("0", 0).encode()] * (number - 1) + [line]))
+    with pytest.raises(DataError, match=rf"features\.tsv:{number}: ({told})"):
+        list(region_files.read_tsv(source))
+
+
+@pytest.mark.parametrize("suffix", ["gz", "zip", "tar", "tar.gz"])
+def test_a_packed_source_is_told(tmp_path, suffix):
+    path = tmp_path / f"butd.tsv.{suffix}"
+    path.write_bytes(b"\x1f\x8b")
+    for source in (path, tmp_path):
+        with pytest.raises(DataError, match=rf"butd\.tsv\.{suffix} is packed: unpack it, and move"):
+            region_files.files(source)
+
+
+def test_a_packed_part_is_left_out_beside_itself_unpacked_only(tmp_path):
+    """Or half of the pictures would be missing and nothing tell why."""
+    source = write_tsvs(tmp_path, NAMES)
+    unpacked = [source / "train.tsv.0", source / "train.tsv.1"]
+    (source / "train.tsv.1.gz").touch()
+    assert region_files.files(source) == unpacked
+    assert region_files.files(unpacked[1]) == unpacked[1:]
+    unpacked[1].unlink()
+    with pytest.raises(DataError, match=r"train\.tsv\.1\.gz is packed"):
+        region_files.files(source)
+
+
 def test_a_corner_rounded_out_of_the_picture_is_cut_off(tmp_path):
     source = tmp_path / "features.tsv"
     source.write_text(tsv_line("0", 2, boxes=encoded(np.array([[-0.5, 0, W + 0.5, H + 1.0]]))))
@@ -362,6 +404,23 @@ def test_a_file_a_picture_that_is_cut_short(tmp_path):
         np.save(file, features(3))
     with pytest.raises(DataError, match=r"3\.npz: no \.npz that can be read"):
         load(jsonl(tmp_path, PHOTOS), source)
+
+
+def test_a_file_a_picture_with_a_byte_altered(tmp_path):
+    """Packed or not: it is refused with its name, or read; no byte ends in a trace."""
+    source = write_npz(tmp_path, NAMES)
+    for save in (np.savez, np.savez_compressed):
+        path = source / "3.npz"
+        save(path, x=features(3), num_bbox=COUNTS[3])
+        whole, refused = path.read_bytes(), 0
+        for place in range(0, len(whole), 3):
+            path.write_bytes(whole[:place] + bytes([whole[place] ^ 255]) + whole[place + 1 :])
+            try:
+                region_files.read_npz(path)
+            except DataError as error:
+                assert str(path) in str(error)  # noqa: PT017 (some bytes do not matter)
+                refused += 1
+        assert refused > len(whole) // 6
 
 
 def test_files_without_boxes(tmp_path):

@@ -259,9 +259,13 @@ def test_boxes_outside_the_picture_or_without_area(folder, box, told):
     [
         ({"boxes": np.ones((4, 2, 4))}, r"boxes\.npy: \[4, 2, 4\]; expected \[4, 3, 4\]"),
         ({"counts": np.ones(3, int)}, r"counts\.npy: int64\[3\]; expected integers \[4\]"),
-        ({"counts": np.array([1, 2, 3, 4])}, "from 1 to 3"),
-        ({"counts": np.array([1, 2, 3, 0])}, "from 1 to 3"),
-        ({"counts": np.ones(4)}, "float64"),
+        (
+            {"counts": np.array([1, 2, 4, 5])},
+            r"train_counts\.npy: row 2 is 4; expected how many of its 3 regions are real, from 1 t",
+        ),
+        ({"counts": np.array([1, 2, 3, 0])}, r"train_counts\.npy: row 3 is 0; .* from 1 to 3"),
+        ({"counts": np.array([1, -1, 3, 0])}, r"train_counts\.npy: row 1 is -1; .* from 1 to 3"),
+        ({"counts": np.ones(4)}, r"counts\.npy: float64\[4\]; expected integers \[4\] from 1 to 3"),
     ],
 )
 def test_boxes_and_counts_of_another_kind(folder, more, told):

@@ -103,6 +103,7 @@ def test_vectors_of_ones_own(tmp_path):
         (np.zeros((5, 3)), r"float64\[5, 3\]; expected floats \[4, width\]"),
         (np.zeros(4), r"float64\[4\]; expected floats \[4, width\]"),
         (np.zeros((4, 3), int), r"int64\[4, 3\]; expected floats"),
+        (np.zeros((4, 0)), r"float64\[4, 0\]; expected floats \[4, width\].*of width 1 or more"),
         (np.where(np.eye(4)[:, :3] > 0, np.nan, 0.0)[::-1], "row 1 is not finite"),
         # Finite, but not as float32.
         (np.where(np.eye(4)[:, :3] > 0, 1e300, 0.0), "row 0 is not finite"),
@@ -123,6 +124,36 @@ def test_files_that_are_no_vectors(tmp_path):
     np.savez(tmp_path / "other.npz", vectors=np.zeros((4, 3)))
     with pytest.raises(DataError, match=r"other\.npz: no array of caption semantics: 'semantics"):
         semantics.from_file(tmp_path / "other.npz", list("abcd"))
+
+
+@pytest.mark.parametrize("length", [0, 3, 6, 0.5, -5])
+@pytest.mark.parametrize("suffix", ["npz", "npy"])
+def test_a_file_cut_short(tmp_path, length, suffix):
+    """As a copy that was stopped leaves it; 6 bytes are a signature and no more."""
+    path = tmp_path / f"own.{suffix}"
+    if suffix == "npz":
+        semantics.to_file(path, list("abcd"), np.ones((4, 3)))
+    else:
+        np.save(path, np.ones((4, 3)))
+    data = path.read_bytes()
+    path.write_bytes(data[: int(length * len(data)) if isinstance(length, float) else length])
+    with pytest.raises(DataError, match=rf"own\.{suffix}: no array of caption semantics"):
+        semantics.from_file(path, list("abcd"))
+
+
+def test_a_file_with_a_byte_altered(tmp_path):
+    """It is what it was, or it is refused with its name: no byte ends in a trace."""
+    path, captions = tmp_path / "own.npz", list("abcd")
+    semantics.to_file(path, captions, np.ones((4, 3)))
+    whole, refused = path.read_bytes(), 0
+    for place in range(len(whole)):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 255]) + whole[place + 1 :])
+        try:
+            np.testing.assert_array_equal(semantics.from_file(path, captions), 1.0)
+        except DataError as error:
+            assert str(path) in str(error)  # noqa: PT017 (some bytes do not matter)
+            refused += 1
+    assert refused > len(whole) // 2
 
 
 def test_a_file_that_knows_its_captions_is_refused_for_others(tmp_path):

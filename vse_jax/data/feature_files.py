@@ -5,6 +5,7 @@ import hashlib
 import logging
 import os
 import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +16,10 @@ from vse_jax.data.split import DataError
 
 log = logging.getLogger(__name__)
 CHUNK = 2**26  # bytes looked at together
+# What NumPy raises of .npy and .npz files that are damaged, or without what they should have.
+DAMAGED = (
+    OSError, ValueError, EOFError, LookupError, NotImplementedError, zipfile.BadZipFile, zlib.error,
+)  # fmt: skip
 # Changes whenever the same file would be found to be something else.
 VERSION = 1
 
@@ -129,6 +134,6 @@ def _remembered(cache: Path, stamp: np.ndarray) -> Finding | None:
         with open(cache, "rb") as file, np.load(file, allow_pickle=False) as kept:
             if np.array_equal(kept["stamp"], stamp):
                 return Finding(str(kept["digest"]), kept["repeats"])
-    except (OSError, ValueError, EOFError, LookupError, zipfile.BadZipFile):
+    except DAMAGED:
         pass
     return None

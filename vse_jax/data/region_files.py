@@ -9,16 +9,18 @@ in pixels with `image_w` and `image_h`. Source: the extractors that followed it.
 
 import base64
 import binascii
-import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from vse_jax.data import feature_files
 from vse_jax.data.split import DataError
 
 TSV = ("image_id", "image_w", "image_h", "num_boxes", "boxes", "features")
+# How a .tsv may come down.
+PACKED = (".7z", ".bz2", ".gz", ".tar", ".xz", ".zip", ".zst")
 # A detector's corners are rounded: this many pixels outside the picture are cut off, more refused.
 SLACK = 1.0
 
@@ -46,10 +48,10 @@ def files(source: Path) -> list[Path]:
       source: a .tsv, or a folder of .tsv, of .npz or in the layout of SCAN.
 
     Raises:
-      DataError: there is none.
+      DataError: there is none, or it is packed.
     """
     if source.is_file() and ".tsv" in source.name:
-        return [source]
+        return _unpacked([source])
     if not source.is_dir():
         what = "is neither a .tsv nor a folder" if source.exists() else "does not exist"
         raise DataError(
@@ -64,8 +66,17 @@ def files(source: Path) -> list[Path]:
             stems = [path.name.removesuffix("ims.npy") for path in found]
             found += [p for s in stems for part in parts if (p := source / f"{s}{part}").is_file()]
         if found:
-            return found
+            return _unpacked(found)
     raise DataError(f"{source} has no .tsv, no .npz and no {{split}}_ims.npy in it")
+
+
+def _unpacked(found: list[Path]) -> list[Path]:
+    """The files without packed ones that lie beside what was in them; others are refused."""
+    kept = [p for p in found if p.suffix not in PACKED or p.with_suffix("") not in found]
+    for path in kept:
+        if path.suffix in PACKED:
+            raise DataError(f"{path} is packed: unpack it, and move the packed file away")
+    return kept
 
 
 def read_tsv(path: Path) -> Iterator[Found]:
@@ -74,11 +85,11 @@ def read_tsv(path: Path) -> Iterator[Found]:
         with open(path, "rb") as file:
             for number, line in enumerate(file, 1):
                 fields = line.rstrip(b"\r\n").split(b"\t")
-                header = [name.decode() for name in fields] == list(TSV) if number == 1 else False
+                header = number == 1 and fields == [name.encode() for name in TSV]
                 if header or fields == [b""]:
                     continue
                 yield _tsv_line(fields, f"{path}:{number}")
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
         raise DataError(f"cannot read {path}: {error}") from error
 
 
@@ -90,7 +101,7 @@ def read_npz(path: Path) -> Found:
             known = {"x", "features", "num_bbox", "bbox", "boxes", "image_w", "image_h"}
             fields = {name: file[name] for name in file.files if name in known}
     # A TypeError where there is one array, and not a file of several.
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, LookupError, TypeError) as error:
+    except (*feature_files.DAMAGED, TypeError) as error:
         raise DataError(f"{path}: no .npz that can be read ({error})") from error
     features = fields.get("x", fields.get("features"))
     if features is None:
@@ -132,7 +143,10 @@ def _tsv_line(fields: list[bytes], where: str) -> Found:
             f"{where}: {len(boxes)} numbers of boxes and {len(features)} of features, but num_boxes"
             f" is {r}; expected {4 * r} and a multiple of {r}"
         )
-    name = fields[0].decode(errors="backslashreplace").strip()
+    try:
+        name = fields[0].decode().strip()
+    except UnicodeDecodeError as error:
+        raise DataError(f"{where}: image_id is {fields[0]!r}, which is not UTF-8") from error
     if not name:
         raise DataError(f"{where}: image_id is empty")
     return Found(

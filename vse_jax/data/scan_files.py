@@ -215,11 +215,16 @@ def _regions(folder: Path, stem: str, array: np.ndarray) -> Regions:
     path = folder / f"{stem}_counts.npy"
     if path.is_file():
         count = feature_files.opened_array(path)
-        fits = count.shape == (n,) and count.dtype.kind in "iu"
-        if not fits or not np.all((count >= 1) & (count <= r)):
+        if count.shape != (n,) or count.dtype.kind not in "iu":
             raise DataError(
                 f"{path}: {count.dtype}{list(count.shape)}; expected integers [{n}] from 1 to {r}, "
                 "how many regions of each row are real"
+            )
+        wrong = np.flatnonzero((count < 1) | (count > r))
+        if len(wrong):
+            raise DataError(
+                f"{path}: row {wrong[0]} is {count[wrong[0]]}; expected how many of its {r} "
+                f"regions are real, from 1 to {r}"
             )
     path = folder / f"{stem}_boxes.npy"
     if path.is_file():

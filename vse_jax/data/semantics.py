@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Float
 
-from vse_jax.data import whole_file
+from vse_jax.data import feature_files, whole_file
 from vse_jax.data.split import DataError
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def of_captions(
     if path.is_file():
         try:
             return _checked(np.load(path), len(captions), path)
-        except (ValueError, EOFError, OSError):
+        except feature_files.DAMAGED:
             log.warning("%s is damaged; it is computed anew", path)
     begun = time.perf_counter()
     found = latent(captions)
@@ -67,7 +67,11 @@ def _digest(captions: Sequence[str], *settings: object) -> str:
 def to_file(path: str | os.PathLike[str], captions: Sequence[str], found: np.ndarray) -> None:
     """Writes vectors [m, s] of training captions as an .npz file that knows whose they are."""
     found, of = found.astype(np.float32), np.array(_digest(captions))
-    whole_file.write(Path(path), lambda file: np.savez(file, semantics=found, captions=of))
+    whole_file.write(
+        Path(path),
+        lambda file: np.savez(file, semantics=found, captions=of),
+        "give a path with room and permission to write",
+    )
 
 
 def from_file(path: str | os.PathLike[str], captions: Sequence[str]) -> Float[np.ndarray, "m s"]:
@@ -80,17 +84,19 @@ def from_file(path: str | os.PathLike[str], captions: Sequence[str]) -> Float[np
         float32 numbers.
     """
     try:
-        found = np.load(os.path.expanduser(path), allow_pickle=False)
-        if isinstance(found, np.lib.npyio.NpzFile):
-            with found as arrays:
-                found, of = arrays["semantics"], str(arrays["captions"])
-            if of != _digest(captions):
-                raise DataError(
-                    f"{path}: the semantics of other captions than the {len(captions)} of this "
-                    "training split, or of these in another order: write it again from this config"
-                )
-    except (OSError, ValueError, EOFError, KeyError) as error:
+        # NumPy would leave a damaged file open.
+        with open(os.path.expanduser(path), "rb") as file:
+            found, of = np.load(file, allow_pickle=False), None
+            if isinstance(found, np.lib.npyio.NpzFile):
+                with found as arrays:
+                    found, of = arrays["semantics"], str(arrays["captions"])
+    except feature_files.DAMAGED as error:
         raise DataError(f"{path}: no array of caption semantics: {error}") from error
+    if of is not None and of != _digest(captions):
+        raise DataError(
+            f"{path}: the semantics of other captions than the {len(captions)} of this training "
+            "split, or of these in another order: write it again from this config"
+        )
     try:
         return _checked(found, len(captions), path)
     except ValueError as error:
@@ -153,11 +159,12 @@ def _stemmer() -> "PorterStemmer":
 def _checked(
     found: np.ndarray, captions: int, path: str | os.PathLike[str]
 ) -> Float[np.ndarray, "m s"]:
-    """The array as float32; raises ValueError where it is not [captions, s] or not finite."""
-    if found.ndim != 2 or len(found) != captions or not np.issubdtype(found.dtype, np.floating):
+    """The array as float32; raises ValueError where it is not [captions, s > 0] or not finite."""
+    fits = found.ndim == 2 and len(found) == captions and found.shape[1] > 0
+    if not fits or not np.issubdtype(found.dtype, np.floating):
         raise ValueError(
             f"{path}: {found.dtype}{list(found.shape)}; expected floats [{captions}, width], a row "
-            "for each training caption"
+            "for each training caption, of width 1 or more"
         )
     # A float64 may be finite that as float32 is not.
     with np.errstate(over="ignore"):
