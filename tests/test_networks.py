@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from evaluators.test_retrieval import loop_metrics
 
 import vse_jax
 from vse_jax import evaluation, train
@@ -31,7 +32,7 @@ def config(name, preset, tiny_shapes):
 
 @pytest.mark.slow
 def test_a_network_trains_is_reported_and_loaded(name, config, tmp_path, opened):
-    """Its API gives the scores by which it was measured."""
+    """Its metrics are those of a loop over its scores, which its API gives too."""
     config = config.copy_and_resolve_references()
     assert config.model.network == name
     assert train.train(config, tmp_path / "run")
@@ -47,6 +48,8 @@ def test_a_network_trains_is_reported_and_loaded(name, config, tmp_path, opened)
     assert evaluation.measure(split, embeddings) == pytest.approx(
         {key: report["metrics"][key] for key in evaluation.measure(split, embeddings)}
     )
+    expected = loop_metrics(embeddings.scores(), split.caption_image)
+    assert {key: report["metrics"][key] for key in expected} == pytest.approx(expected)
     model = vse_jax.load(tmp_path / "run")
     images = model.encode_images(split.read([3, 0]))
     texts = model.encode_texts([split.captions[7], split.captions[1], split.captions[4]])

@@ -7,6 +7,7 @@ import pytest
 from commands import Command
 from data.test_precomputed import jsonl, write_tsv
 from data.test_scan_files import sentences, values, write
+from evaluators.test_retrieval import loop_metrics
 
 import vse_jax
 from vse_jax import config as configs
@@ -61,6 +62,55 @@ def test_a_folder_is_trained_on_and_reported(trained):
     queries = json.loads((trained / "queries.json").read_text())
     assert queries["i2t"][0]["image"] == ""
     assert workdir.read_origin(trained)["features"] == F
+
+
+@pytest.fixture(scope="module")
+def counted(tmp_path_factory):
+    """In the layout of SCAN, of which not all pictures have all regions, nor captions all words."""
+    folder = tmp_path_factory.mktemp("counted") / "f30k_precomp"
+    words = ["a", "red", "blue", "dog", "cat", "runs", "sits", "here"]
+    for seed, (stem, counts) in enumerate(
+        (("train", [3, 1, 2, 3] * 4), ("dev", [2, 3, 1]), ("test", [3, 1, 2]))
+    ):
+        draw = np.random.default_rng(seed).choice
+        captions = [" ".join(draw(words, 2 + n % 4)) for n in range(5 * len(counts))]
+        write(folder, stem, values(len(counts), seed), captions, counts=np.array(counts))
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "system", ["saf,objective=lseh", "sgr", "vsrn", "vse_infinity,objective=lsh"]
+)
+def test_networks_train_on_sets_of_regions(preset, counted, system, tmp_path, opened):
+    """By both parts of the objective; what stands behind the last region reaches no score."""
+    config = small(preset("custom", f"{counted},{system}"), counted.parent)
+    config.data.max_tokens = 8
+    config.train.log_every = 1
+    # One step, then the hinge with the hardest negatives, where these are mined.
+    config.objective.triplet.warmup_epochs = 0.1
+    assert train.train(config, tmp_path / "run")
+    losses = [row["loss"] for row in workdir.read_metrics(tmp_path / "run") if "loss" in row]
+    assert len(losses) == 3
+    assert np.isfinite(losses).all()
+    run, state = opened(tmp_path / "run")
+    split = run.dataset.splits["test"]
+    scores = evaluation.encode(run, state, "test").scores()
+    assert np.ptp(scores, axis=1).min() > 1e-4
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    expected = loop_metrics(scores, split.caption_image)
+    assert {key: report["metrics"][key] for key in expected} == pytest.approx(expected)
+
+    model = vse_jax.load(tmp_path / "run")
+    texts = model.encode_texts(split.captions)
+    own = [values(3, 2)[n, :count] for n, count in enumerate((3, 1, 2))]
+    found = model.similarity(model.encode_images(own), texts)
+    np.testing.assert_allclose(found, scores, atol=1e-5)
+    alone = model.similarity(model.encode_images(own[1:2]), texts)
+    np.testing.assert_allclose(alone, scores[1:2], atol=1e-5)
+    # The numbers behind it would have reached them.
+    whole = model.similarity(model.encode_images(values(3, 2)[1:2]), texts)
+    assert np.abs(whole - alone).max() > 1e-3
 
 
 def test_a_loaded_model_takes_features(trained, opened):

@@ -1,16 +1,16 @@
 """Pretrained text towers from config to report: CLIP without any training, frozen features."""
 
-import importlib.util
 import json
 import logging
+import re
 import shutil
-from pathlib import Path
 
 import numpy as np
 import parity
 import pytest
 from commands import Command
 from data.test_scan_files import write
+from evaluators.test_retrieval import loop_metrics
 from test_frozen_backbone import write_flickr8k, write_weights
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
@@ -18,8 +18,10 @@ import vse_jax
 from vse_jax import assembly, evaluation, experiment, measuring, train, workdir
 from vse_jax.config import ConfigError
 from vse_jax.data import pipeline, tokenizer
+from vse_jax.data.split import DataError
 from vse_jax.evaluators import retrieval
 from vse_jax.models.backbones.weights import WeightsError
+from vse_jax.optimizer import flatten
 from vse_jax.workdir import WorkdirError
 
 BLOCKS = {
@@ -324,39 +326,16 @@ def test_captions_are_generated_whatever_has_read_them(flickr8k, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.torch
-def test_semantics_of_a_pretrained_reader(flickr8k, tmp_path):
-    """The script's file holds its sentence vectors, and LSEH takes them."""
-    script = Path(__file__).parents[1] / "scripts" / "caption_semantics.py"
-    spec = importlib.util.spec_from_file_location("caption_semantics", script)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    config, path = flickr8k("frozen"), tmp_path / "minilm.npz"
-    module.write(config, path)
-    lseh = flickr8k("frozen,objective=lseh")
-    lseh.data.semantics = str(path)
-    run = experiment.prepare(lseh, tmp_path / "run", training=True)
-    captions = run.dataset.splits["train"].captions
-    library, folder = parity.transformers(), config.model.text.weights
-    words = library.PreTrainedTokenizerFast(tokenizer_file=f"{folder}/tokenizer.json")
-    words.add_special_tokens({"pad_token": "[PAD]"})
-    given = words(captions, padding=True, return_tensors="pt")
-    states = library.BertModel.from_pretrained(folder).eval()(
-        given["input_ids"], attention_mask=given["attention_mask"]
-    )[0]
-    mask = given["attention_mask"][..., None]
-    mean = ((states * mask).sum(1) / mask.sum(1)).detach().numpy()
-    expected = mean / np.linalg.norm(mean, axis=1, keepdims=True)
-    np.testing.assert_allclose(run.examples["train"].semantics, expected, atol=1e-5)
-    with pytest.raises(ConfigError, match="take a config such as"):
-        module.write(flickr8k("vse_infinity,text=bert"), path)
-
-
-@pytest.mark.slow
-@pytest.mark.torch
 def test_a_pretrained_reader_learns_at_its_own_rate(flickr8k, tmp_path):
-    """VSE-infinity over BERT: no step moves what a factor of 0 holds, others move."""
+    """VSE-infinity over BERT: no step moves what 0 or None holds, a tenth moves a tenth as far."""
     config = flickr8k("vse_infinity,text=bert,objective=lseh")
     assert ("text/reader/.*", 0.1) in config.train.freeze
+    block = "text/reader/layer_0"
+    own = {
+        "text/reader/positions": 0.0, f"{block}/mlp/fc2/.*": 0.0, f"{block}/mlp/fc1/.*": None,
+        f"{block}/attention/out/.*": 1.0, f"{block}/attention/value/.*": 1.0,
+    }  # fmt: skip
+    config.train.freeze = (*own.items(), *config.train.freeze)
     assert train.train(config, tmp_path / "run")
     rows = workdir.read_metrics(tmp_path / "run")
     assert all(np.isfinite(row["loss"]) for row in rows if "loss" in row)
@@ -368,6 +347,17 @@ def test_a_pretrained_reader_learns_at_its_own_rate(flickr8k, tmp_path):
         for part, name in (("reader", "words"), ("reader", "types"))
     }
     assert all(0 < far < 1e-3 for far in moved.values()), moved
+    start, end = flatten(run.built.variables["params"]), flatten(state.params)
+    far = {factor: [] for factor in (0.0, None, 0.1, 1.0)}
+    for name, value in start.items():
+        if name.startswith("text/reader/"):
+            factor = next((own[rule] for rule in own if re.fullmatch(rule, name)), 0.1)
+            far[factor].append(np.abs(end[name] - value).max())
+    assert far[0.0] == [0] * 3
+    assert far[None] == [0] * 2
+    # What Adam moves a parameter by is the rate, whatever the size of its gradients.
+    assert len(far[1.0]) == 4
+    assert 0 < min(far[0.1]) <= max(far[0.1]) < min(far[1.0]) / 5
 
 
 @pytest.mark.torch
@@ -418,3 +408,86 @@ def test_several_workdirs_are_measured_as_one(trained, trained_leap, opened, tmp
     expected = retrieval.evaluate_scores("all_16", sum(scores) / 2, split.caption_image)
     assert {k: report["metrics"][k] for k in expected} == pytest.approx(expected)
     assert not np.allclose(scores[0], scores[1], atol=0.1)
+
+
+@pytest.fixture(scope="module")
+def sgraf(preset, tiny_shapes, tmp_path_factory):
+    """A workdir of SAF and one of SGR, as they are before training."""
+    folders = []
+    for name in ("saf", "sgr"):
+        config = preset("shapes", name)
+        config.data = tiny_shapes.data.copy_and_resolve_references()
+        config.data.max_tokens = 8
+        config.evaluate = tiny_shapes.evaluate
+        config.model.dimension, config.model.text.words = 16, 8
+        folders.append(tmp_path_factory.mktemp(name) / "run")
+        measuring.untrained(config, folders[-1])
+    return folders
+
+
+@pytest.mark.slow
+def test_sgraf_is_the_mean_of_two_similarities(sgraf, opened, tmp_path):
+    """As a loop ranks the mean of the matrices of SAF and of SGR, neither of which ranks so."""
+    metrics = measuring.together(sgraf, tmp_path / "both", "the command")
+    report = json.loads((tmp_path / "both" / "report.json").read_text())
+    assert (report["ensemble"], report["command"]) == (list(map(str, sgraf)), "the command")
+    scores = []
+    for folder in sgraf:
+        run, state = opened(folder)
+        scores.append(evaluation.encode(run, state, "test").scores())
+    pairing = run.dataset.splits["test"].caption_image
+    expected = loop_metrics(np.mean(scores, axis=0), pairing)
+    assert {key: report["metrics"][key] for key in expected} == pytest.approx(expected)
+    assert metrics == report["metrics"]
+    for alone in scores:
+        assert loop_metrics(alone, pairing) != pytest.approx(expected)
+
+
+def on_features(preset, folder, ids="aabb", word="one"):
+    """A config on features in the layout of SCAN: four test captions of the pictures `ids`."""
+    folder.mkdir()
+    rows = np.random.default_rng(0).normal(size=(4, 1, 4)).astype(np.float32)
+    for stem, names, opening in (("train", "abcd", "a"), ("dev", "efgh", "a"), ("test", ids, word)):
+        picture = [names.index(name) for name in names]
+        captions = [f"{opening} dog number {n}" for n in range(4)]
+        write(folder / "precomp", stem, rows[picture], captions, list(names))
+    config = preset("custom", f"{folder / 'precomp'},vsepp")
+    config.data.data_dir = str(folder / "prepared")
+    config.model.dimension, config.model.text.words = 8, 4
+    return config
+
+
+@pytest.fixture(scope="module")
+def measured(preset, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("features")
+    measuring.untrained(on_features(preset, folder / "data"), folder / "run")
+    return folder / "run"
+
+
+@pytest.mark.parametrize(
+    "other", [{"ids": "aacc"}, {"word": "two"}, {"ids": "abbb"}], ids=["names", "words", "pairing"]
+)
+def test_workdirs_of_other_data_are_not_measured_as_one(preset, measured, other, tmp_path):
+    folder = tmp_path / "run"
+    experiment.prepare(on_features(preset, tmp_path / "data", **other), folder)
+    told = rf"{folder} is measured on other pictures or captions than {measured}: .* one data set"
+    with pytest.raises(DataError, match=told):
+        measuring.together([measured, folder], tmp_path / "both")
+    assert not (tmp_path / "both").exists()
+
+
+def test_where_the_report_of_several_workdirs_goes(trained, trained_leap, tmp_path):
+    """To a folder of its own, without which there is none; one workdir has its report already."""
+    folder = shutil.copytree(trained, tmp_path / "run")
+    before = (folder / "report.json").read_bytes()
+    both = [f"--workdir={trained}", f"--workdir={trained_leap}"]
+    code, output = Command(["--mode=evaluate", *both, f"--output={folder}"]).wait(100)
+    assert code == 1, output
+    assert f"{folder} is a workdir: name another --output" in " ".join(output.split())
+    assert "Traceback" not in output
+    assert (folder / "report.json").read_bytes() == before
+    for arguments in (both, [both[0], f"--output={tmp_path / 'both'}"]):
+        code, output = Command(["--mode=evaluate", *arguments]).wait(100)
+        assert (code, output.count("\n")) == (2, 1), output
+        assert "is for evaluating several --workdir: give both" in output
+    assert not (tmp_path / "both").exists()

@@ -68,6 +68,45 @@ def test_scores_do_not_depend_on_tiles(name):
             )
 
 
+def temporary(name, train, tile, count):
+    """Bytes held on the way to the scores of count x count pairs, or to their gradients."""
+    options = {"sgr": {"steps": 2}}.get(name, {})
+    network = NETWORKS[name](width=32, tile=Tile(tile, tile), **options)
+    masks = [jnp.ones((count, parts), bool) for parts in (3, 7)]
+    vectors = [(jnp.zeros((*mask.shape, 8)), jnp.zeros((count, 8))) for mask in masks]
+
+    def encodings(vectors, masks):
+        pairs = zip(vectors, masks, strict=True)
+        return [Encoding(local, mask, pooled) for (local, pooled), mask in pairs]
+
+    def scores(variables, vectors, masks):
+        given = encodings(vectors, masks)
+        return network.apply(variables, *given, train=train, mutable=["batch_stats"])[0]
+
+    def loss(variables, vectors, masks):
+        return jnp.sum(scores(variables, vectors, masks) ** 2)
+
+    init = partial(network.init, train=False)
+    variables = jax.eval_shape(init, jax.random.key(0), *encodings(vectors, masks))
+    function = jax.grad(loss, (0, 1)) if train else scores
+    # What is held is the same without the optimizations that take most of the time.
+    quick = {"xla_backend_optimization_level": 0}
+    compiled = jax.jit(function).lower(variables, vectors, masks).compile(compiler_options=quick)
+    return compiled.memory_analysis().temp_size_in_bytes
+
+
+# Numbers held of a pair: its score; in training its gradient and its place in their order too, and
+# a share of what is known of all pictures with a tile's captions.
+@pytest.mark.parametrize(
+    ("train", "numbers"), [(False, 2), pytest.param(True, 10, marks=pytest.mark.slow)]
+)
+def test_memory_grows_with_the_tile_not_with_the_pairs(name, train, numbers):
+    """A few numbers are held of each further pair, not the 256 of its nodes."""
+    some, more = (temporary(name, train, tile=4, count=count) for count in (128, 256))
+    assert more - some < 4 * numbers * (256**2 - 128**2)
+    assert temporary(name, train, tile=16, count=128) > 2 * some
+
+
 def test_a_pair_alone_scores_as_in_a_padded_batch(name):
     images, texts = encodings()
     network, variables = started(name, images, texts)
