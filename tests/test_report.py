@@ -323,8 +323,23 @@ def test_the_page_says_what_was_trained(tmp_path):
     facts = text[: text.index("Results")]
     for shown in ("vse_jax on shapes", "Backbonesmall_resnet", "temperature0.05", "Steps120"):
         assert shown in facts
-    for left_out in ("Triplet", "Epochs"):
+    for left_out in ("Triplet", "Epochs", "Started from"):
         assert left_out not in facts
+
+
+def test_a_report_says_which_network_and_objective_it_is_of(tmp_path):
+    triplet = {"weight": 1.0, "negatives": "hardest", "margin": 0.185, "semantic": 0.025}
+    config = {
+        "model": {"network": "saf", "text": {"backbone": "bert"}},
+        "objective": {"triplet": triplet},
+        "train": {"start_from": "runs/before"},
+    }
+    text = page_of(report.write(workdir(tmp_path, config=config))).text
+    for shown in ("Networksaf", "read bybert", "by meaning0.025", "Started fromruns/before"):
+        assert shown in text[: text.index("Results")]
+    triplet["semantic"] = 0.0
+    text = page_of(report.write(workdir(tmp_path, config=config))).text
+    assert "by meaning" not in text[: text.index("Results")]
 
 
 def test_distributions_are_drawn_where_they_are_known(tmp_path):

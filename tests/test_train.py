@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from vse_jax import experiment, optimizer, train, train_step, workdir
-from vse_jax.checkpoint import CheckpointError, Checkpoints
+from vse_jax.checkpoint import Checkpoints
 from vse_jax.config import ConfigError, default_config
 from vse_jax.data import semantics, tokenizer
 from vse_jax.data.split import DataError
@@ -240,17 +240,23 @@ def test_what_cannot_be_started_from_is_refused(tiny_shapes, trained, trained_le
         assert not (run / "config.json").exists()
 
     config.train.start_from = str(tmp_path / "nowhere")
-    refused(WorkdirError, "nowhere is no workdir of vse_jax")
+    refused(ConfigError, "'train.start_from': .*nowhere is no workdir of vse_jax")
     source = shutil.copytree(trained, tmp_path / "source")
     config.train.start_from = str(source)
     config.model.dimension = 12
     refused(ConfigError, r"'train.start_from'.*source is of another model: params/.*\[.*16\] there")
     config.model.dimension = 16
     config.data.tokenizer = "dvsa"
-    refused(WorkdirError, "tokenizer.json is not the tokenizer of this run, whose words have other")
+    refused(ConfigError, r"'train.start_from': .*tokenizer\.json is not the tokenizer of this run")
     config.data.tokenizer = tiny_shapes.data.tokenizer
     shutil.rmtree(source / "checkpoints" / "best")
-    refused(CheckpointError, "no usable checkpoint; train the workdir first")
+    refused(ConfigError, "'train.start_from': .*no usable checkpoint; train the workdir first")
+    (source / "checkpoints" / "best" / "3").mkdir(parents=True)
+    refused(ConfigError, r"'train.start_from': .*no usable checkpoint: every one \(3\) is damaged")
+    shutil.rmtree(source / "checkpoints" / "best")
+    config.train.start_from = ""
+    refused(ConfigError, "'train.start_from' is empty")
+    config.train.start_from = str(source)
 
     shutil.copytree(trained / "checkpoints" / "best", source / "checkpoints" / "best")
     experiment.prepare(config, run, training=True)

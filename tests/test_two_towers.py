@@ -3,7 +3,10 @@
 import json
 import logging
 import re
+import shlex
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import parity
@@ -16,6 +19,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 import vse_jax
 from vse_jax import assembly, evaluation, experiment, measuring, train, workdir
+from vse_jax.checkpoint import CheckpointError
 from vse_jax.config import ConfigError
 from vse_jax.data import pipeline, tokenizer
 from vse_jax.data.split import DataError
@@ -469,13 +473,31 @@ def measured(preset, tmp_path_factory):
 )
 def test_workdirs_of_other_data_are_not_measured_as_one(preset, measured, other, tmp_path):
     folder = tmp_path / "run"
-    experiment.prepare(on_features(preset, tmp_path / "data", **other), folder)
+    measuring.untrained(on_features(preset, tmp_path / "data", **other), folder)
     told = rf"{folder} is measured on other pictures or captions than {measured}: .* one data set"
     with pytest.raises(DataError, match=told):
         measuring.together([measured, folder], tmp_path / "both")
     assert not (tmp_path / "both").exists()
 
 
+def test_what_is_wrong_with_one_of_several_is_told_before_any_is_loaded(
+    measured, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(experiment, "prepare", lambda *_, **__: pytest.fail("loaded"))
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    shutil.copy(measured / "config.json", bare)
+    for folders, error, told in (
+        ([measured, tmp_path / "nope"], WorkdirError, "nope is no workdir of vse_jax"),
+        ([measured, bare], CheckpointError, "bare/checkpoints/best has no checkpoint yet: train"),
+        ([measured, measured.parent / "." / "run"], WorkdirError, "run is named twice"),
+    ):
+        with pytest.raises(error, match=told):
+            measuring.together(folders, tmp_path / "both")
+    assert not (tmp_path / "both").exists()
+
+
+@pytest.mark.slow
 def test_where_the_report_of_several_workdirs_goes(trained, trained_leap, tmp_path):
     """To a folder of its own, without which there is none; one workdir has its report already."""
     folder = shutil.copytree(trained, tmp_path / "run")
@@ -491,3 +513,7 @@ def test_where_the_report_of_several_workdirs_goes(trained, trained_leap, tmp_pa
         assert (code, output.count("\n")) == (2, 1), output
         assert "is for evaluating several --workdir: give both" in output
     assert not (tmp_path / "both").exists()
+    given = [*both, f"--output={tmp_path / 'both'}"]
+    subprocess.run([sys.executable, "-m", "vse_jax.evaluate", *given], check=True, timeout=200)
+    command = json.loads((tmp_path / "both" / "report.json").read_text())["command"]
+    assert command == shlex.join(["python", "-m", "vse_jax.main", "--mode=evaluate", *given])

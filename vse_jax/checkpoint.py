@@ -148,15 +148,20 @@ def read_newest(folder: str | os.PathLike[str]) -> dict[str, Any]:
     """The newest whole checkpoint of a folder as nested dicts of host arrays, nothing changed.
 
     Raises:
-      CheckpointError: there is none.
+      CheckpointError: there is none, or every one is damaged.
     """
     path = Path(os.path.abspath(folder))
     names = [child.name for child in path.iterdir()] if path.is_dir() else []
-    for step in sorted((int(name) for name in names if name.isdigit()), reverse=True):
+    steps = sorted((int(name) for name in names if name.isdigit()), reverse=True)
+    for step in steps:
         try:
             return _verified(path / str(step))
         except Exception as error:  # whatever Orbax and TensorStore raise for a bad file
             log.warning("checkpoint %d is damaged, trying the one before: %s", step, error)
+    if steps:
+        raise CheckpointError(
+            f"{path} has no usable checkpoint: every one ({', '.join(map(str, steps))}) is damaged"
+        )
     raise CheckpointError(f"{path} has no usable checkpoint; train the workdir first")
 
 

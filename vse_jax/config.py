@@ -183,6 +183,11 @@ def _check_together(given: Mapping[str, Any], devices: int) -> None:
             "'objective.leap.weight' above 0"
         )
     _check_semantics(given)
+    if given["train.start_from"] == "":
+        raise ConfigError(
+            "config field 'train.start_from' is empty: name the workdir of a trained model, or "
+            "leave it unset"
+        )
     _check_leap(given)
     for rule in given["train.freeze"]:
         pair = isinstance(rule, tuple) and len(rule) == 2 and isinstance(rule[0], str)

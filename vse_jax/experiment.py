@@ -168,14 +168,21 @@ def _start(conf: ConfigDict, begun: Path | None) -> Start | None:
         digest = workdir.read_origin(begun)["start_from"]
         return Start(begun, train_step.evaluation_variables(own), digest)
     source = Path(conf.train.start_from)
-    workdir.read_config(source)
-    best = checkpoint.read_newest(source / "checkpoints" / "best")
+    try:
+        workdir.read_config(source)
+        best = checkpoint.read_newest(source / "checkpoints" / "best")
+    except (workdir.WorkdirError, checkpoint.CheckpointError) as error:
+        raise config.ConfigError(f"config field 'train.start_from': {error}") from error
     variables = train_step.evaluation_variables(best)
+    log.info("starting from the parameters of %s at its step %d", source, best["step"])
     return Start(source, variables, _digest(variables))
 
 
 def _started(built: assembly.Built, start: Start, words: tokenizer.Tokenizer) -> assembly.Built:
-    workdir.check_tokenizer(start.folder, words.to_json())
+    try:
+        workdir.check_tokenizer(start.folder, words.to_json())
+    except workdir.WorkdirError as error:
+        raise config.ConfigError(f"config field 'train.start_from': {error}") from error
     return assembly.with_variables(built, start.variables, str(start.folder))
 
 
@@ -256,7 +263,10 @@ def _semantics(
         return None, None
     captions = dataset.splits["train"].captions
     if conf.data.semantics is not None:
-        found = semantics.from_file(conf.data.semantics, captions)
+        try:
+            found = semantics.from_file(conf.data.semantics, captions)
+        except DataError as error:
+            raise DataError(f"config field 'data.semantics': {error}") from error
         return hashlib.sha256(found.tobytes()).hexdigest(), found
     if not training:
         return semantics.origin(captions), None

@@ -37,9 +37,8 @@ _PROCESS = flags.DEFINE_integer("process", None, "Number of this process, from 0
 
 def main(argv: Sequence[str]) -> None:
     """Runs the mode that the flags name; a user's mistake ends in one clear line and exit 1."""
-    del argv
     try:
-        _run([Path(folder) for folder in _WORKDIR.value or ()])
+        _run([Path(folder) for folder in _WORKDIR.value or ()], argv[1:])
     except (*USER_ERRORS, OSError) as error:
         # An OSError names its file and reason: a full disk, a missing permission.
         log.error("%s", error)
@@ -48,7 +47,7 @@ def main(argv: Sequence[str]) -> None:
         os._exit(1) if _COORDINATOR.value else sys.exit(1)
 
 
-def _run(workdirs: Sequence[Path]) -> None:
+def _run(workdirs: Sequence[Path], arguments: Sequence[str]) -> None:
     parallel.initialize(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
     console.set_up_logging(_PROCESS.value or 0)
     cache = os.environ.get("JAX_COMPILATION_CACHE_DIR", "~/.cache/vse_jax/xla")
@@ -59,7 +58,7 @@ def _run(workdirs: Sequence[Path]) -> None:
     from vse_jax import measuring, train
 
     workdir = workdirs[-1]
-    command = shlex.join(["python", "-m", "vse_jax.main", *sys.argv[1:]])
+    command = shlex.join(["python", "-m", "vse_jax.main", *arguments])
     if _OUTPUT.value is not None:
         measuring.together(workdirs, Path(str(_OUTPUT.value)), command)
         return
@@ -93,7 +92,7 @@ def _stop_on_signal() -> threading.Event:
 
 
 def _parse(argv: Sequence[str]) -> list[str]:
-    """Parses the flags; a mistake in one ends in one line, not a stack trace."""
+    """Parses the flags and returns `argv`; a mistake ends in one line, not a stack trace."""
     try:
         given, seen = False, set[str]()
         for argument in argv[1:]:
@@ -126,7 +125,7 @@ def _parse(argv: Sequence[str]) -> list[str]:
     except Exception as error:  # whatever a user's config file raises
         sys.stderr.write(f"vse_jax: {_told(error)}\n")
         sys.exit(2)
-    return remaining
+    return list(argv)
 
 
 def _told(error: Exception) -> str:

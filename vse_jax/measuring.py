@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from ml_collections import ConfigDict
 
-from vse_jax import evaluation, experiment, parallel, train, workdir
+from vse_jax import checkpoint, evaluation, experiment, parallel, train, workdir
 from vse_jax.checkpoint import CheckpointError, Checkpoints
 from vse_jax.data.split import DataError, Split
 from vse_jax.evaluation import Embeddings
@@ -72,10 +72,18 @@ def together(folders: Sequence[Path], output: Path, command: str | None = None) 
     Raises:
       DataError: the workdirs are of different test pictures or captions.
       CheckpointError: one of them has no checkpoint.
-      WorkdirError: `output` is a workdir itself.
+      WorkdirError: `output` is a workdir itself, one of the others none, or one is named twice.
     """
     if (output / workdir.CONFIG).exists():
         raise WorkdirError(f"{output} is a workdir: name another --output, or its report is lost")
+    # What can be told at once is told before minutes of scoring.
+    for number, folder in enumerate(folders):
+        workdir.read_config(folder)
+        best = folder / "checkpoints" / "best"
+        if not checkpoint.any_in(best):
+            raise CheckpointError(f"{best} has no checkpoint yet: train it first")
+        if folder.resolve() in [other.resolve() for other in folders[:number]]:
+            raise WorkdirError(f"{folder} is named twice: it would count twice in the mean")
     first: Experiment | None = None
     known: Split | None = None
     total: np.ndarray | None = None

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from vse_jax.config import default_config
-from vse_jax.data import custom, datasets
+from vse_jax.data import captions_files, custom, datasets
 from vse_jax.data.split import DataError
 
 
@@ -454,3 +454,15 @@ def test_a_data_dir_that_cannot_be_written(tree):
     (tree / "work").write_text("a file")
     with pytest.raises(DataError, match=r"cannot write .*data\.data_dir must name a folder"):
         load(write_jsonl(tree))
+
+
+def test_captions_that_a_picture_has_already_are_told(tree, caplog):
+    """They count twice: a line that was copied, more likely than meant."""
+    entries = [entry(n, split=part(n)) for n in range(10)]
+    again = {"image": "img/0.jpg", "captions": ["another"], "split": "train"}
+    captions_files.read_records(jsonl(tree, [*entries, again]))
+    assert "already" not in caplog.text
+    found = captions_files.read_records(jsonl(tree, [*entries, again, entries[1]]))
+    assert len(found[1].captions) == 2 * len(entries[1]["captions"])
+    assert "has already, which count twice: 1, first at" in caplog.text
+    assert "data.jsonl:12" in caplog.text

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from absl import logging
 
 from vse_jax.data import split as split_lib
 
@@ -156,6 +157,7 @@ def as_trained(records: Iterable[Record], restval: bool) -> list[Record]:
 def _merged(records: Iterator[Record]) -> list[Record]:
     """Records with those of the same picture joined; raises DataError where they contradict."""
     merged: dict[str, Record] = {}
+    repeated: list[str] = []
     for record in records:
         first = merged.setdefault(os.path.normpath(record.image), record)
         if first is record:
@@ -167,7 +169,14 @@ def _merged(records: Iterator[Record]) -> list[Record]:
                     f"{record.where}: {field} of {record.image} is {new}, but was {old} at "
                     f"{first.where}"
                 )
+        if any(caption.strip() and caption in first.captions for caption in record.captions):
+            repeated.append(record.where)
         first.captions += record.captions
+    if repeated:
+        logging.warning(
+            "captions that their picture has already, which count twice: %d, first at %s",
+            len(repeated), repeated[0],
+        )  # fmt: skip
     return list(merged.values())
 
 

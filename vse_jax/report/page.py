@@ -25,17 +25,21 @@ from vse_jax.report.text import escaped, number, whole
 
 # What a reader asks first, where the config says it.
 FACTS = {
+    "Network": "model.network",
+    "Sentences read by": "model.text.backbone",
     "Backbone": "model.image.backbone",
     "Image features": "model.image.features",
     "Dimension": "model.dimension",
     "Triplet, negatives": "objective.triplet.negatives",
     "Triplet, margin": "objective.triplet.margin",
+    "Triplet, wider by meaning": "objective.triplet.semantic",
     "InfoNCE, temperature": "objective.infonce.temperature",
     "LEAP, margin's rule": "objective.leap.rule",
     "Centers, weight": "objective.center.weight",
     "Quantizer, bytes": "objective.quantizer.parts",
     "Quantizer, codes a byte": "objective.quantizer.codes",
     "Multitask, weight": "objective.multitask.weight",
+    "Started from": "train.start_from",
     "Batch size": "train.batch_size",
     "Learning rate": "train.learning_rate",
     "Epochs": "train.epochs",
@@ -205,6 +209,7 @@ def _facts(config: Any) -> dict[str, Any]:
     ineffective = {
         "train.epochs" if _at(config, "train.steps") is not None else None,
         "model.image.features" if _at(config, "model.image.backbone") == "none" else None,
+        None if _at(config, "objective.triplet.semantic") else "objective.triplet.semantic",
         *(
             path
             for path in FACTS.values()

@@ -80,7 +80,7 @@ def locate(source: str | Path) -> Path:
         raise WeightsError(
             f"weights {str(source)!r}: no such local path, and fetching that name from the "
             f"Hugging Face hub failed ({reason}); give the path of a local folder with "
-            f"{WEIGHTS} and {CONFIG}"
+            f"{WEIGHTS} and {CONFIG} (model.image.weights or model.text.weights)"
         ) from None
 
 
