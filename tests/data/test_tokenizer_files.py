@@ -275,8 +275,8 @@ def test_what_is_missing_or_damaged_is_named(tmp_path):
 def test_the_hub_is_asked_for_the_tokenizer_too(monkeypatch, bert):
     asked = []
 
-    def snapshot(name, allow_patterns):
-        asked.append((name, allow_patterns))
+    def snapshot(name, revision, allow_patterns):
+        asked.append((name, allow_patterns, revision))
         return str(bert)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
@@ -284,6 +284,8 @@ def test_the_hub_is_asked_for_the_tokenizer_too(monkeypatch, bert):
     assert rows(tokenizer.pretrained("somebody/bert", 40), SENTENCES) == expected
     wanted = {"tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt"}
     assert wanted <= set(asked[0][1])
+    assert rows(tokenizer.pretrained("somebody/bert@v2", 40), SENTENCES) == expected
+    assert (asked[0][2], asked[-1][0], asked[-1][2]) == (None, "somebody/bert", "v2")
 
     def refuse(*_, **__):
         raise huggingface_hub.errors.LocalEntryNotFoundError("Got: ConnectError")
