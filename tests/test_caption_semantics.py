@@ -11,7 +11,7 @@ import parity
 import pytest
 from data.test_precomputed import NAMES, PHOTOS, jsonl, write_tsv
 from test_frozen_backbone import write_flickr8k, write_weights
-from test_two_towers import BLOCKS, write_tokenizer
+from test_two_towers import write_bert
 
 from vse_jax import console, experiment
 from vse_jax.config import ConfigError
@@ -30,15 +30,7 @@ def script():
 
 @pytest.fixture(scope="module")
 def minilm(tmp_path_factory):
-    """A folder with a small BERT drawn at random, whose words are those of `write_flickr8k`."""
-    folder = tmp_path_factory.mktemp("bert")
-    words = ["A", "dog", "and", "a", "in", "the", "snow", ".", *map(str, range(10))]
-    count, _ = write_tokenizer(folder, words, "[CLS]", "[SEP]", "[PAD]")
-    library = parity.transformers()
-    model = library.BertModel(
-        library.BertConfig(vocab_size=count, max_position_embeddings=40, **BLOCKS)
-    )
-    return parity.saved(parity.randomize(model), folder)
+    return write_bert(tmp_path_factory.mktemp("bert"))
 
 
 @pytest.fixture

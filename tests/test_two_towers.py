@@ -216,10 +216,8 @@ def test_what_is_drawn_at_random_is_told(tiny_shapes, tmp_path, caplog):
     assert report["warnings"][0] in caplog.text
 
 
-@pytest.fixture(scope="module")
-def minilm(tmp_path_factory):
-    """A folder with a small BERT drawn at random, whose words are those of `write_flickr8k`."""
-    folder = tmp_path_factory.mktemp("bert")
+def write_bert(folder):
+    """A small BERT drawn at random, whose words are those of `write_flickr8k`; the folder."""
     words = ["A", "dog", "and", "a", "in", "the", "snow", ".", *map(str, range(10))]
     count, _ = write_tokenizer(folder, words, "[CLS]", "[SEP]", "[PAD]")
     library = parity.transformers()
@@ -227,6 +225,11 @@ def minilm(tmp_path_factory):
         library.BertConfig(vocab_size=count, max_position_embeddings=40, **BLOCKS)
     )
     return parity.saved(parity.randomize(model), folder)
+
+
+@pytest.fixture(scope="module")
+def minilm(tmp_path_factory):
+    return write_bert(tmp_path_factory.mktemp("bert"))
 
 
 @pytest.fixture
