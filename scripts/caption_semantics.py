@@ -19,7 +19,7 @@ import config_command
 import numpy as np
 from ml_collections import ConfigDict
 
-from vse_jax import assembly, optimizer, parallel
+from vse_jax import assembly, config_checks, optimizer, parallel
 from vse_jax import config as configs
 from vse_jax.data import datasets, pipeline, semantics, tokenizer
 from vse_jax.data.split import Split
@@ -54,10 +54,8 @@ def write(config: ConfigDict, output: Path) -> None:
 
 def _validated(config: ConfigDict) -> ConfigDict:
     """A copy with absolute paths; raises ConfigError where no pretrained reader gives vectors."""
-    config = config.copy_and_resolve_references()
-    if config.data.dataset == "custom" and config.data.features is not None:
-        configs.without_backbone(config)  # as runs do
-    configs.validate(config)
+    config = configs.resolved(config)
+    config_checks.validate(config)
     text = config.model.text
     if text.backbone == "gru" or text.features != "pooled" or text.alter:
         raise configs.ConfigError(_FROZEN_READER)

@@ -37,7 +37,7 @@ def run(
     output = flags.DEFINE_string("output", None, "What to write.", flag_values=own)
     console.set_up_logging()
     try:
-        _check_fields(arguments)
+        configs.names_set(arguments)  # the unknown ones are told
         rest = own([name, *arguments])[1:]
         no_output = output.value is None or not output.value.endswith(suffix)
         if rest or chosen.value is None or no_output:
@@ -46,11 +46,3 @@ def run(
         work(chosen.value, Path(output.value).expanduser())
     except (*USER_ERRORS, OSError, flags.Error) as error:
         sys.exit(f"{name}: {error}")
-
-
-def _check_fields(arguments: Sequence[str]) -> None:
-    """Raises ConfigError at a field that no config has: ml_collections would end in a trace."""
-    for argument in arguments:
-        field = argument.lstrip("-")
-        if argument.startswith("-") and field.startswith("config."):
-            configs.check_name(field.removeprefix("config.").split("=")[0])

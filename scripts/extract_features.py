@@ -31,7 +31,7 @@ from ml_collections import ConfigDict
 from rich.console import Console
 from rich.progress import Progress
 
-from vse_jax import assembly, experiment, frozen_features, parallel, workdir
+from vse_jax import assembly, config_checks, experiment, frozen_features, parallel, workdir
 from vse_jax import config as configs
 from vse_jax.data import datasets, feature_files, pipeline, sift, whole_file
 from vse_jax.data.captions_files import boxes_of, read_text
@@ -128,7 +128,7 @@ def extract(
         raise configs.ConfigError("give either --grid=N or --boxes=FILE")
     if batch_size < 1 or (cells is not None and cells < 1):
         raise configs.ConfigError("--grid and --batch_size must be above 0")
-    configs.validate(config)
+    config_checks.validate(config)
     config = configs.with_absolute_paths(config)
     if config.data.dataset == "precomputed":
         raise configs.ConfigError("the data set 'precomputed' has features, and no pictures")

@@ -8,8 +8,9 @@ import pytest
 from ml_collections import ConfigDict
 
 from vse_jax import config as configs
-from vse_jax import defaults
-from vse_jax.config import ConfigError, default_config, validate
+from vse_jax import config_checks, defaults
+from vse_jax.config import ConfigError, default_config
+from vse_jax.config_checks import validate
 from vse_jax.presets import SYSTEMS
 from vse_jax.protocols import OWN, PROTOCOLS
 
@@ -78,9 +79,9 @@ def test_a_whole_number_will_do_for_a_float():
     validate(changed(train__epochs=3, train__clip_norm=2))
 
 
-@pytest.mark.parametrize("field", sorted(configs.CHOICES))
+@pytest.mark.parametrize("field", sorted(config_checks.CHOICES))
 def test_a_wrong_choice_is_told_the_choices(field):
-    choices = configs.CHOICES[field]
+    choices = config_checks.CHOICES[field]
     for right in choices:
         weights = {"model__text__backbone": "bert", "model__text__weights": "w"}
         with_it = weights if right == "pretrained" else {}
@@ -97,7 +98,7 @@ def test_a_wrong_choice_is_told_the_choices(field):
 @pytest.mark.parametrize(
     "field",
     sorted({
-        *configs.POSITIVE, "model.dimension", "train.batch_size", "train.learning_rate",
+        *config_checks.POSITIVE, "model.dimension", "train.batch_size", "train.learning_rate",
         "objective.leap.margin", "objective.leap.least", "objective.leap.pair_low",
         "objective.leap.temperature", "objective.center.alpha", "objective.quantizer.parts",
         "objective.multitask.temperature",

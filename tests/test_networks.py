@@ -8,7 +8,8 @@ from evaluators.test_retrieval import loop_metrics
 
 import vse_jax
 from vse_jax import evaluation, train
-from vse_jax.config import ConfigError, validate
+from vse_jax.config import ConfigError
+from vse_jax.config_checks import validate
 
 OBJECTIVES = {"saf": "lseh", "sgr": "lmh", "vse_infinity": "lseh", "vsrn": "lmh"}
 

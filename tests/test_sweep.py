@@ -14,7 +14,7 @@ import absl.flags
 import pytest
 from ml_collections import config_flags
 
-from vse_jax.config import validate
+from vse_jax.config_checks import validate
 
 REPOSITORY = Path(__file__).parents[1]
 # Writes what a training leaves behind; --wait waits for SIGTERM first, --fail fails.

@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float, PRNGKeyArray
 from ml_collections import ConfigDict
 
 from vse_jax import config as configs
-from vse_jax import parallel
+from vse_jax import config_checks, parallel
 from vse_jax.codebook import Codebook
 from vse_jax.data.tokenizer import SPECIAL, Tokenizer
 from vse_jax.models import networks
@@ -183,7 +183,7 @@ def similarity_of(config: ConfigDict) -> Similarity:
 
 def is_pairwise(config: ConfigDict) -> bool:
     """Whether the model has scores of pairs instead of embeddings to compare."""
-    return config.model.network in configs.PAIRWISE
+    return config.model.network in config_checks.PAIRWISE
 
 
 def codebook_of(objective_state: Mapping[str, Any]) -> Codebook | None:
@@ -235,7 +235,7 @@ def build_objective(config: ConfigDict) -> Objective:
     if config.objective.generation.weight:
         terms["generation"] = (config.objective.generation.weight, generation())
     given = dict(configs.fields(config))
-    if any(given[name] for name in configs.LEAP):
+    if any(given[name] for name in config_checks.LEAP):
         terms["leap"] = (1.0, _leap(config.objective))
     return weighted_sum(terms)
 

@@ -1,6 +1,6 @@
 """Every field of a config with its default: the one list of them.
 
-Presets change the values, users set any field from the command line, and `config.validate`
+Presets change the values, users set any field from the command line, and `config_checks.validate`
 compares with it.
 """
 

@@ -10,7 +10,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 
-from vse_jax import assembly, checkpoint, config, optimizer, parallel, train_step, workdir
+from vse_jax import (
+    assembly,
+    checkpoint,
+    config,
+    config_checks,
+    optimizer,
+    parallel,
+    train_step,
+    workdir,
+)
 from vse_jax.data import semantics, tokenizer
 from vse_jax.data.split import DataError, Dataset
 from vse_jax.encode import Encoder
@@ -75,7 +84,9 @@ def prepare(conf: ConfigDict, folder: Path, *, training: bool = False) -> Experi
         # What was taken to be right until the data told it.
         conf = assembly.with_width_of_towers(conf, width)
     if conf.objective.quantizer.weight:
-        config.check_codes(conf.objective.quantizer.codes, len(dataset.splits["train"].images))
+        config_checks.check_codes(
+            conf.objective.quantizer.codes, len(dataset.splits["train"].images)
+        )
     words = _tokenizer(conf, dataset, None if begun is None else begun / workdir.TOKENIZER)
     known = assembly.Words.of(words, conf.model.text.alter > 0)
     pretrained = _with_glove(assembly.build_model(conf, known, frozen, width), conf, words)
@@ -111,10 +122,8 @@ def prepare(conf: ConfigDict, folder: Path, *, training: bool = False) -> Experi
 
 def _validated(conf: ConfigDict, devices: int) -> ConfigDict:
     """The config with absolute paths and what it leaves open filled in, as far as is known yet."""
-    if conf.data.dataset == "custom" and conf.data.features is not None:
-        conf = conf.copy_and_resolve_references()
-        config.without_backbone(conf)
-    config.validate(conf, devices)
+    conf = config.resolved(conf)
+    config_checks.validate(conf, devices)
     assembly.backbone_of(conf)
     return assembly.with_width_of_towers(config.with_absolute_paths(conf))
 
@@ -168,21 +177,17 @@ def _start(conf: ConfigDict, begun: Path | None) -> Start | None:
         digest = workdir.read_origin(begun)["start_from"]
         return Start(begun, train_step.evaluation_variables(own), digest)
     source = Path(conf.train.start_from)
-    try:
+    with config.blaming("train.start_from", workdir.WorkdirError, checkpoint.CheckpointError):
         workdir.read_config(source)
         best = checkpoint.read_newest(source / "checkpoints" / "best")
-    except (workdir.WorkdirError, checkpoint.CheckpointError) as error:
-        raise config.ConfigError(f"config field 'train.start_from': {error}") from error
     variables = train_step.evaluation_variables(best)
     log.info("starting from the parameters of %s at its step %d", source, best["step"])
     return Start(source, variables, _digest(variables))
 
 
 def _started(built: assembly.Built, start: Start, words: tokenizer.Tokenizer) -> assembly.Built:
-    try:
+    with config.blaming("train.start_from", workdir.WorkdirError):
         workdir.check_tokenizer(start.folder, words.to_json())
-    except workdir.WorkdirError as error:
-        raise config.ConfigError(f"config field 'train.start_from': {error}") from error
     return assembly.with_variables(built, start.variables, str(start.folder))
 
 
@@ -263,10 +268,8 @@ def _semantics(
         return None, None
     captions = dataset.splits["train"].captions
     if conf.data.semantics is not None:
-        try:
+        with config.blaming("data.semantics", DataError):
             found = semantics.from_file(conf.data.semantics, captions)
-        except DataError as error:
-            raise DataError(f"config field 'data.semantics': {error}") from error
         return hashlib.sha256(found.tobytes()).hexdigest(), found
     if not training:
         return semantics.origin(captions), None

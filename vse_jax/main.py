@@ -94,19 +94,14 @@ def _stop_on_signal() -> threading.Event:
 def _parse(argv: Sequence[str]) -> list[str]:
     """Parses the flags and returns `argv`; a mistake ends in one line, not a stack trace."""
     try:
-        given, seen = False, set[str]()
-        for argument in argv[1:]:
-            field = argument.lstrip("-")
-            if argument.startswith("-") and field.startswith("config."):
-                name = field.removeprefix("config.").split("=")[0]
-                config.check_name(name)
-                if name in seen and config.config_type(config.default_config(), name) is tuple:
-                    # ml_collections would put the values of both together.
-                    raise flags.ValidationError(f"--config.{name} is given twice")
-                seen.add(name)
-                given = given or any(other.lstrip("-").startswith("config=") for other in argv[1:])
-                if not given:
-                    raise flags.ValidationError("--config is missing: a file of configs/")
+        names = config.names_set(argv[1:])
+        if names and not any(argument.lstrip("-").startswith("config=") for argument in argv[1:]):
+            raise flags.ValidationError("--config is missing: a file of configs/")
+        for name in names:
+            several = names.count(name) > 1
+            if several and config.config_type(config.default_config(), name) is tuple:
+                # ml_collections would put the values of both together.
+                raise flags.ValidationError(f"--config.{name} is given twice")
         remaining = flags.FLAGS(argv)
         if remaining[1:]:
             raise flags.ValidationError(f"{remaining[1]!r} is no flag: do two dashes miss?")

@@ -36,7 +36,7 @@ def load(config: ConfigDict, seed: int) -> Dataset:
     """The data set that `data.dataset` names, under `data.protocol`, no split beyond its limit.
 
     Args:
-      config: the section `data`, its protocol one that `config.validate` lets through.
+      config: the section `data`, its protocol one that `config_checks.validate` lets through.
       seed: of the run, for splits that are drawn.
 
     Raises:

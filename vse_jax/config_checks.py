@@ -1,0 +1,372 @@
+"""The check of a config: every field by itself, then those that must agree with each other."""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from vse_jax.config import ConfigError, check_name, check_type, config_type, either, fields, nearest
+from vse_jax.defaults import default_config
+from vse_jax.protocols import OWN, PROTOCOLS
+
+CHOICES: Mapping[str, tuple[str, ...]] = {
+    "parallel": ("shard_map", "pmap"),
+    "precision": ("float32", "bfloat16"),
+    "data.epoch": ("captions", "images"),
+    "data.tokenizer": ("vse", "dvsa", "pretrained"),
+    "data.non_rgb": ("skip", "convert"),
+    "model.similarity": ("dot", "negative_euclidean"),
+    "model.image.features": ("pooled", "grid", "pyramid"),
+    "model.image.pooling": ("mean", "max", "mean_max"),
+    "model.text.features": ("pooled", "words"),
+    "model.text.pooling": ("mean", "max", "mean_max"),
+    "objective.triplet.negatives": ("hardest", "all"),
+    "objective.triplet.warmup": ("all", "infonce", "grouped"),
+    "objective.leap.negatives": ("hardest", "all"),
+    "objective.leap.warmup": ("all", "infonce"),
+    "objective.leap.rule": ("fixed", "gap", "active"),
+    "objective.leap.quantized_distance": ("asymmetric", "symmetric"),
+    "objective.center.kind": ("table", "batch"),
+    "objective.quantizer.rule": ("average", "gradient"),
+    "train.schedule": ("cosine", "constant", "step"),
+}
+POSITIVE = (
+    "data.image_size", "data.max_tokens", "data.train_limit", "data.validation_limit",
+    "model.dimension", "model.hidden", "model.image.cells", "model.text.words",
+    "objective.triplet.chunk", "objective.triplet.temperature", "objective.infonce.chunk",
+    "objective.infonce.temperature", "objective.leap.margin", "objective.leap.least",
+    "objective.leap.pair_low", "objective.leap.chunk", "objective.leap.temperature",
+    "objective.center.alpha", "objective.quantizer.parts", "objective.multitask.temperature",
+    "train.epochs", "train.steps", "train.batch_size",
+    "train.learning_rate", "train.clip_norm", "train.log_every", "train.checkpoint_every",
+    "train.validate_every", "evaluate.batch_size",
+)  # fmt: skip
+# The terms of LEAP, each of which brings its objective.
+LEAP = (
+    "objective.leap.weight", "objective.center.weight", "objective.quantizer.weight",
+    "objective.multitask.weight",
+)  # fmt: skip
+# Data sets of whatever is brought; the others have protocols of their own.
+BROUGHT = ("custom", "precomputed")
+# Networks that look at a picture and a sentence together; there are no embeddings to compare.
+PAIRWISE = ("saf", "sgr")
+NETWORKS = ("none", "residual", "saf", "sgr", "vse_infinity", "vsepp", "vsrn")
+# Fields whose value is at least the first and below, or at, the second.
+RANGES: Mapping[str, tuple[float, float]] = {
+    "seed": (0, 2**31 - 1),
+    "data.bad_share": (0.0, 1.0),
+    "model.image.dropout": (0.0, 0.99),
+    "model.image.drop_parts": (0.0, 0.99),
+    "model.text.dropout": (0.0, 0.99),
+    "model.text.alter": (0.0, 0.99),
+    "objective.generation.weight": (0.0, float("inf")),
+    "objective.triplet.weight": (0.0, float("inf")),
+    "objective.infonce.weight": (0.0, float("inf")),
+    "objective.leap.weight": (0.0, float("inf")),
+    "objective.leap.quantized": (0.0, float("inf")),
+    "objective.leap.rho": (0.0, 1.0),
+    "objective.leap.kappa": (0.0, float("inf")),
+    "objective.leap.active_share": (0.0, 1.0),
+    "objective.leap.warmup_epochs": (0.0, float("inf")),
+    "objective.center.weight": (0.0, float("inf")),
+    "objective.center.alpha": (0.0, 1.0),
+    "objective.quantizer.weight": (0.0, float("inf")),
+    "objective.quantizer.beta": (0.0, float("inf")),
+    "objective.quantizer.codes": (2, 256),
+    "objective.quantizer.decay": (0.0, 0.999999),
+    "objective.quantizer.rate": (0.0, float("inf")),
+    "objective.quantizer.dead_share": (0.0, 0.99),
+    "objective.multitask.weight": (0.0, float("inf")),
+    "objective.triplet.margin": (0.0, float("inf")),
+    "objective.triplet.semantic": (0.0, float("inf")),
+    "objective.triplet.warmup_epochs": (0.0, float("inf")),
+    "train.decay_factor": (0.0, 1.0),
+    "train.warmup_epochs": (0.0, float("inf")),
+    "train.weight_decay": (0.0, float("inf")),
+    "train.ema": (0.0, 0.999999),
+    "train.refit_codes": (0, 1000),
+    "evaluate.queries": (0, 1000),
+}
+
+
+def validate(config: ConfigDict, devices: int = 1) -> None:
+    """Raises ConfigError at the first field that is unknown, mistyped or impossible.
+
+    Args:
+      config: to check.
+      devices: over which batches are split.
+    """
+    known = dict(fields(default_config()))
+    given = dict(fields(config))
+    for name in given:
+        check_name(name)
+    for name in known:
+        if name not in given:
+            raise ConfigError(f"config field {name!r} is missing; start from default_config()")
+    default = default_config()
+    types = {name: config_type(default, name) for name in known}
+    for name, value in given.items():
+        check_type(name, value, types[name])
+    for name, choices in CHOICES.items():
+        if given[name] not in choices:
+            raise ConfigError(
+                f"config field {name!r} is {given[name]!r}{nearest(given[name], choices)}; "
+                f"it may be {either(choices)}"
+            )
+    for name in POSITIVE:
+        if given[name] is not None and not given[name] > 0:
+            raise ConfigError(f"config field {name!r} is {given[name]}; it must be above 0")
+    for name, (low, high) in RANGES.items():
+        if not low <= given[name] <= high:
+            raise ConfigError(
+                f"config field {name!r} is {given[name]}; it must lie in [{low}, {high}]"
+            )
+    _check_together(given, devices)
+
+
+def _check_together(given: Mapping[str, Any], devices: int) -> None:
+    """Raises ConfigError where fields contradict each other."""
+    if given["train.batch_size"] % devices:
+        raise ConfigError(
+            f"config field 'train.batch_size' is {given['train.batch_size']}, which {devices} "
+            "devices cannot share equally"
+        )
+    for name in ("data.crop_area", "objective.quantizer.rotate_at", "train.decay_steps"):
+        if not all(isinstance(value, int | float) for value in given[name]):
+            raise ConfigError(
+                f"config field {name!r} is {given[name]}; it must be a tuple of numbers"
+            )
+    low_high = given["data.crop_area"]
+    if len(low_high) != 2 or not 0 < low_high[0] <= low_high[1] <= 1:
+        raise ConfigError(
+            f"config field 'data.crop_area' is {low_high}; it must be (low, high) "
+            "with 0 < low <= high <= 1"
+        )
+    _check_features(given)
+    _check_protocol(given)
+    _check_network(given)
+    sizes = given["data.shapes_sizes"]
+    if len(sizes) != 3 or not all(isinstance(size, int) and size > 0 for size in sizes):
+        raise ConfigError(
+            f"config field 'data.shapes_sizes' is {given['data.shapes_sizes']}; it must be three "
+            "numbers above 0: train, validation, test"
+        )
+    if given["data.max_tokens"] < 3:
+        raise ConfigError(
+            "config field 'data.max_tokens' must be at least 3: <start>, a word, <end>"
+        )
+    terms = ("objective.triplet.weight", "objective.infonce.weight", "objective.leap.weight")
+    if not any(given[name] for name in terms):
+        raise ConfigError(
+            "no hinge and no cross-entropy over the batch has a weight, and nothing else tells "
+            "pictures apart: set 'objective.triplet.weight', 'objective.infonce.weight' or "
+            "'objective.leap.weight' above 0"
+        )
+    _check_semantics(given)
+    if given["train.start_from"] == "":
+        raise ConfigError(
+            "config field 'train.start_from' is empty: name the workdir of a trained model, or "
+            "leave it unset"
+        )
+    _check_leap(given)
+    for rule in given["train.freeze"]:
+        pair = isinstance(rule, tuple) and len(rule) == 2 and isinstance(rule[0], str)
+        if not pair or not (rule[1] is None or isinstance(rule[1], int | float)):
+            raise ConfigError(
+                f"config field 'train.freeze' holds {rule!r}; each entry must be "
+                "(pattern, factor or None)"
+            )
+        try:
+            re.compile(rule[0])
+        except re.error as error:
+            raise ConfigError(
+                f"config field 'train.freeze' holds {rule[0]!r}: not a pattern: {error}"
+            ) from error
+
+
+def _check_semantics(given: Mapping[str, Any]) -> None:
+    """Raises ConfigError where what captions mean is given, and no margin heeds it."""
+    semantic = given["objective.triplet.semantic"]
+    if semantic and not given["objective.triplet.weight"]:
+        raise ConfigError(
+            f"config field 'objective.triplet.semantic' is {semantic}, but the hinge has no "
+            "weight: set it to 0, or 'objective.triplet.weight' above 0"
+        )
+    if given["data.semantics"] is not None and not semantic:
+        raise ConfigError(
+            f"config field 'data.semantics' is {given['data.semantics']!r}, which only a semantic "
+            "margin reads: unset it, or set 'objective.triplet.semantic' above 0 (objective=lseh)"
+        )
+
+
+def _check_features(given: Mapping[str, Any]) -> None:
+    """Raises ConfigError where features and what makes them contradict each other."""
+    dataset, backbone = given["data.dataset"], given["model.image.backbone"]
+    if (dataset == "precomputed") != (backbone == "none"):
+        right = "'none'" if dataset == "precomputed" else "one of vse_jax.models.backbones"
+        raise ConfigError(
+            f"config field 'model.image.backbone' is {backbone!r}, but 'data.dataset' is "
+            f"{dataset!r}: features have no backbone, pictures need one; set it to {right}"
+        )
+    if given["data.features"] is not None and dataset != "precomputed":
+        raise ConfigError(
+            f"config field 'data.features' is set, but 'data.dataset' is {dataset!r}; features of "
+            "pictures that a file lists are the data set 'precomputed'"
+        )
+    if dataset == "precomputed" and (given["data.flip"] or given["data.crop_area"] != (1.0, 1.0)):
+        raise ConfigError(
+            "config fields 'data.flip' and 'data.crop_area' change pictures, and the data set "
+            "'precomputed' has only features: unset them"
+        )
+
+
+def _check_protocol(given: Mapping[str, Any]) -> None:
+    """Raises ConfigError where the test split cannot be reported by the protocol named."""
+    name, dataset = given["data.protocol"], given["data.dataset"]
+    if name is None:
+        return
+    if name not in PROTOCOLS:
+        raise ConfigError(
+            f"config field 'data.protocol' is {name!r}{nearest(name, PROTOCOLS)}; it may be "
+            f"{either(PROTOCOLS)}"
+        )
+    if dataset not in BROUGHT and name != OWN.get(dataset):
+        raise ConfigError(
+            f"config field 'data.protocol' is {name!r}, but 'data.dataset' is {dataset!r}, whose "
+            f"protocol is its own: unset it (it is for {either(BROUGHT)})"
+        )
+
+
+def _check_network(given: Mapping[str, Any]) -> None:
+    """Raises ConfigError where the fields of the model contradict each other."""
+    network, similarity = given["model.network"], given["model.similarity"]
+    if network not in NETWORKS:
+        raise ConfigError(
+            f"config field 'model.network' is {network!r}{nearest(network, NETWORKS)}; it may be "
+            f"{either(NETWORKS)}"
+        )
+    tile = given["model.tile"]
+    if len(tile) != 2 or not all(isinstance(side, int) and side > 0 for side in tile):
+        raise ConfigError(
+            f"config field 'model.tile' is {tile}; it must be two numbers above 0: pictures, "
+            "captions"
+        )
+    if network in PAIRWISE and similarity != "dot":
+        raise ConfigError(
+            f"config field 'model.similarity' is {similarity!r}, but the network {network!r} has "
+            "its own similarity: leave it at 'dot'"
+        )
+    for name in LEAP:
+        if network in PAIRWISE and given[name]:
+            raise ConfigError(
+                f"config field {name!r} is {given[name]}, a term of LEAP, which learns distances "
+                f"of embeddings; the network {network!r} has none: choose another objective"
+            )
+    if network in (*PAIRWISE, "vse_infinity") and given["model.text.features"] != "words":
+        raise ConfigError(
+            f"config field 'model.text.features' is {given['model.text.features']!r}; the network "
+            f"{network!r} looks at words: set it to 'words'"
+        )
+    if given["objective.generation.weight"] and network != "vsrn":
+        raise ConfigError(
+            "config field 'objective.generation.weight' is "
+            f"{given['objective.generation.weight']}, but the network {network!r} generates no "
+            "captions: set it to 0, or 'model.network' to 'vsrn'"
+        )
+    _check_reader(given)
+
+
+def _check_reader(given: Mapping[str, Any]) -> None:
+    """Raises ConfigError where the fields of what reads sentences contradict each other."""
+    network, pretrained = given["model.network"], given["model.text.backbone"] != "gru"
+    if pretrained != (given["data.tokenizer"] == "pretrained"):
+        right = "'pretrained'" if pretrained else "'vse' or 'dvsa'"
+        raise ConfigError(
+            f"config field 'data.tokenizer' is {given['data.tokenizer']!r}, but "
+            f"'model.text.backbone' is {given['model.text.backbone']!r}: set it to {right}"
+        )
+    if pretrained and given["model.text.weights"] is None:
+        raise ConfigError(
+            f"config field 'model.text.weights' is not set; 'model.text.backbone' = "
+            f"{given['model.text.backbone']!r} needs the folder or hub name of its weights"
+        )
+    for name in ("model.text.weights",) if not pretrained else ("model.text.glove",):
+        if given[name] is not None:
+            raise ConfigError(
+                f"config field {name!r} is {given[name]!r}, but 'model.text.backbone' is "
+                f"{given['model.text.backbone']!r}, which takes none: unset it"
+            )
+    both = given["model.text.pooling"] == "mean_max" and given["model.text.features"] == "words"
+    if network == "vsepp" and both and not pretrained:
+        raise ConfigError(
+            "config field 'model.text.pooling' is 'mean_max', but a GRU's sentences are not "
+            "projected by the network 'vsepp', and would be twice as wide as the common space: set "
+            "it to 'mean' or 'max'"
+        )
+    if network == "none" and not pretrained:
+        raise ConfigError(
+            "config field 'model.network' is 'none', which is for two pretrained towers of one "
+            "space; a GRU's sentences are not in it: choose a network, such as 'vsepp'"
+        )
+
+
+def _check_leap(given: Mapping[str, Any]) -> None:
+    """Raises ConfigError where the fields of LEAP contradict each other."""
+    rotate_at = given["objective.quantizer.rotate_at"]
+    if list(rotate_at) != sorted(set(rotate_at)) or not all(0 < at < 1 for at in rotate_at):
+        raise ConfigError(
+            f"config field 'objective.quantizer.rotate_at' is {rotate_at}; it must be rising "
+            "shares of the training, each above 0 and below 1"
+        )
+    between = [("least", "most"), ("pair_low", "pair_high")]
+    if given["objective.leap.rule"] != "fixed":
+        between += [("least", "margin"), ("margin", "most")]
+    for low, high in between:
+        if given[f"objective.leap.{low}"] > given[f"objective.leap.{high}"]:
+            raise ConfigError(
+                f"config field 'objective.leap.{low}' is {given[f'objective.leap.{low}']}, above "
+                f"'objective.leap.{high}' = {given[f'objective.leap.{high}']}"
+            )
+    if not any(given[name] for name in LEAP):
+        return
+    if given["objective.leap.pair_margins"] and not given["objective.center.weight"]:
+        raise ConfigError(
+            "'objective.leap.pair_margins' needs centers: set 'objective.center.weight' above 0"
+        )
+    for name in LEAP:
+        if given[name] and given["model.similarity"] != "negative_euclidean":
+            raise ConfigError(
+                f"config field 'model.similarity' is {given['model.similarity']!r}, but "
+                f"{name!r} is {given[name]}, a term of LEAP, which learns distances: set it to "
+                "'negative_euclidean'"
+            )
+    if given["objective.quantizer.weight"]:
+        _check_codebook(given)
+        return
+    for name in ("objective.multitask.weight", "objective.leap.quantized"):
+        if given[name]:
+            raise ConfigError(
+                f"config field {name!r} is {given[name]}, which needs the quantizer: set "
+                "'objective.quantizer.weight' above 0"
+            )
+
+
+def _check_codebook(given: Mapping[str, Any]) -> None:
+    """Raises ConfigError where the quantizer does not fit embeddings or data."""
+    if given["model.dimension"] % given["objective.quantizer.parts"]:
+        raise ConfigError(
+            f"config field 'objective.quantizer.parts' is {given['objective.quantizer.parts']}, "
+            f"which does not divide 'model.dimension' = {given['model.dimension']}"
+        )
+    if given["data.dataset"] == "shapes":
+        check_codes(given["objective.quantizer.codes"], given["data.shapes_sizes"][0])
+
+
+def check_codes(codes: int, pictures: int) -> None:
+    """Raises ConfigError where a codebook has more codes than there are training pictures."""
+    if codes > pictures:
+        raise ConfigError(
+            f"config field 'objective.quantizer.codes' is {codes}, more than the {pictures} "
+            "training pictures"
+        )
