@@ -33,8 +33,7 @@ from rich.progress import Progress
 
 from vse_jax import assembly, config_checks, experiment, frozen_features, parallel, workdir
 from vse_jax import config as configs
-from vse_jax.data import datasets, feature_files, pipeline, sift, whole_file
-from vse_jax.data.captions_files import boxes_of, read_text
+from vse_jax.data import box_files, datasets, feature_files, pipeline, whole_file
 from vse_jax.data.scan_files import CAPTIONS, NAMES
 from vse_jax.data.split import DataError, Split
 from vse_jax.models.backbones.weights import digest, load_config
@@ -156,31 +155,6 @@ def extract(
             _write_split(output, stem, examples, backbone, regions[name], batch_size)
 
 
-def read_boxes(path: Path) -> dict[str, np.ndarray]:
-    """float32 [r, 4] of each picture by name; raises DataError with file and line."""
-    found: dict[str, np.ndarray] = {}
-    for number, line in enumerate(read_text(path).split("\n"), 1):
-        if not line.strip():
-            continue
-        where = f"{path}:{number}"
-        try:
-            value = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise DataError(f"{where}: not JSON ({error})") from error
-        name = value.get("image") if isinstance(value, dict) else None
-        if not isinstance(name, str) or not name:
-            raise DataError(
-                f'{where}: expected {{"image": name, "boxes": [[y0, x0, y1, x1], ...]}}'
-            )
-        if name in found:
-            raise DataError(f"{where}: {name} a second time")
-        own = boxes_of(value.get("boxes"), where)
-        if own is None or not len(own):
-            raise DataError(f"{where}: {name} has no boxes")
-        found[name] = own
-    return found
-
-
 def _boxes(
     splits: Mapping[str, Split], backbone: Backbone, cells: int | None, path: Path | None
 ) -> dict[str, Boxes]:
@@ -189,15 +163,8 @@ def _boxes(
         assert cells is not None
         corners = pyramid_boxes(backbone.height, backbone.width, cells)[None]
         return {name: Boxes(corners, None) for name in splits}
-    known = read_boxes(path)
     names = [name for split in splits.values() for name in split.images]
-    if missing := [name for name in names if name not in known]:
-        raise DataError(
-            f"{path} has no boxes of {sift.count_and_name(missing)} pictures of the {len(names)}; "
-            f"its first is of {next(iter(known), 'none')}"
-        )
-    if others := sorted(known.keys() - set(names)):
-        log.warning("%s: boxes of other pictures: %s", path, sift.count_and_name(others))
+    known = box_files.read(path, names)
     counts = np.array([len(known[name]) for name in names], np.int32)
     most = int(counts.max())
     if counts.min() < most:

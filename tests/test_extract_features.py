@@ -254,38 +254,6 @@ def test_another_extraction_needs_another_folder(script, own, tmp_path):
         script.extract(own, tmp_path / "out", cells=1)
 
 
-@pytest.mark.parametrize(
-    ("boxes", "told"),
-    [
-        ([[0.0, 0.0, 1.2, 1.0]], r"boxes\.jsonl:4: box \[0\.0, 0\.0, 1\.2, 1\.0\] is not"),
-        ([[0.5, 0.0, 0.5, 1.0]], r"boxes\.jsonl:4: box"),
-        ([], r"boxes\.jsonl:4: 3\.jpg has no boxes"),
-        (None, r"boxes\.jsonl:4: 3\.jpg has no boxes"),
-        ("x", r"boxes\.jsonl:4: boxes is 'x'"),
-    ],
-)
-def test_boxes_that_are_none(script, tmp_path, boxes, told):
-    path = write_boxes(tmp_path, lambda number: boxes if number == 3 else BOXES[0])
-    with pytest.raises(DataError, match=told):
-        script.read_boxes(path)
-
-
-@pytest.mark.parametrize(
-    ("line", "told"),
-    [
-        ("{", "not JSON"),
-        ("[]", 'expected {"image"'),
-        ('{"boxes": []}', 'expected {"image"'),
-        ('{"image": "0.jpg", "boxes": [[0, 0, 1, 1]]}', r"0\.jpg a second time"),
-    ],
-)
-def test_lines_that_are_none(script, tmp_path, line, told):
-    path = write_boxes(tmp_path)
-    path.write_text(path.read_text() + line)
-    with pytest.raises(DataError, match=rf"boxes\.jsonl:11: {told}"):
-        script.read_boxes(path)
-
-
 def test_pictures_without_boxes_are_named(script, own, tmp_path):
     path = write_boxes(tmp_path)
     path.write_text("".join(path.read_text().splitlines(keepends=True)[:8]))

@@ -108,6 +108,34 @@ def test_updates_are_those_of_adam_written_by_hand(clip, decay):
         assert norm > clip, "nothing was clipped"
 
 
+@pytest.mark.parametrize("rule", ["sgd", "rmsprop"])
+def test_other_rules_are_their_formulas_with_each_number_clipped(rule):
+    config = section(optimizer=rule, momentum=0.8, rms_decay=0.9, clip_value=0.5)
+    trainable, _ = optimizer.partition(PARAMS, ())
+    update = optimizer.make_optimizer(config, trainable, lambda _: 0.1)
+    state, params = update.init(trainable), trainable
+    expected = {name: value.astype(np.float64) for name, value in trainable.items()}
+    kept = dict.fromkeys(trainable, 0.0)
+    draw = np.random.default_rng(0)
+    for _ in range(4):
+        gradient = {
+            name: draw.normal(size=v.shape).astype(np.float32) for name, v in trainable.items()
+        }
+        updates, state = update.update(gradient, state, params)
+        params = optax.apply_updates(params, updates)
+        for name, g in gradient.items():
+            g = np.clip(g.astype(np.float64), -0.5, 0.5)
+            if rule == "sgd":
+                kept[name] = 0.8 * kept[name] + g
+                direction = kept[name]
+            else:
+                kept[name] = 0.9 * kept[name] + 0.1 * g**2
+                direction = g / (np.sqrt(kept[name]) + 1e-8)
+            expected[name] = expected[name] - 0.1 * direction
+    for name, value in expected.items():
+        np.testing.assert_allclose(params[name], value, rtol=1e-5, atol=1e-6, err_msg=name)
+
+
 def rates(config, steps, steps_per_epoch, at):
     rate = optimizer.schedule(config, steps, steps_per_epoch)
     return np.array([float(rate(step)) for step in at])

@@ -12,6 +12,7 @@ import pytest
 from vse_jax import parallel, train_step
 from vse_jax.encoding import Encoding
 from vse_jax.models.backbones.small_resnet import SmallResNet
+from vse_jax.models.dvsa import FragmentScore, RectifiedHead
 from vse_jax.models.heads import LinearHead
 from vse_jax.models.image import ImageEncoder
 from vse_jax.models.model import VisualSemanticModel
@@ -38,6 +39,9 @@ SETUPS = {
 NETWORKS = {
     "saf": lambda: (_sgraf(), _words(), SAF(4, Tile(2, 2)), None),
     "sgr": lambda: (_sgraf(), _words(), SGR(4, 2, Tile(2, 2)), None),
+    "dvsa": lambda: (
+        LinearHead(6, normalize=False), RectifiedHead(6), FragmentScore(Tile(3, 2)), None
+    ),
     "vsrn": lambda: (
         VSRNImage(6, 2, axis_name=AXIS), LinearHead(None), None, CaptionGenerator(9, 4, 4, 0.0)
     ),

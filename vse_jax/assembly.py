@@ -19,6 +19,7 @@ from vse_jax.data.tokenizer import SPECIAL, Tokenizer
 from vse_jax.models import networks
 from vse_jax.models.backbones import catalogue, text_catalogue
 from vse_jax.models.backbones.weights import WeightsError, load_config
+from vse_jax.models.dvsa import BRNNReader
 from vse_jax.models.image import ImageEncoder
 from vse_jax.models.model import VisualSemanticModel
 from vse_jax.models.pairwise import Tile
@@ -283,9 +284,9 @@ def backbone_of(config: ConfigDict) -> catalogue.Backbone:
 
 
 def text_backbone_of(config: ConfigDict) -> text_catalogue.TextBackbone | None:
-    """The pretrained reader of sentences that the config names; None for a GRU."""
+    """The pretrained reader of sentences that the config names; None for one from nothing."""
     name = config.model.text.backbone
-    if name == "gru":
+    if name in config_checks.FROM_NOTHING:
         return None
     return configs.choose(text_catalogue, name, "model.text.backbone")
 
@@ -314,7 +315,7 @@ def make_model(
         normalize=section.normalize,
         image_pooling=section.image.pooling,
         text_pooling=section.text.pooling,
-        project_text=text_backbone_of(config) is not None,
+        project_text=section.text.backbone != "gru",
         drop_parts=section.image.drop_parts,
         hidden=section.hidden,
         tile=Tile(*section.tile),
@@ -326,7 +327,7 @@ def make_model(
     generates = config.objective.generation.weight > 0
     return VisualSemanticModel(
         image=_image_encoder(config, network.image, sources.image or {}, frozen.image),
-        text=_text_encoder(config, network.text, sources.text or {}, frozen.text, words),
+        text=_text_encoder(config, network, sources.text or {}, frozen.text, words),
         pairwise=network.pairwise,
         generator=network.generator if generates else None,
     )
@@ -349,7 +350,11 @@ def _image_encoder(
 
 
 def _text_encoder(
-    config: ConfigDict, head: nn.Module, source: dict[str, Any], frozen: bool, words: Words
+    config: ConfigDict,
+    network: networks.Network,
+    source: dict[str, Any],
+    frozen: bool,
+    words: Words,
 ) -> TextEncoder:
     section, pretrained = config.model.text, text_backbone_of(config)
     alter = partial(
@@ -360,22 +365,30 @@ def _text_encoder(
         rate=section.alter,
     )
     return TextEncoder(
-        reader=GRUReader(
-            vocabulary=words.vocabulary,
-            width=section.words,
-            hidden=config.model.dimension,
-            bidirectional=section.bidirectional,
-            dropout=section.dropout,
-            dtype=compute_dtype(config),
-        )
+        reader=_untrained_reader(config, words)
         if pretrained is None
         else pretrained.make(source, compute_dtype(config)),
-        head=head,
+        head=network.text,
         parts=section.features,
+        words_only=network.words_only,
         frozen=frozen,
         dropout=0.0 if pretrained is None else section.dropout,
         alter=alter if section.alter else None,
     )
+
+
+def _untrained_reader(config: ConfigDict, words: Words) -> nn.Module:
+    """The reader that is trained from nothing: its sizes are the config's."""
+    section = config.model.text
+    shared = {
+        "vocabulary": words.vocabulary,
+        "width": section.words,
+        "dropout": section.dropout,
+        "dtype": compute_dtype(config),
+    }
+    if section.backbone == "brnn":
+        return BRNNReader(**shared, hidden=config.model.hidden)
+    return GRUReader(**shared, hidden=config.model.dimension, bidirectional=section.bidirectional)
 
 
 def build_model(
@@ -426,7 +439,10 @@ def build_model(
 def _example(config: ConfigDict, features: int | None = None) -> dict[str, Array]:
     """A batch of one, for its shapes; with features of that width, or else with pixels."""
     size = config.data.image_size
-    seen: dict[str, Array] = {"image": jnp.zeros((1, size, size, 3), jnp.uint8)}
+    seen: dict[str, Array] = {
+        "image": jnp.zeros((1, size, size, 3), jnp.uint8),
+        "boxes": jnp.asarray([[[0.0, 0.0, 1.0, 1.0]]]),
+    }
     if features is not None:
         seen = {"features": jnp.zeros((1, 1, features)), "feature_mask": jnp.ones((1, 1), bool)}
     return seen | {

@@ -17,7 +17,7 @@ CHOICES: Mapping[str, tuple[str, ...]] = {
     "data.tokenizer": ("vse", "dvsa", "pretrained"),
     "data.non_rgb": ("skip", "convert"),
     "model.similarity": ("dot", "negative_euclidean"),
-    "model.image.features": ("pooled", "grid", "pyramid"),
+    "model.image.features": ("pooled", "grid", "pyramid", "boxes"),
     "model.image.pooling": ("mean", "max", "mean_max"),
     "model.text.features": ("pooled", "words"),
     "model.text.pooling": ("mean", "max", "mean_max"),
@@ -29,6 +29,7 @@ CHOICES: Mapping[str, tuple[str, ...]] = {
     "objective.leap.quantized_distance": ("asymmetric", "symmetric"),
     "objective.center.kind": ("table", "batch"),
     "objective.quantizer.rule": ("average", "gradient"),
+    "train.optimizer": ("adam", "rmsprop", "sgd"),
     "train.schedule": ("cosine", "constant", "step"),
 }
 POSITIVE = (
@@ -38,9 +39,9 @@ POSITIVE = (
     "objective.infonce.temperature", "objective.leap.margin", "objective.leap.least",
     "objective.leap.pair_low", "objective.leap.chunk", "objective.leap.temperature",
     "objective.center.alpha", "objective.quantizer.parts", "objective.multitask.temperature",
-    "train.epochs", "train.steps", "train.batch_size",
-    "train.learning_rate", "train.clip_norm", "train.log_every", "train.checkpoint_every",
-    "train.validate_every", "evaluate.batch_size",
+    "train.epochs", "train.steps", "train.batch_size", "train.learning_rate", "train.clip_value",
+    "train.clip_norm", "train.log_every", "train.checkpoint_every", "train.validate_every",
+    "evaluate.batch_size",
 )  # fmt: skip
 # The terms of LEAP, each of which brings its objective.
 LEAP = (
@@ -50,8 +51,10 @@ LEAP = (
 # Data sets of whatever is brought; the others have protocols of their own.
 BROUGHT = ("custom", "precomputed")
 # Networks that look at a picture and a sentence together; there are no embeddings to compare.
-PAIRWISE = ("saf", "sgr")
-NETWORKS = ("none", "residual", "saf", "sgr", "vse_infinity", "vsepp", "vsrn")
+PAIRWISE = ("dvsa", "saf", "sgr")
+NETWORKS = ("dvsa", "none", "residual", "saf", "sgr", "vse_infinity", "vsepp", "vsrn")
+# Readers of sentences without pretrained weights.
+FROM_NOTHING = ("brnn", "gru")
 # Fields whose value is at least the first and below, or at, the second.
 RANGES: Mapping[str, tuple[float, float]] = {
     "seed": (0, 2**31 - 1),
@@ -82,6 +85,8 @@ RANGES: Mapping[str, tuple[float, float]] = {
     "objective.triplet.semantic": (0.0, float("inf")),
     "objective.triplet.warmup_epochs": (0.0, float("inf")),
     "train.decay_factor": (0.0, 1.0),
+    "train.momentum": (0.0, 0.999999),
+    "train.rms_decay": (0.0, 0.999999),
     "train.warmup_epochs": (0.0, float("inf")),
     "train.weight_decay": (0.0, float("inf")),
     "train.ema": (0.0, 0.999999),
@@ -214,7 +219,19 @@ def _check_features(given: Mapping[str, Any]) -> None:
             f"config field 'data.features' is set, but 'data.dataset' is {dataset!r}; features of "
             "pictures that a file lists are the data set 'precomputed'"
         )
-    if dataset == "precomputed" and (given["data.flip"] or given["data.crop_area"] != (1.0, 1.0)):
+    boxes = given["model.image.features"] == "boxes"
+    moved = given["data.flip"] or given["data.crop_area"] != (1.0, 1.0)
+    if boxes and moved:
+        raise ConfigError(
+            "config fields 'data.flip' and 'data.crop_area' change pictures, and the boxes of "
+            "'model.image.features' = 'boxes' would stay where they are: unset them"
+        )
+    if given["data.boxes"] is not None and not boxes:
+        raise ConfigError(
+            f"config field 'data.boxes' is {given['data.boxes']!r}, but 'model.image.features' is "
+            f"{given['model.image.features']!r}: set the latter to 'boxes'"
+        )
+    if dataset == "precomputed" and moved:
         raise ConfigError(
             "config fields 'data.flip' and 'data.crop_area' change pictures, and the data set "
             "'precomputed' has only features: unset them"
@@ -279,26 +296,27 @@ def _check_network(given: Mapping[str, Any]) -> None:
 
 def _check_reader(given: Mapping[str, Any]) -> None:
     """Raises ConfigError where the fields of what reads sentences contradict each other."""
-    network, pretrained = given["model.network"], given["model.text.backbone"] != "gru"
+    network, reader = given["model.network"], given["model.text.backbone"]
+    pretrained = reader not in FROM_NOTHING
     if pretrained != (given["data.tokenizer"] == "pretrained"):
         right = "'pretrained'" if pretrained else "'vse' or 'dvsa'"
         raise ConfigError(
             f"config field 'data.tokenizer' is {given['data.tokenizer']!r}, but "
-            f"'model.text.backbone' is {given['model.text.backbone']!r}: set it to {right}"
+            f"'model.text.backbone' is {reader!r}: set it to {right}"
         )
     if pretrained and given["model.text.weights"] is None:
         raise ConfigError(
             f"config field 'model.text.weights' is not set; 'model.text.backbone' = "
-            f"{given['model.text.backbone']!r} needs the folder or hub name of its weights"
+            f"{reader!r} needs the folder or hub name of its weights"
         )
     for name in ("model.text.weights",) if not pretrained else ("model.text.glove",):
         if given[name] is not None:
             raise ConfigError(
                 f"config field {name!r} is {given[name]!r}, but 'model.text.backbone' is "
-                f"{given['model.text.backbone']!r}, which takes none: unset it"
+                f"{reader!r}, which takes none: unset it"
             )
     both = given["model.text.pooling"] == "mean_max" and given["model.text.features"] == "words"
-    if network == "vsepp" and both and not pretrained:
+    if network == "vsepp" and both and reader == "gru":
         raise ConfigError(
             "config field 'model.text.pooling' is 'mean_max', but a GRU's sentences are not "
             "projected by the network 'vsepp', and would be twice as wide as the common space: set "
@@ -307,7 +325,8 @@ def _check_reader(given: Mapping[str, Any]) -> None:
     if network == "none" and not pretrained:
         raise ConfigError(
             "config field 'model.network' is 'none', which is for two pretrained towers of one "
-            "space; a GRU's sentences are not in it: choose a network, such as 'vsepp'"
+            f"space; sentences that {reader!r} reads are not in it: choose a network, such as "
+            "'vsepp'"
         )
 
 

@@ -40,7 +40,11 @@ def _data() -> ConfigDict:
     # .tsv, of an .npz a picture, or that scripts/extract_features.py wrote. It makes the data set
     # "precomputed" and leaves the backbone out.
     data.features = placeholder(str)
-    # The folder that the paths in that file are relative to; unset: the file's own.
+    # Regions of the pictures: a file of scripts/propose_regions.py, or of your own, with lines
+    # {"image": name, "boxes": [[y0, x0, y1, x1], ...]}; unset: the data's own boxes
+    # (model.image.features=boxes).
+    data.boxes = placeholder(str)
+    # The folder that the paths in that file of pictures are relative to; unset: the file's own.
     data.images = placeholder(str)
     # Where prepared data sets and cached features go.
     data.data_dir = "~/.cache/vse_jax"
@@ -87,18 +91,18 @@ def _model() -> ConfigDict:
     """The two encoders and the common space."""
     model = ConfigDict()
     # What is put on top of the features, a function of vse_jax.models.networks: "vsepp", "vsrn",
-    # "saf", "sgr", "vse_infinity", "residual" (a perceptron for good features), or "none", for
-    # features that are in one space already.
+    # "saf", "sgr", "vse_infinity", "dvsa", "residual" (a perceptron for good features), or "none",
+    # for features that are in one space already.
     model.network = "vsepp"
     # Width of the common space; that of the features for "none".
     model.dimension = 1024
-    # Units between, of the network "residual".
+    # Units between, of the network "residual"; of the states of "brnn".
     model.hidden = 1024
-    # (pictures, captions) that a pairwise network ("saf", "sgr") looks at at a time; in training
-    # SAF holds what it knows of all the batch's pictures with so many captions.
+    # (pictures, captions) that a pairwise network ("saf", "sgr", "dvsa") looks at at a time; in
+    # training SAF holds what it knows of all the batch's pictures with so many captions.
     model.tile = (4, 16)
-    # Of two embeddings: "dot" (the cosine, of unit vectors) or "negative_euclidean". "saf" and
-    # "sgr" have their own.
+    # Of two embeddings: "dot" (the cosine, of unit vectors) or "negative_euclidean". "saf", "sgr"
+    # and "dvsa" have their own.
     model.similarity = "dot"
     # Whether embeddings are scaled to length 1.
     model.normalize = True
@@ -108,8 +112,9 @@ def _model() -> ConfigDict:
     image.backbone = "small_resnet"
     # Pretrained weights: a folder, a safetensors file or a Hugging Face hub name.
     image.weights = placeholder(str)
-    # What the backbone hands on: "pooled" (one vector a picture), "grid" (one a cell) or "pyramid"
-    # (the grid pooled to cells x cells, and its mean).
+    # What the backbone hands on: "pooled" (one vector a picture), "grid" (one a cell), "pyramid"
+    # (the grid pooled to cells x cells, and its mean) or "boxes" (the grid's mean under each box of
+    # data.boxes, and of the whole).
     image.features = "pooled"
     # Cells a side of a "pyramid".
     image.cells = 4
@@ -127,8 +132,9 @@ def _model() -> ConfigDict:
     # Share of a picture's parts dropped in training by "vse_infinity", so that sets vary in size.
     image.drop_parts = 0.2
     model.text = text = ConfigDict()
-    # What reads sentences: "gru", trained from nothing, or a module of vse_jax.models.backbones
-    # with pretrained weights: "bert", "clip" or "siglip".
+    # What reads sentences: "gru" or "brnn" (a rectified network in both directions), trained from
+    # nothing, or a module of vse_jax.models.backbones with pretrained weights: "bert", "clip" or
+    # "siglip".
     text.backbone = "gru"
     # Pretrained weights, as those of pictures.
     text.weights = placeholder(str)
@@ -136,11 +142,11 @@ def _model() -> ConfigDict:
     text.features = "pooled"
     # How one vector comes of these, where the network does not say: "mean", "max" or "mean_max".
     text.pooling = "mean"
-    # Width of a word vector of the GRU.
+    # Width of a word vector of what is trained from nothing.
     text.words = 300
     # Vectors to start the words from: a file in GloVe's text format, of width model.text.words.
     text.glove = placeholder(str)
-    # Share of word-vector channels dropped in training; of feature channels, if not of a GRU.
+    # Share of word-vector channels dropped in training; of feature channels, if pretrained.
     text.dropout = 0.0
     # Whether the GRU reads captions in both directions, averaged.
     text.bidirectional = False
@@ -304,7 +310,13 @@ def _train() -> ConfigDict:
     train.steps = placeholder(int)
     # Pairs a step, over all devices.
     train.batch_size = 128
-    # Peak learning rate of Adam.
+    # Rule of the update: "adam", "sgd" (with momentum) or "rmsprop".
+    train.optimizer = "adam"
+    # Share of the last step that "sgd" takes again.
+    train.momentum = 0.9
+    # Decay of the mean square of gradients that "rmsprop" divides by.
+    train.rms_decay = 0.999
+    # Peak learning rate.
     train.learning_rate = 2e-4
     # How it falls: "cosine" (to 0 at the end), "constant", or "step" (x decay_factor at each of
     # decay_steps).
@@ -316,9 +328,11 @@ def _train() -> ConfigDict:
     train.decay_factor = 0.1
     # Epochs of linear rise to the peak.
     train.warmup_epochs = 0.0
-    # Decoupled weight decay (AdamW), of matrices only.
+    # Decoupled weight decay (as AdamW's), of matrices only.
     train.weight_decay = 0.0
-    # Largest global norm of the gradient; None: no clipping.
+    # Largest size of each number in the gradient; None: no clipping of this kind.
+    train.clip_value = placeholder(float)
+    # Largest global norm of the gradient; None: no clipping of this kind.
     train.clip_norm = placeholder(float)
     # Decay of a moving average of the parameters, used for evaluation; 0: none. At step t it
     # is at most (1 + t) / (10 + t).

@@ -37,7 +37,7 @@ class Encoder:
 
         def image_features(variables: Any, batch: Batch) -> Float[Array, "b n f"]:
             def seen(model: VisualSemanticModel) -> Float[Array, "b n f"]:
-                return model.image.features(batch["image"])
+                return model.image.features(batch["image"], batch.get("boxes"))
 
             return _everywhere(nn.apply(seen, model)(variables))
 

@@ -20,7 +20,7 @@ from vse_jax import (
     train_step,
     workdir,
 )
-from vse_jax.data import semantics, tokenizer
+from vse_jax.data import box_files, semantics, tokenizer
 from vse_jax.data.split import DataError, Dataset
 from vse_jax.encode import Encoder
 from vse_jax.evaluators import judgement
@@ -136,6 +136,11 @@ def _loaded(conf: ConfigDict) -> tuple[Dataset, assembly.Frozen]:
         datasets.load(conf.data, conf.seed)
     frozen = assembly.frozen_backbones(conf)
     dataset = parallel.first_process_first("data", lambda: datasets.load(conf.data, conf.seed))
+    if conf.model.image.features == "boxes" and conf.data.dataset != "precomputed":
+        with config.blaming("data.boxes", DataError):
+            dataset = box_files.with_regions(
+                dataset, None if conf.data.boxes is None else Path(conf.data.boxes)
+            )
     _describe(dataset)
     return dataset, frozen
 

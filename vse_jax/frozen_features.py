@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from vse_jax import assembly, parallel
 from vse_jax.data import features
 from vse_jax.data.regions import Regions
-from vse_jax.data.split import DataError
+from vse_jax.data.split import DataError, Split
 from vse_jax.encode import Encoder
 
 if TYPE_CHECKING:
@@ -77,8 +77,12 @@ class FrozenFeatures:
             batches,
             lambda name, row: f"{self.examples[name].split.images[row]} (picture {row} of {name})",
         )
+        boxes = self.config.model.image.features == "boxes"
         return {
-            name: dataclasses.replace(e, features=found[name]) for name, e in self.examples.items()
+            name: dataclasses.replace(
+                e, features=_of_boxes(found[name], e.split) if boxes else found[name]
+            )
+            for name, e in self.examples.items()
         }
 
     def of_texts(self, weights: str | None) -> "dict[str, pipeline.Examples]":
@@ -178,6 +182,16 @@ def _digest(*arrays: np.ndarray) -> str:
     for array in arrays:
         total.update(str(array.shape).encode() + array.tobytes())
     return total.hexdigest()
+
+
+def _of_boxes(rows: np.ndarray, split: Split) -> Regions:
+    """Features [n, r, f] of pictures as those of their boxes, behind which rows are padding."""
+    assert split.boxes is not None
+    boxes = np.zeros((*rows.shape[:2], 4), np.float32)
+    for row, own in zip(boxes, split.boxes, strict=True):
+        row[: len(own)] = own
+    count = np.array([len(own) for own in split.boxes], np.int64)
+    return dataclasses.replace(Regions.of(rows, boxes), count=count)
 
 
 def _of_words(rows: np.ndarray, mask: np.ndarray) -> Regions:

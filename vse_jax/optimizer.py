@@ -1,7 +1,7 @@
-"""Schedule, clipping, Adam, and which parameters move at which rate."""
+"""Schedule, clipping, the rule of the update, and which parameters move at which rate."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -84,7 +84,9 @@ def schedule(config: ConfigDict, steps: int, steps_per_epoch: float) -> optax.Sc
 def make_optimizer(
     config: ConfigDict, trainable: Flat, learning_rate: optax.Schedule
 ) -> optax.GradientTransformation:
-    """Clip by global norm, Adam, decoupled decay of matrices, factor by name, learning rate.
+    """Clip, Adam or another rule, decoupled decay of matrices, factor by name, learning rate.
+
+    Gradients are clipped element by element (`clip_value`), then by their global norm.
 
     Args:
       config: the section `train`.
@@ -98,14 +100,24 @@ def make_optimizer(
         del params
         return {name: update * factors[name] for name, update in updates.items()}
 
-    chain = [optax.scale_by_adam()]
+    chain = []
+    if config.clip_value is not None:
+        chain.append(optax.clip(config.clip_value))
     if config.clip_norm is not None:
-        chain.insert(0, optax.clip_by_global_norm(config.clip_norm))
+        chain.append(optax.clip_by_global_norm(config.clip_norm))
+    chain.append(_RULES[config.optimizer](config))
     if config.weight_decay:
         chain.append(optax.add_decayed_weights(config.weight_decay, mask=matrices))
     if any(factor != 1.0 for factor in factors.values()):
         chain.append(optax.stateless(scale))
     return optax.chain(*chain, optax.scale_by_learning_rate(learning_rate))
+
+
+_RULES: Mapping[str, Callable[[ConfigDict], optax.GradientTransformation]] = {
+    "adam": lambda _: optax.scale_by_adam(),
+    "sgd": lambda config: optax.trace(config.momentum),
+    "rmsprop": lambda config: optax.scale_by_rms(config.rms_decay, eps=1e-8, eps_in_sqrt=False),
+}
 
 
 def average(ema: Flat, params: Flat, decay: float | Float[Array, ""]) -> dict[str, Array]:

@@ -173,3 +173,27 @@ def test_parts_are_the_cells_row_by_row_the_whole_or_a_pyramid():
     np.testing.assert_array_equal(parts_of(seen, "pooled"), pooled[:, None])
     whole = parts_of(seen, "pyramid", 1)
     np.testing.assert_allclose(whole, np.stack([grid.mean((1, 2))] * 2, 1), rtol=1e-6)
+
+
+def test_boxes_are_parts_and_those_of_no_area_are_padding():
+    encoder = encoder_of(backbone=Stripes(), parts="boxes")
+    boxes = np.zeros((4, 3, 4), np.float32)
+    boxes[:, 0] = [0.0, 0.0, 1.0, 1.0]
+    boxes[1, 1] = [0.5, 0.0, 1.0, 0.5]
+    boxes[2, 1] = [0.25, 0.25, 0.25, 0.5]
+    shown = pictures()
+    variables = start(encoder, shown, None, None, boxes)
+    found = run(encoder, variables, shown, None, None, boxes)
+    assert found.mask.tolist() == [[1, 0, 0], [1, 1, 0], [1, 0, 0], [1, 0, 0]]
+    # Of 2 x 2 cells, interpolated, the lower left quarter has 7/8 of its row and of its column.
+    image = jnp.asarray(shown)
+    grid = encoder_of(backbone=Stripes(), parts="grid").apply(variables, image, method="features")
+    cells = np.asarray(grid[1]).reshape(2, 2, 5)
+    quarter = np.einsum("h,w,hwc->c", [1 / 8, 7 / 8], [7 / 8, 1 / 8], cells)
+    seen = encoder.apply(variables, image, jnp.asarray(boxes), method="features")
+    np.testing.assert_allclose(seen[1, 1], quarter, atol=1e-6)
+    whole = run(encoder_of(backbone=Stripes()), variables, shown, None, None)
+    np.testing.assert_allclose(found.local[:, 0], whole.local[:, 0], atol=1e-6)
+    np.testing.assert_array_equal(found.local[2, 1:], 0)
+    with pytest.raises(ValueError, match="boxes, and none were given"):
+        run(encoder, variables, shown, None, None)

@@ -42,7 +42,7 @@ def made(name, pooling):
     parts = "pooled" if name == "vsrn" else "words"
     return VisualSemanticModel(
         ImageEncoder(network.image, None),
-        TextEncoder(reader, network.text, parts),
+        TextEncoder(reader, network.text, parts, network.words_only),
         network.pairwise,
     )
 

@@ -16,7 +16,7 @@ class VisualSemanticModel(nn.Module):
     """Two encoders into one space; with linear + GRU it is VSE++.
 
     Attributes:
-      image: called with (image, features, mask, train=).
+      image: called with (image, features, mask, boxes, train=).
       text: called with (tokens, mask, features, feature mask, train=).
       pairwise: called with (images, texts, train=) for the scores of all pairs; None where
         similarity is a product of two embeddings.
@@ -55,9 +55,13 @@ class VisualSemanticModel(nn.Module):
         return outputs
 
     def encode_image(self, batch: Mapping[str, Array], *, train: bool) -> Encoding:
-        """The pictures of a batch: its `image`, or else its `features`."""
+        """The pictures of a batch: its `image` and their `boxes`, or else its `features`."""
         return self.image(
-            batch.get("image"), batch.get("features"), batch.get("feature_mask"), train=train
+            batch.get("image"),
+            batch.get("features"),
+            batch.get("feature_mask"),
+            batch.get("boxes"),
+            train=train,
         )
 
     def encode_text(self, batch: Mapping[str, Array], *, train: bool) -> Encoding:

@@ -5,13 +5,14 @@ from typing import NamedTuple
 import flax.linen as nn
 from jax.typing import DTypeLike
 
+from vse_jax.models.dvsa import FragmentScore, RectifiedHead
 from vse_jax.models.heads import LinearHead, Pooling, ResidualHead
 from vse_jax.models.pairwise import Tile
 from vse_jax.models.sgraf import SAF, SGR, SGRAFHead
 from vse_jax.models.vse_infinity import VSEInfinityImage, VSEInfinityText
 from vse_jax.models.vsrn import CaptionGenerator, VSRNImage
 
-__all__ = ["none", "residual", "saf", "sgr", "vse_infinity", "vsepp", "vsrn"]
+__all__ = ["dvsa", "none", "residual", "saf", "sgr", "vse_infinity", "vsepp", "vsrn"]
 
 
 class Options(NamedTuple):
@@ -52,12 +53,14 @@ class Network(NamedTuple):
       text: the head of sentences.
       pairwise: what compares them, if not a product of embeddings.
       generator: of captions, for a loss of training.
+      words_only: whether the tokens that open and close a sentence are no parts of it.
     """
 
     image: nn.Module
     text: nn.Module
     pairwise: nn.Module | None = None
     generator: nn.Module | None = None
+    words_only: bool = False
 
 
 def none(options: Options) -> Network:
@@ -96,6 +99,17 @@ def vsrn(options: Options) -> Network:
         VSRNImage(o.dimension, normalize=o.normalize, dtype=o.dtype, axis_name=o.axis_name),
         vsepp(o).text,
         generator=CaptionGenerator(o.vocabulary, dtype=o.dtype),
+    )
+
+
+def dvsa(options: Options) -> Network:
+    """Words that each find their region, products summed; of any length unless told otherwise."""
+    o = options
+    return Network(
+        LinearHead(o.dimension, "mean", o.normalize, o.dtype),
+        RectifiedHead(o.dimension, o.dtype),
+        FragmentScore(o.tile, o.dtype),
+        words_only=True,
     )
 
 

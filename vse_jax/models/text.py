@@ -100,6 +100,7 @@ class TextEncoder(nn.Module):
       reader: tokens and their mask -> `WordFeatures`.
       head: parts [b, n, f] and their mask to an encoding.
       parts: what of the reader's features the parts are: the "words", or the "pooled" one alone.
+      words_only: whether the tokens that open and close a sentence are no parts of it.
       frozen: whether the reader is used as it is: no gradient, no dropout.
       dropout: share of feature channels dropped in training.
       alter: (key, tokens, mask) -> others, in training; None: as they are.
@@ -108,6 +109,7 @@ class TextEncoder(nn.Module):
     reader: nn.Module
     head: nn.Module
     parts: Literal["pooled", "words"] = "pooled"
+    words_only: bool = False
     frozen: bool = False
     dropout: float = 0.0
     alter: Callable[..., tuple[Int[Array, "b l"], Bool[Array, "b l"]]] | None = None
@@ -132,6 +134,9 @@ class TextEncoder(nn.Module):
             features, feature_mask = word_parts(read, mask, self.parts)
             if self.frozen:
                 features = jax.lax.stop_gradient(features)
+        if self.words_only:
+            # The closing token follows the last word: a word has another token behind it.
+            features, feature_mask = features[:, 1:-1], feature_mask[:, 2:]
         features = Dropout(self.dropout)(features, train=train)
         return self.head(features, feature_mask, train=train)
 
