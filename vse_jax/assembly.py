@@ -22,6 +22,7 @@ from vse_jax.models.backbones.weights import WeightsError, load_config
 from vse_jax.models.dvsa import BRNNReader
 from vse_jax.models.image import ImageEncoder
 from vse_jax.models.model import VisualSemanticModel
+from vse_jax.models.multimodal_rnn import with_word_frequencies as with_frequencies
 from vse_jax.models.pairwise import Tile
 from vse_jax.models.text import GRUReader, TextEncoder
 from vse_jax.models.vse_infinity import altered_tokens
@@ -187,6 +188,11 @@ def is_pairwise(config: ConfigDict) -> bool:
     return config.model.network in config_checks.PAIRWISE
 
 
+def writes_captions(config: ConfigDict) -> bool:
+    """Whether the model writes captions, and compares nothing."""
+    return config.model.network in config_checks.CAPTIONERS
+
+
 def codebook_of(objective_state: Mapping[str, Any]) -> Codebook | None:
     """The learned codebook in the objective's state, as trained or as read from a checkpoint."""
     leap = objective_state.get("leap")
@@ -263,7 +269,8 @@ def _shapes(config: ConfigDict, features: int | None = None) -> dict[str, Any]:
 
     def traced(key: PRNGKeyArray) -> dict[str, Any]:
         outputs, variables = model.init_with_output(key, example, train=False)
-        return {"params": variables["params"]} | {side: outputs[side].pooled for side in BACKBONES}
+        widths = {side: outputs[side].pooled for side in BACKBONES if side in outputs}
+        return {"params": variables["params"]} | widths
 
     return jax.eval_shape(traced, jax.random.key(0))
 
@@ -320,6 +327,9 @@ def make_model(
         hidden=section.hidden,
         tile=Tile(*section.tile),
         vocabulary=words.vocabulary,
+        words=section.text.words,
+        cell=section.captioner.cell,
+        drop_words=section.captioner.dropout,
         dtype=compute_dtype(config),
         axis_name=parallel.AXIS,
     )
@@ -330,6 +340,7 @@ def make_model(
         text=_text_encoder(config, network, sources.text or {}, frozen.text, words),
         pairwise=network.pairwise,
         generator=network.generator if generates else None,
+        captioner=network.captioner,
     )
 
 
@@ -355,7 +366,9 @@ def _text_encoder(
     source: dict[str, Any],
     frozen: bool,
     words: Words,
-) -> TextEncoder:
+) -> TextEncoder | None:
+    if network.text is None:
+        return None
     section, pretrained = config.model.text, text_backbone_of(config)
     alter = partial(
         altered_tokens,
@@ -408,7 +421,8 @@ def build_model(
     """
     sources = sources_of(config)
     model = make_model(config, words, sources, frozen)
-    known = getattr(model.text.reader, "vocab_size", words.vocabulary)
+    reader_of = None if model.text is None else model.text.reader
+    known = getattr(reader_of, "vocab_size", words.vocabulary)
     if not words.vocabulary <= known < words.vocabulary + SPARE:
         raise WeightsError(
             f"{config.model.text.weights}: the tokenizer beside it has {words.vocabulary} tokens, "
@@ -417,7 +431,7 @@ def build_model(
     # Drawing what is pretrained would take longer to compile than the rest.
     given: dict[str, Leaf] = {}
     loads = {"image": backbone_of(config).load}
-    if (reader := text_backbone_of(config)) is not None:
+    if model.text is not None and (reader := text_backbone_of(config)) is not None:
         loads["text"] = reader.load
     for side, load in loads.items():
         if load is not None and config.model[side].weights is not None:
@@ -478,4 +492,11 @@ def with_word_vectors(
     words = np.where(found[:, None], vectors, text["reader"]["words"])
     text = {**text, "reader": {**text["reader"], "words": words}}
     params = {**built.variables["params"], "text": text}
+    return dataclasses.replace(built, variables={**built.variables, "params": params})
+
+
+def with_word_frequencies(built: Built, log_frequencies: Float[np.ndarray, "v"]) -> Built:
+    """The same with a captioner that at first writes words as often as these logarithms say."""
+    captioner = with_frequencies(built.variables["params"]["captioner"], log_frequencies)
+    params = {**built.variables["params"], "captioner": jax.tree.map(np.asarray, captioner)}
     return dataclasses.replace(built, variables={**built.variables, "params": params})

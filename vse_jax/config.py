@@ -123,7 +123,10 @@ PATHS = (
     "data.data_dir", "model.image.weights", "model.text.weights", "model.text.glove",
     "train.start_from", "evaluate.expert", "evaluate.crowdflower",
 )  # fmt: skip
-FREE = (*PATHS, "data.protocol", "evaluate.batch_size", "evaluate.queries")
+FREE = (
+    *PATHS, "data.protocol", "evaluate.batch_size", "evaluate.queries", "evaluate.beams",
+    "evaluate.length_power",
+)  # fmt: skip
 
 
 def with_absolute_paths(config: ConfigDict) -> ConfigDict:

@@ -19,6 +19,7 @@ CHOICES: Mapping[str, tuple[str, ...]] = {
     "model.similarity": ("dot", "negative_euclidean"),
     "model.image.features": ("pooled", "grid", "pyramid", "boxes"),
     "model.image.pooling": ("mean", "max", "mean_max"),
+    "model.captioner.cell": ("lstm", "rnn"),
     "model.text.features": ("pooled", "words"),
     "model.text.pooling": ("mean", "max", "mean_max"),
     "objective.triplet.negatives": ("hardest", "all"),
@@ -48,11 +49,25 @@ LEAP = (
     "objective.leap.weight", "objective.center.weight", "objective.quantizer.weight",
     "objective.multitask.weight",
 )  # fmt: skip
+# What tells pictures apart.
+RANKING = ("objective.triplet.weight", "objective.infonce.weight", "objective.leap.weight")
 # Data sets of whatever is brought; the others have protocols of their own.
 BROUGHT = ("custom", "precomputed")
 # Networks that look at a picture and a sentence together; there are no embeddings to compare.
 PAIRWISE = ("dvsa", "saf", "sgr")
-NETWORKS = ("dvsa", "none", "residual", "saf", "sgr", "vse_infinity", "vsepp", "vsrn")
+# Networks that write captions; there is nothing to compare.
+CAPTIONERS = ("multimodal_rnn",)
+NETWORKS = (
+    "dvsa",
+    "multimodal_rnn",
+    "none",
+    "residual",
+    "saf",
+    "sgr",
+    "vse_infinity",
+    "vsepp",
+    "vsrn",
+)
 # Readers of sentences without pretrained weights.
 FROM_NOTHING = ("brnn", "gru")
 # Fields whose value is at least the first and below, or at, the second.
@@ -63,6 +78,7 @@ RANGES: Mapping[str, tuple[float, float]] = {
     "model.image.drop_parts": (0.0, 0.99),
     "model.text.dropout": (0.0, 0.99),
     "model.text.alter": (0.0, 0.99),
+    "model.captioner.dropout": (0.0, 0.99),
     "objective.generation.weight": (0.0, float("inf")),
     "objective.triplet.weight": (0.0, float("inf")),
     "objective.infonce.weight": (0.0, float("inf")),
@@ -92,6 +108,8 @@ RANGES: Mapping[str, tuple[float, float]] = {
     "train.ema": (0.0, 0.999999),
     "train.refit_codes": (0, 1000),
     "evaluate.queries": (0, 1000),
+    "evaluate.beams": (1, 1000),
+    "evaluate.length_power": (0.0, float("inf")),
 }
 
 
@@ -161,8 +179,7 @@ def _check_together(given: Mapping[str, Any], devices: int) -> None:
         raise ConfigError(
             "config field 'data.max_tokens' must be at least 3: <start>, a word, <end>"
         )
-    terms = ("objective.triplet.weight", "objective.infonce.weight", "objective.leap.weight")
-    if not any(given[name] for name in terms):
+    if given["model.network"] not in CAPTIONERS and not any(given[name] for name in RANKING):
         raise ConfigError(
             "no hinge and no cross-entropy over the batch has a weight, and nothing else tells "
             "pictures apart: set 'objective.triplet.weight', 'objective.infonce.weight' or "
@@ -285,13 +302,36 @@ def _check_network(given: Mapping[str, Any]) -> None:
             f"config field 'model.text.features' is {given['model.text.features']!r}; the network "
             f"{network!r} looks at words: set it to 'words'"
         )
-    if given["objective.generation.weight"] and network != "vsrn":
+    if given["objective.generation.weight"] and network not in ("vsrn", *CAPTIONERS):
         raise ConfigError(
             "config field 'objective.generation.weight' is "
             f"{given['objective.generation.weight']}, but the network {network!r} generates no "
             "captions: set it to 0, or 'model.network' to 'vsrn'"
         )
+    if network in CAPTIONERS:
+        _check_captioner(given)
     _check_reader(given)
+
+
+def _check_captioner(given: Mapping[str, Any]) -> None:
+    """Raises ConfigError where a network that only writes captions is asked for more, or less."""
+    network = given["model.network"]
+    for name in {*RANKING, *LEAP}:
+        if given[name]:
+            raise ConfigError(
+                f"config field {name!r} is {given[name]}, a term of comparing pictures and "
+                f"sentences; the network {network!r} only writes captions: set it to 0"
+            )
+    if not given["objective.generation.weight"]:
+        raise ConfigError(
+            "config field 'objective.generation.weight' is 0, and nothing else teaches the network "
+            f"{network!r} to write captions: set it above 0"
+        )
+    if given["model.text.backbone"] not in FROM_NOTHING:
+        raise ConfigError(
+            f"config field 'model.text.backbone' is {given['model.text.backbone']!r}; the network "
+            f"{network!r} reads no sentences and has words of its own: leave it at 'gru'"
+        )
 
 
 def _check_reader(given: Mapping[str, Any]) -> None:

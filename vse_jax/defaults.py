@@ -92,11 +92,11 @@ def _model() -> ConfigDict:
     model = ConfigDict()
     # What is put on top of the features, a function of vse_jax.models.networks: "vsepp", "vsrn",
     # "saf", "sgr", "vse_infinity", "dvsa", "residual" (a perceptron for good features), or "none",
-    # for features that are in one space already.
+    # for features that are in one space already; or "multimodal_rnn", which writes captions.
     model.network = "vsepp"
     # Width of the common space; that of the features for "none".
     model.dimension = 1024
-    # Units between, of the network "residual"; of the states of "brnn".
+    # Units between, of the network "residual"; of the states of "brnn" and "multimodal_rnn".
     model.hidden = 1024
     # (pictures, captions) that a pairwise network ("saf", "sgr", "dvsa") looks at at a time; in
     # training SAF holds what it knows of all the batch's pictures with so many captions.
@@ -142,7 +142,7 @@ def _model() -> ConfigDict:
     text.features = "pooled"
     # How one vector comes of these, where the network does not say: "mean", "max" or "mean_max".
     text.pooling = "mean"
-    # Width of a word vector of what is trained from nothing.
+    # Width of a word vector of what is trained from nothing, or writes captions.
     text.words = 300
     # Vectors to start the words from: a file in GloVe's text format, of width model.text.words.
     text.glove = placeholder(str)
@@ -152,6 +152,11 @@ def _model() -> ConfigDict:
     text.bidirectional = False
     # Share of the tokens altered in training: half masked, a tenth any other, the rest deleted.
     text.alter = 0.0
+    model.captioner = captioner = ConfigDict()
+    # Cell of what writes captions: "rnn" (rectified) or "lstm".
+    captioner.cell = "rnn"
+    # Share of the channels of words, of the picture and of the states read dropped in training.
+    captioner.dropout = 0.5
     return model
 
 
@@ -161,7 +166,8 @@ def _objective() -> ConfigDict:
     objective.triplet = _triplet()
     objective.infonce = _infonce()
     objective.generation = generation = ConfigDict()
-    # Weight in the loss of telling the caption from the picture ("vsrn"); 0 leaves it out.
+    # Weight in the loss of telling the caption from the picture ("vsrn", "multimodal_rnn"); 0
+    # leaves it out.
     generation.weight = 0.0
     objective.leap = _leap()
     objective.center = _center()
@@ -360,6 +366,10 @@ def _evaluate() -> ConfigDict:
     evaluate.batch_size = 256
     # Queries each way shown in the report.
     evaluate.queries = 12
+    # Captions kept by the search for the best one.
+    evaluate.beams = 7
+    # What is best: log p / length ** length_power; 0 is the most likely caption.
+    evaluate.length_power = 0.0
     # Judgements of people to be correlated with distances: a file in Flickr8k-Expert's format.
     evaluate.expert = placeholder(str)
     # The same in Flickr8k-CrowdFlower's format.

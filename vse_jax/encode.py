@@ -43,6 +43,7 @@ class Encoder:
 
         def text_features(variables: Any, batch: Batch) -> Any:
             def read(model: VisualSemanticModel) -> Any:
+                assert model.text is not None
                 return model.text.features(batch["tokens"], batch["token_mask"])
 
             return _everywhere(nn.apply(read, model)(variables))

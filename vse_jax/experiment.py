@@ -89,14 +89,16 @@ def prepare(conf: ConfigDict, folder: Path, *, training: bool = False) -> Experi
         )
     words = _tokenizer(conf, dataset, None if begun is None else begun / workdir.TOKENIZER)
     known = assembly.Words.of(words, conf.model.text.alter > 0)
-    pretrained = _with_glove(assembly.build_model(conf, known, frozen, width), conf, words)
+    examples = _examples(conf, dataset, words)
+    pretrained = _with_words(
+        assembly.build_model(conf, known, frozen, width), conf, words, examples["train"]
+    )
     built = pretrained if start is None else _started(pretrained, start, words)
     weights = {
         side: None if conf.model[side].weights is None else digest(conf.model[side].weights)
         for side in assembly.BACKBONES
     }
     encoder = Encoder(built.model, devices)
-    examples = _examples(conf, dataset, words)
     meaning, meant = _semantics(conf, dataset, training, begun)
     examples["train"] = dataclasses.replace(examples["train"], semantics=meant)
     origin = {
@@ -145,10 +147,18 @@ def _loaded(conf: ConfigDict) -> tuple[Dataset, assembly.Frozen]:
     return dataset, frozen
 
 
-def _with_glove(
-    built: assembly.Built, conf: ConfigDict, words: tokenizer.Tokenizer
+def _with_words(
+    built: assembly.Built,
+    conf: ConfigDict,
+    words: tokenizer.Tokenizer,
+    examples: "pipeline.Examples",
 ) -> assembly.Built:
-    """The model with the word vectors that the config names, if any."""
+    """The model with what is known of words: the vectors that the config names, how frequent."""
+    if assembly.writes_captions(conf):
+        targets = examples.tokens[:, 1:][examples.token_mask[:, 1:]]
+        # A word never asked for counts as if asked for once.
+        counts = np.maximum(np.bincount(targets, minlength=words.vocabulary), 1)
+        return assembly.with_word_frequencies(built, np.log(counts / counts.sum()))
     if conf.model.text.glove is None:
         return built
     vectors, found = tokenizer.read_glove(conf.model.text.glove, words, conf.model.text.words)

@@ -13,7 +13,16 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from vse_jax import assembly, evaluation, experiment, optimizer, parallel, train_step, workdir
+from vse_jax import (
+    assembly,
+    evaluation,
+    experiment,
+    optimizer,
+    parallel,
+    train_step,
+    validation,
+    workdir,
+)
 from vse_jax.checkpoint import Checkpoints
 from vse_jax.console import Progress, TensorBoard
 from vse_jax.experiment import Experiment
@@ -342,15 +351,13 @@ class Loop:
     def _validate(self, number: int) -> None:
         self._check(keep=0)
         state = self.experiment.devices.fetch(self.state)
-        split = self.experiment.dataset.splits["validation"]
-        embeddings = evaluation.encode(self.experiment, state, "validation")
-        found = evaluation.measure(split, embeddings)
-        better = found["rsum"] > max(self.metrics.values("validation/rsum"), default=-1.0)
+        found = validation.validate(self.experiment, state)
+        better = found.is_better_than(self.metrics.values(f"validation/{found.measure}"))
         self._record(
             {"step": number, "epoch": number / self.epoch_steps}
-            | {f"validation/{name}": value for name, value in found.items()}
+            | {f"validation/{name}": value for name, value in found.metrics.items()}
         )
-        log.info("epoch %.1f  validation %s", number / self.epoch_steps, evaluation.summary(found))
+        log.info("epoch %.1f  validation %s", number / self.epoch_steps, found.summary)
         self.metrics.sync()
         if better:
             self.best.save(number, state)

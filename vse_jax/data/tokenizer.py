@@ -78,6 +78,33 @@ class Tokenizer:
         added = self.words.get_added_tokens_decoder()
         return tuple(sorted({self.pad} | {n for n, token in added.items() if token.special}))
 
+    @property
+    def opening(self) -> int:
+        """The token that opens a sentence, of a tokenizer of training captions."""
+        return self._own(START)
+
+    @property
+    def closing(self) -> int:
+        """The token that closes it."""
+        return self._own(END)
+
+    @property
+    def unknown(self) -> int:
+        """The token of unknown words."""
+        return self._own(UNKNOWN)
+
+    def _own(self, name: str) -> int:
+        assert self.preset != "pretrained", "weights have tokens of their own"
+        return SPECIAL.index(name)
+
+    def sentences(self, tokens: np.ndarray) -> list[str]:
+        """The words of each row of token numbers [b, l], special tokens left out."""
+        special = set(self.special)
+        return [
+            " ".join(str(self.words.id_to_token(t)) for t in row if t not in special)
+            for row in tokens.tolist()
+        ]
+
     def tokenize(self, sentences: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """(tokens int32 [b, l], mask bool [b, l]) with l the longest of these, at least 1.
 

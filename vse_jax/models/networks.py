@@ -1,18 +1,29 @@
 """The networks a config can name: what they put on top of the features of either side."""
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import flax.linen as nn
 from jax.typing import DTypeLike
 
 from vse_jax.models.dvsa import FragmentScore, RectifiedHead
 from vse_jax.models.heads import LinearHead, Pooling, ResidualHead
+from vse_jax.models.multimodal_rnn import MultimodalRNN
 from vse_jax.models.pairwise import Tile
 from vse_jax.models.sgraf import SAF, SGR, SGRAFHead
 from vse_jax.models.vse_infinity import VSEInfinityImage, VSEInfinityText
 from vse_jax.models.vsrn import CaptionGenerator, VSRNImage
 
-__all__ = ["dvsa", "none", "residual", "saf", "sgr", "vse_infinity", "vsepp", "vsrn"]
+__all__ = [
+    "dvsa",
+    "multimodal_rnn",
+    "none",
+    "residual",
+    "saf",
+    "sgr",
+    "vse_infinity",
+    "vsepp",
+    "vsrn",
+]
 
 
 class Options(NamedTuple):
@@ -28,6 +39,9 @@ class Options(NamedTuple):
       hidden: units between, of perceptrons.
       tile: pairs that a pairwise network looks at at a time.
       vocabulary: number of token ids.
+      words: width of the vectors of words that a captioner reads.
+      cell: of a captioner, "rnn" or "lstm".
+      drop_words: rate of a captioner's dropout.
       dtype: of the computation.
       axis_name: mapped axis over which batch statistics are shared.
     """
@@ -41,6 +55,9 @@ class Options(NamedTuple):
     hidden: int
     tile: Tile
     vocabulary: int
+    words: int
+    cell: Literal["rnn", "lstm"]
+    drop_words: float
     dtype: DTypeLike
     axis_name: str
 
@@ -50,16 +67,18 @@ class Network(NamedTuple):
 
     Attributes:
       image: the head of pictures.
-      text: the head of sentences.
+      text: the head of sentences; None where captions are only written.
       pairwise: what compares them, if not a product of embeddings.
       generator: of captions, for a loss of training.
+      captioner: writes captions.
       words_only: whether the tokens that open and close a sentence are no parts of it.
     """
 
     image: nn.Module
-    text: nn.Module
+    text: nn.Module | None = None
     pairwise: nn.Module | None = None
     generator: nn.Module | None = None
+    captioner: nn.Module | None = None
     words_only: bool = False
 
 
@@ -110,6 +129,15 @@ def dvsa(options: Options) -> Network:
         RectifiedHead(o.dimension, o.dtype),
         FragmentScore(o.tile, o.dtype),
         words_only=True,
+    )
+
+
+def multimodal_rnn(options: Options) -> Network:
+    """DVSA's generator: a recurrent network that is shown a picture's features and writes."""
+    o = options
+    return Network(
+        LinearHead(None, o.image_pooling, o.normalize),
+        captioner=MultimodalRNN(o.vocabulary, o.hidden, o.words, o.cell, o.drop_words, o.dtype),
     )
 
 
