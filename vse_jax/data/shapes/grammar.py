@@ -162,7 +162,7 @@ class Grammar:
         ):
             if name in attributes:
                 said.append(self._one(synonyms[attributes[name]]))
-        noun = self._one(words.SHAPE_WORDS.get(attributes.get("shape", ""), ("shape", "figure")))
+        noun = self._one(words.SHAPE_WORDS.get(attributes.get("shape", ""), words.NOUNS))
         said.append(noun if number == 1 else words.PLURALS.get(noun, noun + "s"))
         return _with_article(" ".join(said)) if number == 1 else " ".join(said)
 

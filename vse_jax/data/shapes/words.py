@@ -10,6 +10,8 @@ SHAPE_WORDS = {
     "moon": ("moon", "crescent"),
     "ring": ("ring", "hoop"),
 }
+# Of any shape.
+NOUNS = ("shape", "figure")
 COLOUR_WORDS = {
     "red": ("red", "scarlet"),
     "orange": ("orange",),
