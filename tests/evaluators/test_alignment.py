@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from vse_jax.data.boxes import intersection_over_union
+from vse_jax.boxes import intersection_over_union
 from vse_jax.evaluators import alignment
 from vse_jax.evaluators.retrieval import EvaluationError
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from vse_jax.data.boxes import intersection_over_union
+from vse_jax.boxes import intersection_over_union
 from vse_jax.evaluators.blocks import EvaluationError
 
 

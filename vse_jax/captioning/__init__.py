@@ -1,0 +1,1 @@
+"""Decoders that write captions of pictures, and the search for their best captions."""
