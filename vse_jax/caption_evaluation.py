@@ -1,10 +1,8 @@
 """Measures a model that writes captions: how likely it finds people's, how good its own are."""
 
 import importlib.util
-import itertools
 import logging
 import time
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -13,7 +11,6 @@ from jaxtyping import Float
 from vse_jax import parallel, train_step
 from vse_jax.caption_writer import CaptionWriter
 from vse_jax.captioning.decoding import Captions, SpecialTokens
-from vse_jax.data.split import Split
 from vse_jax.data.tokenizer import Tokenizer
 from vse_jax.evaluators import captioning
 from vse_jax.evaluators.blocks import EvaluationError
@@ -86,13 +83,49 @@ def write(experiment: Experiment, state: TrainState, split: str, beams: int) -> 
     )
 
 
-def measure(split: Split, sentences: Sequence[str]) -> dict[str, float]:
-    """`captioning.evaluate` of one sentence a picture against people's; {} without its package."""
-    if importlib.util.find_spec("pycocoevalcap") is None:
-        return {}
-    first = np.searchsorted(split.caption_image, np.arange(len(split.images) + 1))
-    references = [split.captions[a:b] for a, b in itertools.pairwise(first)]
-    return captioning.evaluate(sentences, references)
+def evaluate(
+    experiment: Experiment, state: TrainState, split: str
+) -> tuple[dict[str, float], Written]:
+    """Everything measured of a split, and its captions by `evaluate.beams`.
+
+    Returns:
+      `caption/perplexity`, `caption/vocabulary` (words that can be written), `caption/distinct`
+      (percent of the captions that are different ones) and the figures of `captioning.evaluate`, as
+      far as `can_measure`: `caption/...` of the captions of all beams, `caption/greedy/...` of one,
+      `caption/nearest/...` of the baseline `captioning.nearest_captions`.
+    """
+    said, training = (experiment.dataset.splits[name] for name in (split, "train"))
+    beams = experiment.config.evaluate.beams
+    written = write(experiment, state, split, beams)
+    special = len(experiment.tokenizer.special)
+    metrics: dict[str, float] = {
+        "caption/perplexity": perplexity(experiment, state, split),
+        "caption/vocabulary": experiment.tokenizer.vocabulary - special,
+        "caption/distinct": 100 * len(set(written.sentences)) / len(written.sentences),
+    }
+    log.info("%d captions by %d beams in %.1f s", len(said.images), beams, written.seconds)
+    if not can_measure():
+        return metrics, written
+    references = [said.captions_of(picture) for picture in range(len(said.images))]
+    metrics |= captioning.evaluate(written.sentences, references)
+    others = {
+        "greedy": write(experiment, state, split, 1).sentences,
+        "nearest": captioning.nearest_captions(
+            pictures_of(experiment, state, split),
+            pictures_of(experiment, state, "train"),
+            training.captions,
+            training.caption_image,
+        ),
+    }
+    for name, sentences in others.items():
+        found = captioning.evaluate(sentences, references, java=False)
+        metrics |= {f"caption/{name}/{key.split('/')[1]}": v for key, v in found.items()}
+    return metrics, written
+
+
+def can_measure() -> bool:
+    """Whether the package that measures captions, the extra [caption], is there."""
+    return importlib.util.find_spec("pycocoevalcap") is not None
 
 
 def special_tokens(words: Tokenizer) -> SpecialTokens:

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from ml_collections import ConfigDict
 
-from vse_jax import checkpoint, evaluation, experiment, parallel, train, workdir
+from vse_jax import assembly, checkpoint, evaluation, experiment, parallel, train, workdir
 from vse_jax.checkpoint import CheckpointError, Checkpoints
 from vse_jax.data.split import DataError, Split
 from vse_jax.evaluation import Embeddings
@@ -78,7 +78,11 @@ def together(folders: Sequence[Path], output: Path, command: str | None = None) 
         raise WorkdirError(f"{output} is a workdir: name another --output, or its report is lost")
     # What can be told at once is told before minutes of scoring.
     for number, folder in enumerate(folders):
-        workdir.read_config(folder)
+        if assembly.writes_captions(workdir.read_config(folder)):
+            raise WorkdirError(
+                f"{folder} has a model that writes captions; only models that compare pictures and "
+                "sentences are measured together"
+            )
         best = folder / "checkpoints" / "best"
         if not checkpoint.any_in(best):
             raise CheckpointError(f"{best} has no checkpoint yet: train it first")

@@ -42,6 +42,11 @@ class Split:
     meanings: Sequence[Any] | None = None
     features: Regions | None = None
 
+    def captions_of(self, picture: int) -> list[str]:
+        """The captions of the picture of this number."""
+        first, last = np.searchsorted(self.caption_image, (picture, picture + 1))
+        return list(self.captions[first:last])
+
     def epoch_size(self, epoch: Literal["captions", "images"]) -> int:
         """Examples in an epoch: every caption once, or every picture once."""
         return len(self.captions) if epoch == "captions" else len(self.images)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from vse_jax import assembly, evaluation, parallel, workdir
+from vse_jax import assembly, caption_evaluation, evaluation, parallel, workdir
 from vse_jax.codebook import Codebook
 from vse_jax.data.split import Split
 from vse_jax.evaluation import Embeddings
@@ -43,15 +43,53 @@ def report_state(
     Returns:
       The metrics.
     """
+    facts = {"config": experiment.config.to_dict(), "step": int(state.step), "command": command}
+    if assembly.writes_captions(experiment.config):
+        return _report_captions(experiment, state, facts, warnings)
     name = evaluation.reported_split(experiment.dataset)
     return write_reports(
         experiment.workdir,
         experiment,
         evaluation.encode(experiment, state, name),
-        {"config": experiment.config.to_dict(), "step": int(state.step), "command": command},
+        facts,
         warnings,
         assembly.codebook_of(state.objective_state),
     )
+
+
+def _report_captions(
+    experiment: Experiment, state: TrainState, facts: Mapping[str, Any], warnings: Sequence[str]
+) -> dict[str, float]:
+    """Measures a model that writes captions; writes the two reports."""
+    name = evaluation.reported_split(experiment.dataset)
+    metrics, written = caption_evaluation.evaluate(experiment, state, name)
+    shown = caption_evaluation.summary(metrics)
+    log.info("%s %s %s", experiment.dataset.name, name, shown)
+    if not caption_evaluation.can_measure():
+        more = "BLEU, ROUGE-L and CIDEr are left out: they need pip install 'vse-jax[caption]'"
+        log.warning(more)
+        warnings = [*warnings, more]
+    split = experiment.dataset.splits[name]
+    queries = {"captions": _captioned(experiment, split, written)}
+    save(experiment.workdir, experiment, {**facts, "metrics": metrics}, warnings, queries)
+    return metrics
+
+
+def _captioned(
+    experiment: Experiment, split: Split, written: caption_evaluation.Written
+) -> list[dict[str, Any]]:
+    """Pictures spread over the split, what was written of them and what people wrote."""
+    count, n = experiment.config.evaluate.queries, len(split.images)
+    pictures = np.unique(np.linspace(0, n - 1, count).astype(int))
+    return [
+        {
+            **_shown(split, int(picture)),
+            "written": written.sentences[picture],
+            "log_probability": float(written.captions.log_probabilities[picture, 0]),
+            "said": split.captions_of(int(picture)),
+        }
+        for picture in pictures
+    ]
 
 
 def write_reports(
@@ -85,10 +123,6 @@ def write_reports(
     log.info("%s %s %s (chance %.1f)", dataset.name, name, shown, chance["rsum"])
     for protocol, found in beside.items():
         log.info("%s %s by %s %s", dataset.name, name, protocol, evaluation.summary(found))
-    if len(split.images) < FEW:
-        few = f"the {name} split has only {len(split.images)} pictures: its figures say little"
-        log.warning(few)
-        warnings = [*warnings, few]
     if codebook is not None:
         log.info(
             "from codes of %d bytes: rsum %.1f, of queries quantized too %.1f",
@@ -98,27 +132,61 @@ def write_reports(
     if truth is not None:
         share = 100 * metrics["rsum"] / truth["rsum"]
         log.info("oracle %s; share of its rsum %.1f%%", evaluation.summary(truth), share)
+    queries = _queries(experiment, split, embeddings) if parallel.is_first_process() else {}
+    save(
+        folder,
+        experiment,
+        {
+            **facts,
+            "metrics": metrics,
+            "protocols": beside or None,
+            "chance": chance,
+            "scores": score_histograms(split, embeddings),
+            "code_usage": _code_usage(embeddings, codebook),
+            "oracle": truth,
+        },
+        warnings,
+        queries,
+    )
+    return metrics
+
+
+def save(
+    folder: Path,
+    experiment: Experiment,
+    facts: Mapping[str, Any],
+    warnings: Sequence[str],
+    queries: Mapping[str, Any],
+) -> None:
+    """Writes `report.json` and `report.html`; the first process does.
+
+    Args:
+      folder: where they go.
+      experiment: whose data were measured.
+      facts: of what was measured, for `report.json`; those that are None are left out.
+      warnings: to be shown, with one of a split that is too small.
+      queries: what was retrieved or written, see `page.write`.
+    """
     if not parallel.is_first_process():
-        return metrics
+        return
+    dataset = experiment.dataset
+    name = evaluation.reported_split(dataset)
+    pictures = len(dataset.splits[name].images)
+    if pictures < FEW:
+        few = f"the {name} split has only {pictures} pictures: its figures say little"
+        log.warning(few)
+        warnings = [*warnings, few]
     content = {
         **facts,
         "dataset": dataset.name,
         "split": name,
         "protocol": evaluation.protocol_of(dataset, name),
-        "metrics": metrics,
-        "protocols": beside or None,
-        "chance": chance,
         "skipped": {reason: list(names) for reason, names in dataset.skipped.items()},
         "warnings": list(warnings),
-        "scores": score_histograms(split, embeddings),
-        "code_usage": _code_usage(embeddings, codebook),
-        "oracle": truth,
     }
     known = {key: value for key, value in content.items() if value is not None}
     workdir.write_text(folder / workdir.REPORT, json.dumps(known, indent=2))
-    path = page.write(folder, _queries(experiment, split, embeddings))
-    log.info("report: %s", path)
-    return metrics
+    log.info("report: %s", page.write(folder, queries))
 
 
 def reported_command(folder: Path) -> str | None:

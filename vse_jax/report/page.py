@@ -19,7 +19,7 @@ from PIL import Image, ImageOps
 
 from vse_jax import workdir as workdirs
 from vse_jax.report.curves import curves, distributions
-from vse_jax.report.queries import retrieved
+from vse_jax.report.queries import captioned, retrieved
 from vse_jax.report.tables import pairs, results
 from vse_jax.report.text import escaped, number, whole
 
@@ -41,6 +41,7 @@ FACTS = {
     "Multitask, weight": "objective.multitask.weight",
     "Started from": "train.start_from",
     "Batch size": "train.batch_size",
+    "Optimizer": "train.optimizer",
     "Learning rate": "train.learning_rate",
     "Epochs": "train.epochs",
     "Steps": "train.steps",
@@ -86,14 +87,16 @@ def write(
 
     Args:
       workdir: holds `report.json`, and where it trained `metrics.jsonl`.
-      queries: what was retrieved, best first; kept as `queries.json` for later renderings, and
-        read from there when not given. Pictures are data URIs as `thumbnail` makes them, ranks
-        are 1-based.
+      queries: what was retrieved, best first, or written; kept as `queries.json` for later
+        renderings, and read from there when not given. Pictures are data URIs as `thumbnail` makes
+        them, ranks are 1-based.
           {"i2t": [{"image": str, "name": str, "rank": int,
                     "captions": [{"text": str, "score": float, "right": bool}, ...]}, ...],
            "t2i": [{"text": str, "name": str, "rank": int,
                     "images": [{"image": str, "name": str, "score": float, "right": bool}, ...]},
-                   ...]}
+                   ...],
+           "captions": [{"image": str, "name": str, "written": str, "log_probability": float,
+                         "said": [str, ...]}, ...]}
 
     Raises:
       ReportError: there is no readable `report.json`.
@@ -149,6 +152,7 @@ def render(run: Run) -> str:
         curves(run.history, run.report.get("step")),
         distributions(run.report),
         retrieved(run.queries),
+        captioned(run.queries),
         _notes(run.report),
         _reproduction(run),
     )
@@ -190,6 +194,9 @@ def _header(run: Run, title: str) -> str:
         "rsum of 600": number(metrics.get("rsum")),
         "image → text, R@1": number(metrics.get("i2t/R@1"), "%"),
         "text → image, R@1": number(metrics.get("t2i/R@1"), "%"),
+        "BLEU-4": number(metrics.get("caption/BLEU-4")),
+        "CIDEr": number(metrics.get("caption/CIDEr")),
+        "perplexity": number(metrics.get("caption/perplexity")),
     }
     shown = "".join(
         f"<div><b>{value}</b><span>{name}</span></div>"

@@ -1,4 +1,4 @@
-"""The section of a report that shows what was retrieved."""
+"""The sections of a report that show what was retrieved, and what was written."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -30,6 +30,23 @@ def retrieved(queries: Mapping[str, Any]) -> str:
     )
 
 
+def captioned(queries: Mapping[str, Any]) -> str:
+    """Pictures with the caption that was written, and those that people wrote."""
+    cards = "".join(
+        f"<article class=i2t>{_picture(item)}<div><p class=query>“{escaped(item['written'])}”</p>"
+        f"<p class=muted>log probability {_score(item.get('log_probability'))}</p><ul>"
+        + "".join(f"<li>{escaped(text)}</li>" for text in item["said"])
+        + "</ul></div></article>"
+        for item in queries.get("captions", ())
+    )
+    if not cards:
+        return ""
+    return (
+        "<section><h2>What was written of pictures</h2><p class=muted>In quotes the model's "
+        f"caption; below, people's.</p><div class=cards>{cards}</div></section>"
+    )
+
+
 def _picture(item: Mapping[str, Any]) -> str:
     """The thumbnail; only data URIs, so that no report ever loads anything."""
     name, source = escaped(item.get("name", "")), str(item.get("image", ""))
@@ -48,8 +65,11 @@ def _rank(query: Mapping[str, Any]) -> str:
 def _item(found: Mapping[str, Any], shown: str) -> str:
     """Something retrieved, as `shown`, with its score; marked when it is right."""
     right, score = " class=right" if found.get("right") else "", found.get("score")
-    value = f"{score:.3f}" if finite(score) else "–"
-    return f"<li{right}>{shown}<span class=score>{value}</span></li>"
+    return f"<li{right}>{shown}<span class=score>{_score(score)}</span></li>"
+
+
+def _score(value: Any) -> str:
+    return f"{value:.3f}" if finite(value) else "–"
 
 
 def _tick(item: Mapping[str, Any]) -> str:
