@@ -42,9 +42,10 @@ OBJECTIVES = (
     # Mining begins at step 2: the comparisons below must see it.
     "--config.objective.leap.warmup_epochs=0.04",
 )
-# Networks with statistics of their own.
-SAF = ("--config=configs/shapes.py:saf,objective=lseh",)
+# Networks with statistics of their own; with the momentum of SGD, the mean squares of RMSprop.
+SAF = ("--config=configs/shapes.py:saf,objective=lseh", "--config.train.optimizer=sgd")
 VSRN = ("--config=configs/shapes.py:vsrn,objective=lmh",)
+CAPTIONS = ("--config=configs/shapes.py:multimodal_rnn", "--config.model.hidden=16")
 WARMUP = ("--config.objective.triplet.warmup_epochs=0.04",)
 
 
@@ -62,6 +63,7 @@ SETUPS = {
     "two by two": Setup(2, 2),
     "saf": Setup(1, 2, SAF + WARMUP),
     "vsrn": Setup(1, 2, VSRN + WARMUP),
+    "captions": Setup(1, 2, CAPTIONS),
 }
 SAME = [name for name, setup in SETUPS.items() if setup.flags == OBJECTIVES]
 FLAGS = [

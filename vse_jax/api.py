@@ -5,14 +5,14 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image
 
-from vse_jax import assembly, checkpoint, parallel, train_step, workdir
+from vse_jax import assembly, caption_writer, checkpoint, parallel, train_step, workdir
 from vse_jax import codebook as codebooks
 from vse_jax.data import tokenizer
 from vse_jax.data.split import DataError
@@ -23,8 +23,22 @@ T = TypeVar("T")
 Picture = str | os.PathLike[str] | bytes | np.ndarray
 
 
+class Caption(NamedTuple):
+    """A caption that a model wrote.
+
+    Attributes:
+      text: its words.
+      log_probability: of the words and their end, given the picture.
+      score: what it was chosen by.
+    """
+
+    text: str
+    log_probability: float
+    score: float
+
+
 class Model:
-    """A trained workdir, ready to encode and compare.
+    """A trained workdir, ready to encode and compare, or to write captions.
 
     Attributes:
       config: of the run.
@@ -51,6 +65,8 @@ class Model:
         self.codebook = assembly.codebook_of(tree.get("objective_state", {}))
         self._devices = parallel.Devices.all(self.config.parallel)
         self._encoder = Encoder(model, self._devices)
+        writes = assembly.writes_captions(self.config)
+        self._writer = caption_writer.CaptionWriter(model, self._devices) if writes else None
         self._variables = self._encoder.variables(**train_step.evaluation_variables(tree))
 
     def encode_images(
@@ -130,7 +146,10 @@ class Model:
         Raises:
           TypeError: `sentences` is a single string, or holds something else.
           DataError: a sentence is no Unicode text; says which.
+          ValueError: the model writes captions, and reads none.
         """
+        if self._writer is not None:
+            raise ValueError("this model writes captions, and reads no sentences")
         if isinstance(sentences, str | bytes):
             raise TypeError("encode_texts takes a list of strings, e.g. ['two dogs in snow']")
         sentences = _listed(sentences, "sentences")
@@ -185,6 +204,86 @@ class Model:
             codebooks.check_finite(rows, name)
         matrix = assembly.similarity_of(self.config).matrix
         return np.asarray(matrix(jnp.asarray(images), jnp.asarray(texts)))
+
+    def caption(
+        self,
+        pictures: Iterable[Picture] | np.ndarray,
+        *,
+        beams: int | None = None,
+        n_best: int = 1,
+        length_power: float | None = None,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        samples: int = 1,
+        seed: int = 0,
+        batch_size: int = 64,
+    ) -> list[list[Caption]]:
+        """What the model writes of each picture, the best first; or captions drawn, in that order.
+
+        Args:
+          pictures: as of `encode_images`.
+          beams: captions kept by the search; 1 is greedy; None: as the config says.
+          n_best: of them returned.
+          length_power: the best is by log p / length ** length_power; None: as the config says.
+          temperature: draw captions instead, at this temperature; 0 is greedy.
+          top_k: draw from so many of the most likely words only; None: from all.
+          samples: captions drawn of each picture.
+          seed: of what is drawn.
+          batch_size: pictures at a time.
+
+        Raises:
+          ValueError: the model writes no captions, or these options are impossible.
+          DataError, TypeError: as `encode_images`.
+        """
+        writer, words = self._captioner()
+        if temperature is None and (top_k is not None or samples != 1):
+            raise ValueError("top_k and samples are of captions that are drawn: give a temperature")
+        whole = self.encode_images(pictures, batch_size)
+        if not len(whole):
+            return []
+        special, most = caption_writer.special_tokens(words), self.config.data.max_tokens - 1
+        if temperature is None:
+            section = self.config.evaluate
+            found = writer.best(
+                self._variables,
+                whole,
+                special,
+                most,
+                beams=section.beams if beams is None else beams,
+                n_best=n_best,
+                length_power=section.length_power if length_power is None else length_power,
+                batch_size=batch_size,
+            )
+        else:
+            found = writer.drawn(
+                self._variables,
+                whole,
+                special,
+                most,
+                temperature=temperature,
+                top_k=top_k,
+                samples=samples,
+                seed=seed,
+                batch_size=batch_size,
+            )
+        return [
+            [Caption(*row) for row in zip(words.sentences(tokens), *scores, strict=True)]
+            for tokens, *scores in zip(
+                found.tokens,
+                found.log_probabilities.tolist(),
+                found.scores.tolist(),
+                strict=True,
+            )
+        ]
+
+    def _captioner(self) -> tuple[caption_writer.CaptionWriter, tokenizer.Tokenizer]:
+        """What writes captions and its words; raises ValueError where the model has none."""
+        if self._writer is None:
+            raise ValueError(
+                f"the network {self.config.model.network!r} compares pictures and sentences and "
+                "writes no captions; train one that does, as configs/flickr8k.py:multimodal_rnn"
+            )
+        return self._writer, self._tokenizer
 
     def quantize(self, embeddings: np.ndarray) -> UInt8[np.ndarray, "n m"]:
         """M bytes for each embedding: its codes in `codebook`.

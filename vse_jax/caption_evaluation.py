@@ -9,15 +9,16 @@ import numpy as np
 from jaxtyping import Float
 
 from vse_jax import parallel, train_step
-from vse_jax.caption_writer import CaptionWriter
-from vse_jax.captioning.decoding import Captions, SpecialTokens
-from vse_jax.data.tokenizer import Tokenizer
+from vse_jax.caption_writer import CaptionWriter, special_tokens
+from vse_jax.captioning.decoding import Captions
 from vse_jax.evaluators import captioning
 from vse_jax.evaluators.blocks import EvaluationError
 from vse_jax.experiment import Experiment
 from vse_jax.train_state import TrainState
 
 log = logging.getLogger(__name__)
+# Nats a word beyond which a perplexity would be no number.
+MOST = 700.0
 
 
 class Written(NamedTuple):
@@ -48,7 +49,7 @@ def pictures_of(experiment: Experiment, state: TrainState, split: str) -> Float[
 def perplexity(experiment: Experiment, state: TrainState, split: str) -> float:
     """exp of the mean of -log p over every word of people's captions, and their ends.
 
-    Raises EvaluationError where it is no number.
+    Raises EvaluationError where it is beyond all numbers: the training has diverged.
     """
     examples = experiment.examples[split]
     pictures = pictures_of(experiment, state, split)
@@ -59,10 +60,13 @@ def perplexity(experiment: Experiment, state: TrainState, split: str) -> float:
         examples.token_mask,
     )
     words = np.maximum(examples.token_mask.sum(axis=1) - 1, 0)
-    found = float(np.exp(costs.astype(np.float64).sum() / max(int(words.sum()), 1)))
-    if not np.isfinite(found):
-        raise EvaluationError(f"the perplexity of the {split} captions is {found}")
-    return found
+    mean = float(costs.astype(np.float64).sum() / max(int(words.sum()), 1))
+    if not mean < MOST:
+        raise EvaluationError(
+            f"a word of the {split} captions costs {mean:.4g} nats: the training has diverged; "
+            "lower train.learning_rate"
+        )
+    return float(np.exp(mean))
 
 
 def write(experiment: Experiment, state: TrainState, split: str, beams: int) -> Written:
@@ -126,12 +130,6 @@ def evaluate(
 def can_measure() -> bool:
     """Whether the package that measures captions, the extra [caption], is there."""
     return importlib.util.find_spec("pycocoevalcap") is not None
-
-
-def special_tokens(words: Tokenizer) -> SpecialTokens:
-    """What a search must know of a tokenizer; only words are written."""
-    start, end, unknown = words.opening, words.closing, words.unknown
-    return SpecialTokens(start, end, words.pad, (words.pad, start, unknown))
 
 
 def summary(metrics: dict[str, float]) -> str:

@@ -11,6 +11,7 @@ from jaxtyping import Array, Bool, Float, Int
 from vse_jax import parallel
 from vse_jax.captioning import decoding
 from vse_jax.captioning.decoding import Captions, SpecialTokens
+from vse_jax.data.tokenizer import Tokenizer
 from vse_jax.models.model import VisualSemanticModel
 
 # (step, state) -> captions, such as `decoding.greedy` with all else given.
@@ -77,20 +78,71 @@ class CaptionWriter:
                 n_best=n_best,
                 length_power=length_power,
             )
-        mapped = self._mapped(search, (special, max_length, beams, n_best, length_power))
-        return self._run(partial(mapped, variables), (pictures,), batch_size)
+        mapped = self._mapped(
+            lambda step, state, _: search(step, state),
+            ("best", special, max_length, beams, n_best, length_power),
+        )
+        keys = self._keys(0, len(pictures))
+        return self._run(partial(mapped, variables), (pictures, keys), batch_size)
 
-    def _mapped(self, search: Search, key: Any) -> Callable[..., Captions]:
+    def drawn(
+        self,
+        variables: Any,
+        pictures: Float[np.ndarray, "n d"],
+        special: SpecialTokens,
+        max_length: int,
+        *,
+        temperature: float,
+        top_k: int | None = None,
+        samples: int = 1,
+        seed: int = 0,
+        batch_size: int = 64,
+    ) -> Captions:
+        """Captions of each picture drawn by `decoding.sample`, host arrays.
+
+        What is drawn for a picture depends on the seed and on the picture's number. Arguments as
+        there and of `costs`.
+        """
+
+        def search(step: decoding.Step, state: Any, keys: Array) -> Captions:
+            def of_one(state: Any, key: Array) -> Captions:
+                found = decoding.sample(
+                    step,
+                    jax.tree.map(lambda leaf: leaf[None], state),
+                    jax.random.wrap_key_data(key),
+                    special,
+                    max_length,
+                    temperature=temperature,
+                    top_k=top_k,
+                    samples=samples,
+                )
+                return jax.tree.map(lambda leaf: leaf[0], found)
+
+            return jax.vmap(of_one)(state, keys)
+
+        mapped = self._mapped(search, ("drawn", special, max_length, temperature, top_k, samples))
+        keys = self._keys(seed, len(pictures))
+        return self._run(partial(mapped, variables), (pictures, keys), batch_size)
+
+    def _keys(self, seed: int, count: int) -> np.ndarray:
+        """The data of a random key for each picture."""
+        keys = jax.random.split(jax.random.key(seed), count)
+        return np.asarray(jax.random.key_data(keys))
+
+    def _mapped(
+        self, search: Callable[[decoding.Step, Any, Array], Captions], key: Any
+    ) -> Callable[..., Captions]:
         """The search over this device's pictures, mapped; that of an earlier call of this key."""
 
-        def write(variables: Any, pictures: Array) -> Captions:
+        def write(variables: Any, pictures: Array, keys: Array) -> Captions:
             model = self._model
             state = model.apply(variables, pictures, method=model.begin_captions)
             step: Any = partial(model.apply, variables, method=model.next_word)
-            return parallel.all_gather(search(step, state))
+            return parallel.all_gather(search(step, state, keys))
 
+        placed = ("replicated", "split", "split")
         if key not in self._searches:
-            self._searches[key] = self._devices.map(write, ("replicated", "split"), "replicated")
+            self._searches[key] = self._devices.map(write, placed, "replicated")
         return self._searches[key]
 
     def _run(self, function: Any, rows: tuple[np.ndarray, ...], batch_size: int) -> Any:
@@ -107,3 +159,9 @@ class CaptionWriter:
         for start in range(0, len(rows[0]), size):
             numbers = np.minimum(start + first + np.arange(share), len(rows[0]) - 1)
             yield self._devices.split(tuple(part[numbers] for part in rows))
+
+
+def special_tokens(words: Tokenizer) -> SpecialTokens:
+    """What a search must know of a tokenizer; only words are written."""
+    start, end, unknown = words.opening, words.closing, words.unknown
+    return SpecialTokens(start, end, words.pad, (words.pad, start, unknown))

@@ -46,7 +46,7 @@ class ImageEncoder(nn.Module):
         image: UInt8[Array, "b h w 3"] | None,
         features: Float[Array, "b n f"] | None,
         mask: Bool[Array, "b n"] | None,
-        boxes: Float[Array, "b n 4"] | None = None,
+        boxes: Float[Array, "b r 4"] | None = None,
         *,
         train: bool,
     ) -> Encoding:
@@ -65,14 +65,14 @@ class ImageEncoder(nn.Module):
         return self.head(features, mask, train=train)
 
     def features(
-        self, image: UInt8[Array, "b h w 3"], boxes: Float[Array, "b n 4"] | None = None
+        self, image: UInt8[Array, "b h w 3"], boxes: Float[Array, "b r 4"] | None = None
     ) -> Float[Array, "b n f"]:
         """What the backbone alone makes of pictures, as it is."""
         assert self.backbone is not None
         return parts_of(self.backbone(image, train=False), self.parts, self.cells, boxes)
 
     def _seen(
-        self, image: UInt8[Array, "b h w 3"], boxes: Float[Array, "b n 4"] | None, train: bool
+        self, image: UInt8[Array, "b h w 3"], boxes: Float[Array, "b r 4"] | None, train: bool
     ) -> Float[Array, "b n f"]:
         if self.frozen:
             return jax.lax.stop_gradient(self.features(image, boxes))
@@ -85,7 +85,7 @@ def parts_of(
     seen: FeatureMap,
     parts: Parts,
     cells: int = 4,
-    boxes: Float[Array, "b n 4"] | None = None,
+    boxes: Float[Array, "b r 4"] | None = None,
 ) -> Float[Array, "b n c"]:
     """Parts of pictures, float32.
 
@@ -106,7 +106,7 @@ def parts_of(
 
 
 def real_parts(
-    features: Float[Array, "b n c"], parts: Parts, boxes: Float[Array, "b n 4"] | None
+    features: Float[Array, "b n c"], parts: Parts, boxes: Float[Array, "b r 4"] | None
 ) -> Bool[Array, "b n"]:
     """Which of the parts that `parts_of` gives are real: all, but boxes of no area."""
     if parts == "boxes" and boxes is not None:
@@ -114,6 +114,6 @@ def real_parts(
     return jnp.ones(features.shape[:2], bool)
 
 
-def have_area(boxes: Float[Array, "b n 4"]) -> Bool[Array, "b n"]:
+def have_area(boxes: Float[Array, "b r 4"]) -> Bool[Array, "b r"]:
     """Which boxes (y0, x0, y1, x1) hold anything."""
     return (boxes[..., 2] > boxes[..., 0]) & (boxes[..., 3] > boxes[..., 1])

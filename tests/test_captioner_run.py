@@ -1,0 +1,295 @@
+"""A model that writes captions, from its config to its report."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import trained_once
+
+import vse_jax
+from vse_jax import caption, caption_evaluation, measuring, parallel, train, train_step
+from vse_jax.caption_writer import CaptionWriter, special_tokens
+from vse_jax.captioning import decoding
+from vse_jax.config import ConfigError
+from vse_jax.config_checks import validate
+from vse_jax.data.tokenizer import SPECIAL
+from vse_jax.evaluators import captioning
+from vse_jax.workdir import WorkdirError
+
+
+@pytest.fixture(scope="module")
+def config(preset, tiny_shapes):
+    config = preset("shapes", "multimodal_rnn")
+    tiny = tiny_shapes.copy_and_resolve_references()
+    config.data, config.evaluate = tiny.data, tiny.evaluate
+    config.data.tokenizer = "dvsa"
+    for name in ("batch_size", "log_every", "ema"):
+        config.train[name] = tiny.train[name]
+    config.train.steps = 8
+    config.train.learning_rate = 2e-3
+    config.train.validate_every = 0.1
+    config.model.hidden, config.model.text.words = 16, 8
+    config.evaluate.beams = 3
+    return config
+
+
+@pytest.fixture(scope="module")
+def workdir(config, shared_folder):
+    """A workdir of eight steps; for reading only."""
+    with pytest.MonkeyPatch.context() as patch:
+        # Java would take seconds.
+        patch.setattr(captioning.shutil, "which", lambda _: None)
+        return trained_once(config, shared_folder / "captioner")
+
+
+@pytest.fixture(scope="module")
+def written(workdir, opened):
+    """The run, its best state, the pictures of its test split, variables, what writes captions."""
+    run, state = opened(workdir)
+    pictures = caption_evaluation.pictures_of(run, state, "test")
+    variables = run.encoder.variables(train_step.evaluation_params(state), state.batch_stats)
+    return run, state, pictures, variables, CaptionWriter(run.built.model, run.devices)
+
+
+def report_of(folder):
+    return json.loads((folder / "report.json").read_text())
+
+
+def step_by_step(run, state, picture, words):
+    """log p of each of these words after <start>, by the decoder's own steps."""
+    model = run.built.model
+    params = jax.tree.map(jnp.asarray, train_step.evaluation_params(state))
+    variables = {"params": params, "batch_stats": state.batch_stats}
+    carried = model.apply(variables, jnp.asarray(picture[None]), method=model.begin_captions)
+    found, last = [], SPECIAL.index("<start>")
+    for word in words:
+        token = jnp.asarray([last], jnp.int32)
+        carried, logits = model.apply(variables, carried, token, method=model.next_word)
+        found.append(float(jax.nn.log_softmax(logits[0])[word]))
+        last = word
+    return found
+
+
+def test_perplexity_is_that_of_each_word_after_those_before_it(written):
+    run, state, pictures, *_ = written
+    examples = run.examples["test"]
+    total, count = 0.0, 0
+    for number, picture in enumerate(examples.split.caption_image):
+        words = examples.tokens[number][examples.token_mask[number]][1:].tolist()
+        if number % 16 == 0:
+            total += sum(step_by_step(run, state, pictures[picture], words))
+            count += len(words)
+    # Some of the captions by themselves, all of them by the costs.
+    some = np.arange(0, len(examples.tokens), 16)
+    costs = written[4].costs(
+        written[3],
+        pictures[examples.split.caption_image[some]],
+        examples.tokens[some],
+        examples.token_mask[some],
+        batch_size=3,
+    )
+    np.testing.assert_allclose(costs.sum(), -total, rtol=1e-5)
+    every = written[4].costs(
+        written[3],
+        pictures[examples.split.caption_image],
+        examples.tokens,
+        examples.token_mask,
+    )
+    np.testing.assert_allclose(every[some], costs, rtol=1e-5)
+    expected = np.exp(every.sum() / (examples.token_mask.sum() - len(every)))
+    assert caption_evaluation.perplexity(run, state, "test") == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+def test_captions_are_those_of_the_search_in_any_batches(written, beams):
+    run, state, pictures, variables, writer = written
+    special = special_tokens(run.tokenizer)
+    several = writer.best(variables, pictures, special, 7, beams=beams, batch_size=5)
+    one = writer.best(variables, pictures[6:7], special, 7, beams=beams)
+    np.testing.assert_array_equal(several.tokens[6:7], one.tokens)
+    assert several.tokens.shape == (16, 1, 7)
+    for row, picture in ((0, pictures[0]), (6, pictures[6])):
+        words = several.tokens[row, 0, : several.lengths[row, 0]].tolist()
+        assert not set(words) & set(special.banned)
+        expected = sum(step_by_step(run, state, picture, words))
+        np.testing.assert_allclose(several.log_probabilities[row, 0], expected, rtol=1e-5)
+
+
+def test_the_report_has_what_the_evaluator_finds_of_what_was_written(written, workdir):
+    run, state, *_ = written
+    split, metrics = run.dataset.splits["test"], report_of(workdir)["metrics"]
+    references = [split.captions_of(picture) for picture in range(len(split.images))]
+    assert [len(own) for own in references] == [5] * 16
+    for prefix, beams in (("caption/", 3), ("caption/greedy/", 1)):
+        sentences = caption_evaluation.write(run, state, "test", beams).sentences
+        expected = captioning.evaluate(sentences, references, java=False)
+        assert {key: metrics[prefix + key.split("/")[1]] for key in expected} == pytest.approx(
+            expected
+        )
+    training = run.dataset.splits["train"]
+    shown = [caption_evaluation.pictures_of(run, state, name) for name in ("test", "train")]
+    unit = [rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in shown]
+    nearest = np.argmax(unit[0] @ unit[1].T, axis=1)
+    expected = captioning.evaluate(
+        [training.captions_of(int(row))[0] for row in nearest], references, java=False
+    )
+    assert metrics["caption/nearest/BLEU-1"] == pytest.approx(expected["caption/BLEU-1"])
+    assert metrics["caption/vocabulary"] == run.tokenizer.vocabulary - len(SPECIAL)
+    assert metrics["caption/perplexity"] == pytest.approx(
+        caption_evaluation.perplexity(run, state, "test")
+    )
+
+
+def test_the_best_checkpoint_has_the_least_perplexity(workdir, written):
+    rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    found = {
+        row["step"]: row["validation/caption/perplexity"]
+        for row in rows
+        if "validation/caption/perplexity" in row
+    }
+    assert len(found) > 1
+    assert int(written[1].step) == min(found, key=found.get)
+
+
+def test_the_page_shows_pictures_with_both_kinds_of_captions(workdir, written):
+    page = (workdir / "report.html").read_text()
+    split = written[0].dataset.splits["test"]
+    assert "What was written of pictures" in page
+    assert page.count("data:image/jpeg") == 3
+    assert all(text in page for text in split.captions_of(0))
+    sentence = caption_evaluation.write(*written[:2], "test", 3).sentences[0]
+    assert f"“{sentence}”" in page
+
+
+def test_a_workdir_is_measured_again_and_not_with_others(workdir, tmp_path, monkeypatch):
+    monkeypatch.setattr(captioning.shutil, "which", lambda _: None)
+    before = report_of(workdir)["metrics"]
+    again = measuring.again(workdir)
+    assert again == pytest.approx(before)
+    with pytest.raises(WorkdirError, match="writes captions; only models that compare"):
+        measuring.together([workdir, workdir], tmp_path / "out")
+
+
+def test_words_start_as_frequent_as_they_are(written):
+    run = written[0]
+    start = run.built.variables["params"]["captioner"]["bias_o"]
+    examples = run.examples["train"]
+    targets = examples.tokens[:, 1:][examples.token_mask[:, 1:]]
+    counts = np.bincount(targets, minlength=run.tokenizer.vocabulary)
+    assert (counts == 0).any()
+    expected = np.log(np.maximum(counts, 1) / np.maximum(counts, 1).sum())
+    np.testing.assert_allclose(start, expected, rtol=1e-5)
+
+
+def test_every_number_of_devices_writes_the_same(written):
+    run, _, pictures, variables, writer = written
+    special = special_tokens(run.tokenizer)
+    four = parallel.Devices("shard_map", tuple(jax.devices()[:4]))
+    other = CaptionWriter(run.built.model, four)
+    host = jax.device_get(variables)
+    found = other.best(four.place(host), pictures, special, 7, beams=3, batch_size=8)
+    expected = writer.best(variables, pictures, special, 7, beams=3)
+    np.testing.assert_array_equal(found.tokens, expected.tokens)
+    assert isinstance(found, decoding.Captions)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "told"),
+    [
+        ("objective.triplet.weight", 1.0, "only writes captions: set it to 0"),
+        ("objective.leap.weight", 1.0, "only writes captions: set it to 0"),
+        ("objective.generation.weight", 0.0, "nothing else teaches the network"),
+        ("model.text.backbone", "bert", "reads no sentences and has words of its own"),
+        ("model.captioner.cell", "gru", "'lstm' or 'rnn'"),
+        ("evaluate.beams", 0, r"must lie in \[1, 1000\]"),
+    ],
+)
+def test_fields_that_contradict_each_other_are_refused(config, field, value, told):
+    config = config.copy_and_resolve_references()
+    *parents, leaf = field.split(".")
+    section = config
+    for parent in parents:
+        section = section[parent]
+    section[leaf] = value
+    with pytest.raises(ConfigError, match=told):
+        validate(config)
+
+
+def test_without_its_package_the_figures_are_said_to_be_left_out(tmp_path, config, monkeypatch):
+    monkeypatch.setattr(caption_evaluation, "can_measure", lambda: False)
+    config = config.copy_and_resolve_references()
+    config.train.steps = 1
+    assert train.train(config, tmp_path / "run")
+    report = report_of(tmp_path / "run")
+    assert not [name for name in report["metrics"] if "BLEU" in name]
+    assert any("need pip install 'vse-jax[caption]'" in text for text in report["warnings"])
+
+
+@pytest.fixture(scope="module")
+def photos(written, tmp_path_factory):
+    """Paths of the first pictures of the test split."""
+    folder, split = tmp_path_factory.mktemp("photos"), written[0].dataset.splits["test"]
+    for number, data in enumerate(split.read([0, 1, 2])):
+        (folder / f"{number}.jpg").write_bytes(data)
+    return [str(folder / f"{number}.jpg") for number in range(3)]
+
+
+def test_the_api_writes_what_the_evaluation_does(workdir, written, photos):
+    model = vse_jax.load(workdir)
+    expected = caption_evaluation.write(*written[:2], "test", 3)
+    found = model.caption(photos, batch_size=2)
+    assert [[one.text for one in own] for own in found] == [
+        [text] for text in expected.sentences[:3]
+    ]
+    # Pillow resizes for the API, TensorFlow in training: a pixel may be rounded otherwise.
+    scores = [own[0].log_probability for own in found]
+    np.testing.assert_allclose(scores, expected.captions.log_probabilities[:3, 0], atol=1e-2)
+    several = model.caption(photos, n_best=3, length_power=1.0)
+    assert all(len({one.text for one in own}) == 3 for own in several)
+    assert all(own[0].score >= own[1].score >= own[2].score for own in several)
+    assert model.caption([]) == []
+
+
+def test_what_is_drawn_depends_on_the_seed_and_the_picture_alone(workdir, photos):
+    model = vse_jax.load(workdir)
+
+    def texts(**options):
+        return [[one.text for one in own] for own in model.caption(photos, **options)]
+
+    drawn = texts(temperature=1.0, samples=4, seed=3)
+    assert drawn == texts(temperature=1.0, samples=4, seed=3, batch_size=1)
+    assert drawn != texts(temperature=1.0, samples=4, seed=4)
+    assert len({text for own in drawn for text in own}) > 4
+    assert texts(temperature=0.0) == texts(temperature=1.0, top_k=1) == texts(beams=1)
+
+
+def test_the_command_writes_a_line_or_an_object_for_each_caption(workdir, photos, capsys):
+    caption.main([f"--workdir={workdir}", "--n_best=2", *photos[:2]])
+    lines = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
+    found = vse_jax.load(workdir).caption(photos[:2], n_best=2)
+    expected = [(path, own) for path, both in zip(photos, found, strict=False) for own in both]
+    assert [(line[0], line[2]) for line in lines] == [(path, own.text) for path, own in expected]
+    caption.main([f"--workdir={workdir}", "--json", photos[2]])
+    told = json.loads(capsys.readouterr().out)
+    assert told.keys() == {"image", "text", "log_probability", "score"}
+    assert told["image"] == photos[2]
+
+
+def test_mistakes_are_told_in_a_line(workdir, trained, photos, tmp_path):
+    (tmp_path / "none.jpg").write_bytes(b"no picture")
+    for arguments, told in (
+        ([f"--workdir={trained}", *photos], "compares pictures and sentences and writes no cap"),
+        ([f"--workdir={workdir}", str(tmp_path / "none.jpg")], "picture 0 .* cannot be read"),
+        ([f"--workdir={workdir}", str(tmp_path / "gone.jpg")], "picture 0 .* cannot be read"),
+        ([f"--workdir={workdir}", "--beams=2", "--n_best=3", *photos], "n_best is 3"),
+        ([f"--workdir={workdir}", "--top_k=3", *photos], "give a temperature"),
+        ([f"--workdir={tmp_path}", *photos], "workdir"),
+        (photos, "needs --workdir"),
+        (["--bems=3", *photos], "bems"),
+    ):
+        with pytest.raises(SystemExit, match=told):
+            caption.main(arguments)
+    with pytest.raises(ValueError, match="writes captions, and reads no sentences"):
+        vse_jax.load(workdir).encode_texts(["a ring"])

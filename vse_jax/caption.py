@@ -1,0 +1,67 @@
+"""python -m vse_jax.caption --workdir=... photo.jpg ...: what a model writes of pictures.
+
+A line for each caption: the picture, the log probability and the words; with --json an object. The
+best of --beams captions is written, or --n_best of them; --temperature draws --samples instead.
+"""
+
+import json
+import sys
+from collections.abc import Sequence
+
+from absl import flags
+
+import vse_jax
+from vse_jax import console
+from vse_jax.errors import USER_ERRORS
+
+# Pictures that are read and written of at a time.
+BATCH = 64
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Writes what the command line asks for; a user's mistake ends in one clear line."""
+    own = flags.FlagValues()
+    workdir = flags.DEFINE_string("workdir", None, "Of a trained captioner.", flag_values=own)
+    beams = flags.DEFINE_integer("beams", None, "Captions kept by the search.", flag_values=own)
+    n_best = flags.DEFINE_integer("n_best", 1, "Of them written.", flag_values=own)
+    power = flags.DEFINE_float("length_power", None, "Of the length in scores.", flag_values=own)
+    heat = flags.DEFINE_float("temperature", None, "Draw captions, at this.", flag_values=own)
+    top_k = flags.DEFINE_integer("top_k", None, "Draw from the likeliest.", flag_values=own)
+    samples = flags.DEFINE_integer("samples", 1, "Captions drawn.", flag_values=own)
+    seed = flags.DEFINE_integer("seed", 0, "Of what is drawn.", flag_values=own)
+    as_json = flags.DEFINE_bool("json", False, "An object a line.", flag_values=own)
+    console.set_up_logging()
+    try:
+        pictures = own(["caption", *arguments])[1:]
+        if not pictures or not workdir.value:
+            sys.exit(f"{__doc__}\ncaption: needs --workdir and the paths of pictures")
+        model = vse_jax.load(workdir.value)
+        for start in range(0, len(pictures), BATCH):
+            some = pictures[start : start + BATCH]
+            found = model.caption(
+                some,
+                beams=beams.value,
+                n_best=n_best.value,
+                length_power=power.value,
+                temperature=heat.value,
+                top_k=top_k.value,
+                samples=samples.value,
+                seed=seed.value,
+            )
+            for picture, captions in zip(some, found, strict=True):
+                for caption in captions:
+                    print(_line(picture, caption, as_json.value))
+    except (*USER_ERRORS, ValueError, OSError, flags.Error) as error:
+        sys.exit(f"caption: {error}")
+
+
+def _line(picture: str, caption: vse_jax.api.Caption, as_json: bool) -> str:
+    """What is told of a caption."""
+    if as_json:
+        found = {"image": picture, **caption._asdict()}
+        return json.dumps(found, ensure_ascii=False)
+    return f"{picture}\t{caption.log_probability:.3f}\t{caption.text}"
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
