@@ -3,6 +3,9 @@
 import numpy as np
 from jaxtyping import Float
 
+# The box of a whole picture, as shares of its height and width.
+WHOLE = np.asarray([[0.0, 0.0, 1.0, 1.0]], np.float32)
+
 
 def intersection_over_union(
     a: Float[np.ndarray, "n 4"], b: Float[np.ndarray, "m 4"]

@@ -9,11 +9,10 @@ from pathlib import Path
 import numpy as np
 from absl import logging
 
+from vse_jax.boxes import WHOLE
 from vse_jax.data import sift
 from vse_jax.data.captions_files import boxes_of, read_text
 from vse_jax.data.split import DataError, Dataset
-
-WHOLE = np.asarray([[0.0, 0.0, 1.0, 1.0]], np.float32)
 
 
 def read(path: Path, names: Sequence[str]) -> dict[str, np.ndarray]:

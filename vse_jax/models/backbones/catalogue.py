@@ -13,6 +13,7 @@ from vse_jax.models.backbones import siglip as _siglip
 from vse_jax.models.backbones import small_resnet as _small_resnet
 from vse_jax.models.backbones import vgg19 as _vgg19
 from vse_jax.models.backbones import vit as _vit
+from vse_jax.models.backbones.classifier import Classifier
 
 __all__ = ["clip", "mobilenet_v2", "none", "resnet", "siglip", "small_resnet", "vgg19", "vit"]
 
@@ -26,10 +27,13 @@ class Backbone(NamedTuple):
         already. The configuration is `config.json` of pretrained weights, empty without them.
       load: (weights, module) -> the module's pretrained variables, raising WeightsError; None
         where there are no public weights.
+      classifier: weights -> the linear classifier of a mean over cells that they carry, None where
+        they were saved without it, raising WeightsError; None of a backbone that has no such.
     """
 
     make: Callable[[Mapping[str, Any], jnp.dtype, str], nn.Module | None]
     load: Callable[[str, Any], dict[str, Any]] | None
+    classifier: Callable[[str], Classifier | None] | None = None
 
 
 # As the weights' config.json describes it, 1.0 wide without weights.
@@ -38,6 +42,7 @@ mobilenet_v2 = Backbone(
         configuration, dtype=dtype, axis_name=axis_name
     ),
     _mobilenet_v2.load,
+    _mobilenet_v2.load_classifier,
 )
 
 # ResNet-50, -101 or -152 as the weights' config.json says, ResNet-50 without weights.
@@ -46,6 +51,7 @@ resnet = Backbone(
         configuration, dtype=dtype, axis_name=axis_name
     ),
     _resnet.load,
+    _resnet.load_classifier,
 )
 
 # For training from scratch.

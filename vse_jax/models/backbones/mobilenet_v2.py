@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, UInt8
 
-from vse_jax.models.backbones import weights
+from vse_jax.models.backbones import classifier, weights
 from vse_jax.models.backbones.feature_map import FeatureMap, averaged
 from vse_jax.models.backbones.weights import WeightsError
 
@@ -30,7 +30,7 @@ RULES: weights.Rules = [(r"^layer_(\d+)/", r"layer/\1/")]
 
 _PREFIX = "mobilenet_v2."
 _HEAD = r"^classifier\."
-_NOT_HEAD = r"^(?!classifier\.)"
+_BACKGROUND = "background"  # What the public weights call their class 0 of 1,001.
 # Table 2 of the paper: channels after the stem and after each block, and each block's stride.
 _CHANNELS = (16, 24, 24, 32, 32, 32, 64, 64, 64, 64, 96, 96, 96, 160, 160, 160, 320)
 _STRIDES = (2, 1, 2, 1, 1, 2, 1, 1, 1, 1, 1, 1, 2, 1, 1, 1)
@@ -127,18 +127,6 @@ class MobileNetV2(nn.Module):
         return make_divisible(round(channels), self.depth_divisible_by, self.min_depth)
 
 
-class Classifier(nn.Module):
-    """ImageNet's logits of pooled features, or of any region's: class 0 is the background."""
-
-    classes: int = 1001
-    dtype: Dtype = jnp.float32
-
-    @nn.compact
-    def __call__(self, pooled: Float[Array, "*b c"]) -> Float[Array, "*b k"]:
-        """Logits of each vector; a picture's are those of its grid's average."""
-        return nn.Dense(self.classes, dtype=self.dtype, name="classifier")(pooled)
-
-
 def make(
     config: Mapping[str, Any], *, dtype: Dtype = jnp.float32, axis_name: str | None = None
 ) -> MobileNetV2:
@@ -196,23 +184,15 @@ def load(source: str | Path, module: MobileNetV2) -> dict[str, Any]:
     return weights.convert(tensors, template, rules, ignore=[_HEAD], source=folder)
 
 
-def classifier_from_pretrained(
-    source: str | Path, *, dtype: Dtype = jnp.float32
-) -> tuple[Classifier, dict[str, Any]]:
-    """ImageNet's classifier over the pooled features of the same `source`, and its variables.
+def load_classifier(source: str | Path) -> classifier.Classifier | None:
+    """The classifier in the weights of `source`, None where they carry none.
 
     Raises:
-      WeightsError: `source` has no classifier, or one of another shape than its configuration.
+      WeightsError: weights are missing, damaged or do not fit their configuration.
     """
-    folder = weights.locate(source)
-    tensors = weights.load_safetensors(folder)
-    if "classifier.weight" not in tensors:
-        raise WeightsError(f"weights {folder}: no classifier.weight, so they carry no classifier")
-    labels = weights.load_config(folder).get("id2label")
-    module = Classifier(len(labels or tensors["classifier.weight"]), dtype)
-    pooled = jax.ShapeDtypeStruct((1, make(weights.load_config(folder)).channels), dtype)
-    template = jax.eval_shape(module.init, jax.random.key(0), pooled)
-    return module, weights.convert(tensors, template, (), ignore=[_NOT_HEAD], source=folder)
+    config = weights.load_config(source)
+    background = config.get("id2label", {}).get("0") == _BACKGROUND
+    return classifier.load(source, ["classifier"], make(config).channels, background)
 
 
 def make_divisible(channels: int, divisor: int = 8, least: int = 8) -> int:

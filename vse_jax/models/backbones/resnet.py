@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, UInt8
 
-from vse_jax.models.backbones import pixels, timm_config, weights
+from vse_jax.models.backbones import classifier, pixels, timm_config, weights
 from vse_jax.models.backbones.feature_map import FeatureMap, averaged
 from vse_jax.models.backbones.weights import WeightsError
 
@@ -131,6 +131,16 @@ def load(source: str | Path, module: ResNet) -> dict[str, Any]:
     picture = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.uint8)
     template = jax.eval_shape(partial(module.init, train=False), jax.random.key(0), picture)
     return weights.convert(tensors, template, rules, ignore=_HEADS, source=folder)
+
+
+def load_classifier(source: str | Path) -> classifier.Classifier | None:
+    """The classifier in the weights of `source`, in whichever of the two namings; None without one.
+
+    Raises:
+      WeightsError: weights are missing, damaged or do not fit their configuration.
+    """
+    channels = make(weights.load_config(source)).hidden_sizes[-1]
+    return classifier.load(source, ["fc", "classifier.1"], channels, background=False)
 
 
 def hugging_face_rules(stages: int) -> weights.Rules:
