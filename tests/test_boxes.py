@@ -45,5 +45,10 @@ def test_it_is_that_of_the_cells_that_are_covered(a, b):
 def test_worked_examples_in_pixels(other, expected):
     box = np.array([[0, 0, 10, 10]], np.float32)
     found = intersection_over_union(box, np.array([other], np.float32))
-    assert found.dtype == np.float32
+    assert found.dtype == np.float64
     np.testing.assert_allclose(found, [[expected]], rtol=1e-6)
+
+
+def test_of_a_box_with_itself_it_is_1_and_without_area_0():
+    boxes = np.array([[0.1, 0.2, 0.6, 0.9], [0.3, 0.3, 0.3, 0.8], [0.8, 0.8, 0.2, 0.2]])
+    np.testing.assert_array_equal(np.diag(intersection_over_union(boxes, boxes)), [1, 0, 0])
