@@ -7,6 +7,8 @@ import numpy as np
 import parity
 import pytest
 
+from vse_jax.captioning.multimodal_rnn import MultimodalRNN
+
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 
 
@@ -261,3 +263,35 @@ def test_scoring_is_measured_beside_torch(monkeypatch):
         monkeypatch.setattr(scoring, name, size)
     rows = scoring.in_turns(load("timing").Options(rounds=1))
     assert [row.unit for row in rows] == [*["pairs/s"] * 3, "x", "x"]
+
+
+def small_captioning():
+    return load("captioning"), MultimodalRNN(30, 16, 8)
+
+
+def test_captioning_is_measured_without_torch(monkeypatch):
+    captioning, model = small_captioning()
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name == "torch" else find(name)
+    )
+    (row,) = captioning.measure(model, features=6, pictures=3, max_length=20, rounds=1)
+    assert row.quantity == "beam search, ours"
+    assert row.median > 0
+
+
+@pytest.mark.torch
+def test_captioning_is_measured_beside_torch():
+    parity.torch()
+    captioning, model = small_captioning()
+    rows = captioning.measure(model, features=6, pictures=3, max_length=20, rounds=1)
+    assert [row.quantity for row in rows][2:] == ["time of ours / PyTorch"]
+
+
+def test_a_twin_that_writes_another_caption_is_noticed():
+    captioning, _ = small_captioning()
+    found = [(np.array([[3, 2]]), np.array([-5.0]))]
+    captioning.agree(found, [(np.array([[3, 2]]), np.array([-5.0001]))])
+    for tokens, log_p in (([[4, 2]], [-5.0]), ([[3, 2]], [-5.01])):
+        with pytest.raises(AssertionError):
+            captioning.agree(found, [(np.array(tokens), np.array(log_p))])

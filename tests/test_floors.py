@@ -11,7 +11,8 @@ HOUSE = Path(vse_jax.__file__).parent
 ALLOWED = {
     "losses": {"codebook", "similarity"},
     "models": {"encoding"},
-    "evaluators": {"boxes", "codebook", "protocols", "similarity"},
+    "captioning": {"models"},
+    "evaluators": {"codebook", "protocols", "similarity"},
     "index": {"codebook"},
     "objectives": {"encoding", "losses", "parallel", "codebook", "similarity"},
     "captioning": set(),
