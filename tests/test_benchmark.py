@@ -7,7 +7,7 @@ import numpy as np
 import parity
 import pytest
 
-from vse_jax.captioning.multimodal_rnn import MultimodalRNN
+from vse_jax.models.multimodal_rnn import MultimodalRNN
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 

@@ -11,7 +11,7 @@ from conftest import trained_once
 import vse_jax
 from vse_jax import caption, caption_evaluation, measuring, parallel, train, train_step
 from vse_jax.caption_writer import CaptionWriter, special_tokens
-from vse_jax.captioning import decoding
+from vse_jax.captioning.captions import Captions
 from vse_jax.config import ConfigError
 from vse_jax.config_checks import validate
 from vse_jax.data.tokenizer import SPECIAL
@@ -192,7 +192,7 @@ def test_every_number_of_devices_writes_the_same(written):
     found = other.best(four.place(host), pictures, special, 7, beams=3, batch_size=8)
     expected = writer.best(variables, pictures, special, 7, beams=3)
     np.testing.assert_array_equal(found.tokens, expected.tokens)
-    assert isinstance(found, decoding.Captions)
+    assert isinstance(found, Captions)
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,7 @@ HOUSE = Path(vse_jax.__file__).parent
 ALLOWED = {
     "losses": {"codebook", "similarity"},
     "models": {"encoding"},
-    "captioning": {"models"},
-    "evaluators": {"codebook", "protocols", "similarity"},
+    "evaluators": {"boxes", "codebook", "protocols", "similarity"},
     "index": {"codebook"},
     "objectives": {"encoding", "losses", "parallel", "codebook", "similarity"},
     "captioning": set(),

@@ -10,7 +10,7 @@ from jaxtyping import Float
 
 from vse_jax import parallel, train_step
 from vse_jax.caption_writer import CaptionWriter, special_tokens
-from vse_jax.captioning.decoding import Captions
+from vse_jax.captioning.captions import Captions
 from vse_jax.evaluators import captioning
 from vse_jax.evaluators.blocks import EvaluationError
 from vse_jax.experiment import Experiment

@@ -9,13 +9,14 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from vse_jax import parallel
-from vse_jax.captioning import decoding
-from vse_jax.captioning.decoding import Captions, SpecialTokens
+from vse_jax.captioning.beam_search import beam_search
+from vse_jax.captioning.captions import Captions, SpecialTokens, Step
+from vse_jax.captioning.decoding import greedy, sample
 from vse_jax.data.tokenizer import Tokenizer
 from vse_jax.models.model import VisualSemanticModel
 
-# (step, state) -> captions, such as `decoding.greedy` with all else given.
-Search = Callable[[decoding.Step, Any], Captions]
+# (step, state) -> captions, such as `greedy` with all else given.
+Search = Callable[[Step, Any], Captions]
 
 
 class CaptionWriter:
@@ -64,14 +65,14 @@ class CaptionWriter:
         length_power: float = 0.0,
         batch_size: int = 64,
     ) -> Captions:
-        """The best captions of each picture that `decoding.beam_search` finds, host arrays.
+        """The best captions of each picture that `beam_search` finds, host arrays.
 
         One beam is the greedy search. Arguments as there and of `costs`.
         """
-        search: Search = partial(decoding.greedy, special=special, max_length=max_length)
+        search: Search = partial(greedy, special=special, max_length=max_length)
         if beams > 1:
             search = partial(
-                decoding.beam_search,
+                beam_search,
                 special=special,
                 max_length=max_length,
                 beams=beams,
@@ -98,15 +99,15 @@ class CaptionWriter:
         seed: int = 0,
         batch_size: int = 64,
     ) -> Captions:
-        """Captions of each picture drawn by `decoding.sample`, host arrays.
+        """Captions of each picture drawn by `sample`, host arrays.
 
         What is drawn for a picture depends on the seed and on the picture's number. Arguments as
         there and of `costs`.
         """
 
-        def search(step: decoding.Step, state: Any, keys: Array) -> Captions:
+        def search(step: Step, state: Any, keys: Array) -> Captions:
             def of_one(state: Any, key: Array) -> Captions:
-                found = decoding.sample(
+                found = sample(
                     step,
                     jax.tree.map(lambda leaf: leaf[None], state),
                     jax.random.wrap_key_data(key),
@@ -130,7 +131,7 @@ class CaptionWriter:
         return np.asarray(jax.random.key_data(keys))
 
     def _mapped(
-        self, search: Callable[[decoding.Step, Any, Array], Captions], key: Any
+        self, search: Callable[[Step, Any, Array], Captions], key: Any
     ) -> Callable[..., Captions]:
         """The search over this device's pictures, mapped; that of an earlier call of this key."""
 

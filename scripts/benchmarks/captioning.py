@@ -12,7 +12,7 @@ import numpy as np
 from benchmarks.timing import Options, Row, alternately, rate, ratio
 from vse_jax.captioning.beam_search import beam_search
 from vse_jax.captioning.captions import SpecialTokens
-from vse_jax.captioning.multimodal_rnn import MultimodalRNN
+from vse_jax.models.multimodal_rnn import MultimodalRNN
 
 # DVSA on Flickr8k: its vocabulary and VGG's features.
 VOCABULARY, HIDDEN, FEATURES = 2538, 512, 4096

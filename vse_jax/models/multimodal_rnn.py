@@ -46,8 +46,8 @@ class MultimodalRNN(nn.Module):
 
     Matrices start in U(+-0.1), W_oh in U(+-0.01), biases at zero, as in the released code; the
     LSTM's forget gate at 1 (Jozefowicz et al., ICML 2015). Parameters, all inputs x outputs:
-    `image` (W_hi, b_i), `words` [vocabulary, words], `weight_hx`, `weight_hh`, `bias_h`, `weight_oh`,
-    `bias_o`.
+    `image` (W_hi, b_i), `words` [vocabulary, words], `weight_hx`, `weight_hh`, `bias_h`,
+    `weight_oh`, `bias_o`.
 
     Attributes:
       vocabulary: number of token ids.
@@ -67,6 +67,7 @@ class MultimodalRNN(nn.Module):
     dtype: DTypeLike = jnp.float32
 
     def setup(self) -> None:
+        """Makes the parameters; those of `image` once the features' width is known."""
         init, zeros = symmetric_uniform(0.1), nn.initializers.zeros
         lstm = self.cell == "lstm"
         gates = 4 * self.hidden if lstm else self.hidden
@@ -211,7 +212,7 @@ class MultimodalRNN(nn.Module):
 def with_word_frequencies(
     params: dict[str, Any], log_frequencies: Float[np.ndarray, " v"]
 ) -> dict[str, Any]:
-    """The parameters of a `MultimodalRNN` whose b_o is the words' log frequency, as training starts.
+    """The parameters of a `MultimodalRNN`, with b_o the words' log frequency to start from.
 
     Source: the released code (`driver.py`, which takes the largest from all; softmax is the same).
 

@@ -8,10 +8,10 @@ import parity
 import pytest
 from scipy.special import log_softmax
 
-from vse_jax.captioning import multimodal_rnn
 from vse_jax.captioning.beam_search import beam_search
 from vse_jax.captioning.captions import SpecialTokens
-from vse_jax.captioning.multimodal_rnn import MultimodalRNN, with_word_frequencies
+from vse_jax.models import multimodal_rnn
+from vse_jax.models.multimodal_rnn import MultimodalRNN, with_word_frequencies
 
 VOCABULARY, HIDDEN, WORDS, FEATURES = 11, 6, 5, 7
 START, END = 1, 2
