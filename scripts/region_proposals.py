@@ -14,8 +14,6 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import IO, Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import search_process
 import tensorflow as tf
@@ -23,13 +21,12 @@ from ml_collections import ConfigDict
 from rich.console import Console
 from rich.progress import Progress
 
-from vse_jax import assembly, config_checks, experiment, parallel, workdir
 from vse_jax import config as configs
+from vse_jax import config_checks, experiment, workdir
+from vse_jax.confidence import Confidence, in_order
 from vse_jax.data import datasets, pipeline, proposals
 from vse_jax.data.split import DataError, Split
-from vse_jax.models.backbones.classifier import Classifier
-from vse_jax.models.backbones.weights import digest, load_config
-from vse_jax.models.regions import box_features
+from vse_jax.models.backbones.weights import digest
 
 log = experiment.log
 ADVICE = "--output must name a file in a folder with room and permission to write"
@@ -37,64 +34,6 @@ ADVICE = "--output must name a file in a folder with room and permission to writ
 VERSION = 1
 # Pictures that wait for each process of the search, so that none is idle in a step of the backbone.
 AHEAD = 4
-
-
-class Confidence:
-    """How sure a pretrained classifier is of what regions show, mapped over the devices."""
-
-    def __init__(self, config: ConfigDict, classifier: Classifier) -> None:
-        """Loads the backbone; raises WeightsError where the weights do not fit it."""
-        backbone, source = assembly.backbone_of(config), config.model.image.weights
-        module = backbone.make(load_config(source), assembly.compute_dtype(config), parallel.AXIS)
-        weights = backbone.load(source, module), (classifier.kernel, classifier.bias)
-
-        def confidence(weights: Any, batch: Mapping[str, jax.Array]) -> jax.Array:
-            variables, (kernel, bias) = weights
-            grid = module.apply(variables, batch["image"], train=False).grid
-            # Logits are linear in the features: the mean of the cells' is that of the box.
-            logits = grid.astype(jnp.float32) @ kernel + bias[None, None, None]
-            logits = box_features(logits, batch["boxes"], batch["mask"])
-            return parallel.all_gather(classifier.confidence(logits))
-
-        self.devices = parallel.Devices.all(config.parallel)
-        self._weights = self.devices.place(weights)
-        self._confidence = self.devices.map(confidence, ("replicated", "split"), "replicated")
-
-    @classmethod
-    def of(cls, config: ConfigDict) -> "Confidence | None":
-        """That of a config's backbone; None, and the log says so, where it has no classifier.
-
-        Raises:
-          WeightsError: weights are missing, damaged or do not fit the backbone.
-        """
-        backbone, source = assembly.backbone_of(config), config.model.image.weights
-        known = backbone.classifier is not None and source is not None
-        classifier = backbone.classifier(source) if known else None
-        if classifier is None:
-            log.warning(
-                "'model.image.backbone' %r has no classifier in 'model.image.weights' %r: "
-                "candidates are ranked as selective search has them, the largest first",
-                config.model.image.backbone, source,
-            )  # fmt: skip
-            return None
-        return cls(config, classifier)
-
-    def scores(self, image: np.ndarray, boxes: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """float32 [n] of the boxes [n, 4] of each picture.
-
-        Args:
-          image: uint8 [b, h, w, 3], as many as the devices can share equally.
-          boxes: of the first pictures of these, at most `proposals.MOST` each.
-        """
-        corners = np.zeros((len(image), proposals.MOST, 4), np.float32)
-        for row, own in zip(corners, boxes, strict=False):
-            row[: len(own)] = own
-        counts = np.zeros(len(image), int)
-        counts[: len(boxes)] = [len(own) for own in boxes]
-        mask = np.arange(proposals.MOST) < counts[:, None]
-        batch = self.devices.split({"image": image, "boxes": corners, "mask": mask})
-        found = self.devices.fetch(self._confidence(self._weights, batch))
-        return [row[:count] for row, count in zip(found[: len(boxes)], counts, strict=False)]
 
 
 class Search:
@@ -137,7 +76,7 @@ def propose(
     config: ConfigDict,
     output: Path,
     *,
-    regions: int = 20,
+    regions: int = proposals.REGIONS,
     processes: int | None = None,
     batch_size: int = 16,
 ) -> None:
@@ -223,7 +162,7 @@ def _ranked(
             continue
         found = search.candidates(split, first)
         if confidence is None:
-            yield from ((boxes, -np.arange(len(boxes), dtype=np.float32)) for boxes in found)
+            yield from ((boxes, in_order(boxes)) for boxes in found)
             continue
         none = np.zeros((0, 1), np.int32)
         examples = pipeline.Examples(

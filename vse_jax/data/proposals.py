@@ -19,6 +19,8 @@ LONGEST = 500
 MOST = 500
 # R-CNN's. By eye on the same photos, at 0.5 one thing had most of the boxes.
 OVERLAP = 0.3
+# The whole picture among them: Karpathy & Fei-Fei, CVPR 2015, section 3.1.1.
+REGIONS = 20
 
 
 def selective_search(
