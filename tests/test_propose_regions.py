@@ -19,7 +19,7 @@ from test_frozen_backbone import SCALE, write_weights
 
 from vse_jax import console
 from vse_jax.config import ConfigError
-from vse_jax.data import datasets, pipeline, proposals
+from vse_jax.data import box_files, datasets, pipeline, proposals
 from vse_jax.data.split import DataError
 from vse_jax.models.backbones.mobilenet_v2 import MobileNetV2
 from vse_jax.models.regions import box_features
@@ -138,8 +138,7 @@ def test_the_boxes_are_those_of_which_the_classifier_is_surest(own, weights, pro
 def test_extract_features_reads_them(own, proposed, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(SCRIPTS))
     extract_features = importlib.import_module("extract_features")
-    found = extract_features.read_boxes(proposed)
-    assert list(found) == NAMES
+    found = box_files.read(proposed, NAMES)
     np.testing.assert_array_equal(found[NAMES[GREY]], [WHOLE])
     extract_features.extract(own, tmp_path / "out", boxes=proposed, batch_size=4)
     assert np.load(tmp_path / "out" / "train_ims.npy").shape == (5, 6, 128)
