@@ -119,6 +119,23 @@ def trained_leap(preset, tiny_shapes, shared_folder):
 
 
 @pytest.fixture(scope="session")
+def tiny_dvsa(preset, tiny_shapes):
+    """`configs/shapes.py:dvsa` at the size of `tiny_shapes`."""
+    config = preset("shapes", "dvsa")
+    config.data.update({**tiny_shapes.data, "tokenizer": "dvsa"})
+    config.train.update({**config.train, "steps": 3, "batch_size": 16, "log_every": 1})
+    config.evaluate = tiny_shapes.evaluate
+    config.model.dimension, config.model.hidden, config.model.text.words = 16, 8, 8
+    return config
+
+
+@pytest.fixture(scope="session")
+def trained_dvsa(tiny_dvsa, shared_folder):
+    """A workdir of three steps of `tiny_dvsa`; for reading only."""
+    return trained_once(tiny_dvsa, shared_folder / "trained_dvsa")
+
+
+@pytest.fixture(scope="session")
 def opened():
     """Workdir -> its run made ready, and the state of its best checkpoint."""
 

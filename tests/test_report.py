@@ -356,3 +356,39 @@ def test_distributions_are_drawn_where_they_are_known(tmp_path):
     assert "<title>wrong at distance 1.25: 90</title>" in section
     assert "<title>use at rank 1: 2.5</title>" in section
     assert re.search(r"from asymmetric codes</th><td>41\.7", page)
+
+
+def aligned(text, image):
+    boxes = [[0.0, 0.0, 1.0, 1.0], [0.25, 0.5, 0.75, 0.875], [0.0, 0.0, 1.0, 1.0]]
+    scores = [1.25, float("nan"), -2.0]
+    segments = [
+        {"text": f"{text} {number}", "box": box, "score": score}
+        for number, (box, score) in enumerate(zip(boxes, scores, strict=True))
+    ]
+    return {"image": image, "name": text, "segments": segments}
+
+
+def test_words_have_the_colours_of_their_boxes(tmp_path):
+    found = {"alignments": [aligned("a dog", report.thumbnail(picture()))]}
+    text = report.write(workdir(tmp_path), found).read_text()
+    assert "<h2>Which words go with which region" in text
+    section = Page(text.split("Which words go with which region</h2>")[1].split("</section>")[0])
+    assert "a dog 01.2 a dog 1– a dog 2-2.0" in section.text
+    words = [a["style"] for tag, a in section.tags if tag == "span" and a["class"] == "words"]
+    drawn = [a for tag, a in section.tags if tag == "rect" and "style" in a]
+    assert words[0] == words[2] != words[1]
+    # The small box last, on the others.
+    assert [a["style"] for a in drawn] == [words[0], words[2], words[1]]
+    place = {name: float(drawn[2][name]) for name in ("x", "y", "width", "height")}
+    assert place == {"x": 0.5, "y": 0.25, "width": 0.375, "height": 0.5}
+    assert "Which words" not in report.write(tmp_path, {"alignments": []}).read_text()
+
+
+def test_aligned_captions_are_escaped_and_load_nothing(tmp_path):
+    found = {"alignments": [aligned(EVIL, "https://example.com/spy.gif")]}
+    text = report.write(workdir(tmp_path), found).read_text()
+    page = Page(text)
+    assert page.links == []
+    assert "script" not in {tag for tag, _ in page.tags}
+    assert page.count("span", "missing") == 1
+    assert not re.search(r"https?:|url\(|@import|file:", text)

@@ -12,15 +12,26 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image
 
-from vse_jax import assembly, caption_writer, checkpoint, parallel, train_step, workdir
+from vse_jax import (
+    alignment,
+    assembly,
+    caption_writer,
+    checkpoint,
+    parallel,
+    train_step,
+    workdir,
+)
 from vse_jax import codebook as codebooks
-from vse_jax.data import tokenizer
+from vse_jax.alignment import Alignment
+from vse_jax.data import box_files, captions_files, tokenizer
 from vse_jax.data.split import DataError
 from vse_jax.encode import Encoded, Encoder, HostBatch
 from vse_jax.encoding import Encoding
 
 T = TypeVar("T")
 Picture = str | os.PathLike[str] | bytes | np.ndarray
+# [r, 4] of one picture.
+Boxes = np.ndarray | Sequence[Sequence[float]] | Sequence[np.ndarray]
 
 
 class Caption(NamedTuple):
@@ -64,13 +75,22 @@ class Model:
         self.step = int(tree["step"])
         self.codebook = assembly.codebook_of(tree.get("objective_state", {}))
         self._devices = parallel.Devices.all(self.config.parallel)
+        self._backbone = model.image.backbone
         self._encoder = Encoder(model, self._devices)
         writes = assembly.writes_captions(self.config)
         self._writer = caption_writer.CaptionWriter(model, self._devices) if writes else None
         self._variables = self._encoder.variables(**train_step.evaluation_variables(tree))
 
+    @property
+    def looks_at_boxes(self) -> bool:
+        """Whether the model must be told which boxes of a picture to look at."""
+        return self._features is None and self.config.model.image.features == "boxes"
+
     def encode_images(
-        self, pictures: Iterable[Picture] | np.ndarray, batch_size: int = 64
+        self,
+        pictures: Iterable[Picture] | np.ndarray,
+        batch_size: int = 64,
+        boxes: Sequence[Boxes] | np.ndarray | None = None,
     ) -> Encoded:
         """Embeddings float32 [n, d] of pictures, in order; an `Encoding` of a pairwise network.
 
@@ -79,11 +99,20 @@ class Model:
             Of a model that was trained on features: floats [n, r, f], or of each picture its own
             [r, f].
           batch_size: pictures encoded at a time.
+          boxes: of each picture the regions [r, 4] to look at, for a model of
+            `model.image.features` = "boxes": (y0, x0, y1, x1) as shares of height and width. The
+            whole picture is looked at too, as the last region.
 
         Raises:
-          DataError: a picture cannot be read; says which.
+          DataError: a picture cannot be read, or a box is none; says which.
           TypeError: `pictures` is a single picture.
+          ValueError: boxes are missing, or given to a model that has its own regions.
         """
+        if not self.looks_at_boxes and boxes is not None:
+            raise ValueError(
+                "this model was not trained on boxes, but on the regions of "
+                f"model.image.features={self.config.model.image.features}: give no boxes"
+            )
         if self._features is not None:
             return self._encode_features(pictures, self._features, batch_size)
         single = isinstance(pictures, str | bytes | os.PathLike)
@@ -91,6 +120,8 @@ class Model:
             raise TypeError("encode_images takes a list of pictures, e.g. ['a.jpg']")
         pictures = _listed(pictures, "pictures")
         size = self.config.data.image_size
+        regions = self._looked_at(len(pictures), boxes) if self.looks_at_boxes else []
+        most = max(map(len, regions), default=0)
 
         def batches() -> Iterator[HostBatch]:
             with ThreadPoolExecutor() as threads:
@@ -99,12 +130,33 @@ class Model:
                     pixels = list(threads.map(lambda item: _pixels(item[0], item[1], size), chosen))
                     image = np.zeros((padded, size, size, 3), np.uint8)
                     image[:count] = pixels
-                    yield {"image": image, "weight": _weight(count, padded)}
+                    batch = {"image": image, "weight": _weight(count, padded)}
+                    if regions:
+                        batch["boxes"] = np.zeros((padded, most, 4), np.float32)
+                        for row, own in enumerate(regions[start : start + count]):
+                            batch["boxes"][row, : len(own)] = own
+                    yield batch
 
         _check_batch_size(batch_size)
         if not len(pictures):
             return self._nothing()
         return self._encoder.images(self._variables, batches())
+
+    def _looked_at(
+        self, pictures: int, boxes: Sequence[Boxes] | np.ndarray | None
+    ) -> list[np.ndarray]:
+        """The boxes float32 [r, 4] of each picture, the whole one last."""
+        if boxes is None:
+            raise ValueError(
+                "this model was trained on boxes of pictures and needs those of each: give boxes, "
+                "a list with the [r, 4] of each picture as (y0, x0, y1, x1) in [0, 1]"
+            )
+        if len(boxes) != pictures:
+            raise DataError(f"{pictures} pictures and the boxes of {len(boxes)}; give each its own")
+        return [
+            box_files.with_whole(_checked_boxes(own, f"picture {number}"))
+            for number, own in enumerate(boxes)
+        ]
 
     def _encode_features(
         self, pictures: Iterable[Picture] | np.ndarray, width: int, batch_size: int
@@ -285,6 +337,54 @@ class Model:
             )
         return self._writer, self._tokenizer
 
+    def align(
+        self,
+        picture: Picture,
+        sentence: str,
+        boxes: Boxes | None = None,
+        beta: float | None = None,
+    ) -> Alignment:
+        """Which region of a picture each word of a sentence is about, by a model of "dvsa".
+
+        Args:
+          picture: as of `encode_images`.
+          sentence: unknown words are dropped or count as <unk>, as in training.
+          boxes: of the picture, as of `encode_images`; of a model that was trained on features,
+            those of the features' regions.
+          beta: what it is worth that neighbouring words are about one region, in units of the
+            products of words and regions; None: `evaluate.beta` of the run.
+
+        Raises:
+          AlignmentError: the model is of another network.
+          DataError: the model knows no word of the sentence, the picture cannot be read, or a box
+            is none; says which.
+          ValueError: boxes are missing, or given to a model that has its own regions; or `beta` is
+            negative or not finite.
+        """
+        alignment.check(self.config)
+        beta = self.config.evaluate.beta if beta is None else beta
+        text = self.encode_texts([sentence])
+        tokens = alignment.known_words(self._tokenizer, sentence)
+        given = None if boxes is None or self._features is not None else [boxes]
+        image = self.encode_images([picture], boxes=given)
+        dtype = assembly.compute_dtype(self.config)
+        [pair] = alignment.align_pairs(image, text, beta=beta, dtype=dtype)
+        return alignment.named(pair, tokens, self._boxes_of_regions(boxes), self._tokenizer)
+
+    def _boxes_of_regions(self, boxes: Boxes | None) -> Float[np.ndarray, "r 4"]:
+        """Those of the regions of one picture, for which `boxes` were given."""
+        if self.looks_at_boxes:
+            [own] = self._looked_at(1, None if boxes is None else [boxes])
+            return own
+        if self._features is None:
+            return alignment.cell_boxes(self.config, self._backbone)
+        if boxes is None:
+            raise ValueError(
+                "this model was trained on features, whose boxes only their maker knows: give "
+                "boxes, those [r, 4] of the features' regions"
+            )
+        return _checked_boxes(boxes, "picture 0")
+
     def quantize(self, embeddings: np.ndarray) -> UInt8[np.ndarray, "n m"]:
         """M bytes for each embedding: its codes in `codebook`.
 
@@ -358,12 +458,23 @@ def _pixels(number: int, picture: Picture, size: int) -> np.ndarray:
             )
         image = Image.fromarray(picture)
     elif isinstance(picture, str | os.PathLike | bytes):
-        image = _opened(number, picture)
+        image = opened(picture, number)
     else:
         raise DataError(
             f"picture {number} is a {type(picture).__name__}; expected a path, bytes or an array"
         )
     return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR))
+
+
+def _checked_boxes(boxes: Boxes, where: str) -> Float[np.ndarray, "r 4"]:
+    """Boxes as float32; raises DataError that says which is none."""
+    try:
+        listed = [np.asarray(box).tolist() for box in boxes]
+    except (TypeError, ValueError) as error:
+        raise DataError(f"{where}: boxes are {boxes!r}; expected [r, 4]") from error
+    found = captions_files.boxes_of(listed, where)
+    assert found is not None
+    return found
 
 
 def _regions(number: int, features: object, width: int) -> Float[np.ndarray, "r f"]:
@@ -382,7 +493,16 @@ def _regions(number: int, features: object, width: int) -> Float[np.ndarray, "r 
     return found
 
 
-def _opened(number: int, picture: str | os.PathLike[str] | bytes) -> Image.Image:
+def opened(picture: str | os.PathLike[str] | bytes, number: int = 0) -> Image.Image:
+    """A picture in RGB, as the models see it.
+
+    Args:
+      picture: a path, or encoded bytes.
+      number: of the picture, for messages.
+
+    Raises:
+      DataError: it cannot be read.
+    """
     try:
         with Image.open(io.BytesIO(picture) if isinstance(picture, bytes) else picture) as opened:
             if opened.mode.startswith("I"):  # 16 bits, which Pillow would cut off at 255

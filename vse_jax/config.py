@@ -125,7 +125,7 @@ PATHS = (
 )  # fmt: skip
 FREE = (
     *PATHS, "data.protocol", "evaluate.batch_size", "evaluate.queries", "evaluate.beams",
-    "evaluate.length_power",
+    "evaluate.length_power", "evaluate.beta",
 )  # fmt: skip
 
 

@@ -110,6 +110,7 @@ RANGES: Mapping[str, tuple[float, float]] = {
     "evaluate.queries": (0, 1000),
     "evaluate.beams": (1, 1000),
     "evaluate.length_power": (0.0, float("inf")),
+    "evaluate.beta": (0.0, float("inf")),
 }
 
 

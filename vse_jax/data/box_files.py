@@ -10,9 +10,8 @@ import numpy as np
 from absl import logging
 
 from vse_jax.boxes import WHOLE
-from vse_jax.data import sift
 from vse_jax.data.captions_files import boxes_of, read_text
-from vse_jax.data.split import DataError, Dataset
+from vse_jax.data.split import DataError, Dataset, count_and_name
 
 
 def read(path: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
@@ -46,11 +45,11 @@ def read(path: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
         found[name] = own
     if missing := [name for name in names if name not in found]:
         raise DataError(
-            f"{path} has no boxes of {sift.count_and_name(missing)} pictures of the {len(names)}; "
+            f"{path} has no boxes of {count_and_name(missing)} pictures of the {len(names)}; "
             f"its first is of {next(iter(found), 'none')}"
         )
     if others := sorted(found.keys() - set(names)):
-        logging.warning("%s: boxes of other pictures: %s", path, sift.count_and_name(others))
+        logging.warning("%s: boxes of other pictures: %s", path, count_and_name(others))
     return {name: found[name] for name in names}
 
 

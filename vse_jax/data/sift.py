@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from absl import logging
 
 from vse_jax.data import captions_files, pictures
-from vse_jax.data.split import DataError
+from vse_jax.data.split import DataError, count_and_name
 
 NON_RGB = ("skip", "convert")
 NO_CAPTIONS = "photo without captions"
@@ -156,12 +156,6 @@ def log_skipped(name: str, skipped: Mapping[str, Sequence[str]]) -> None:
     """Logs how many pictures and captions each reason left out, with the first names."""
     for reason, names in skipped.items():
         logging.warning("%s: skipped, %s: %s", name, reason, count_and_name(names))
-
-
-def count_and_name(names: Sequence[str], shown: int = 5) -> str:
-    """The count and the first names, such as "7 (a.jpg, b.jpg, ...)"."""
-    rest = ", ..." if len(names) > shown else ""
-    return f"{len(names)} ({', '.join(names[:shown])}{rest})"
 
 
 def placed(name: str, where: str) -> str:

@@ -69,3 +69,9 @@ class Dataset:
     fingerprint: str
     protocol: str
     skipped: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
+
+
+def count_and_name(names: Sequence[str], shown: int = 5) -> str:
+    """The count and the first names, such as "7 (a.jpg, b.jpg, ...)"."""
+    rest = ", ..." if len(names) > shown else ""
+    return f"{len(names)} ({', '.join(names[:shown])}{rest})"

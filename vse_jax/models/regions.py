@@ -29,6 +29,13 @@ def pyramid_boxes(height: int, width: int, cells: int) -> Float[np.ndarray, "n 4
     return np.array([*boxes, (0.0, 0.0, 1.0, 1.0)], np.float32)
 
 
+def grid_boxes(height: int, width: int) -> Float[np.ndarray, "n 4"]:
+    """The boxes (y0, x0, y1, x1) in [0, 1] of the cells of a grid of that size, row by row."""
+    y, x = (step.ravel() for step in np.mgrid[:height, :width])
+    corners = [y / height, x / width, (y + 1) / height, (x + 1) / width]
+    return np.stack(corners, axis=1).astype(np.float32)
+
+
 def box_features(
     grid: Float[Array, "b h w c"], boxes: Float[Array, "b r 4"], mask: Bool[Array, "b r"]
 ) -> Float[Array, "b r c"]:

@@ -4,11 +4,11 @@ import json
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from vse_jax import assembly, caption_evaluation, evaluation, parallel, workdir
+from vse_jax import alignment, assembly, caption_evaluation, evaluation, parallel, workdir
 from vse_jax.codebook import Codebook
 from vse_jax.data.split import Split
 from vse_jax.evaluation import Embeddings
@@ -24,6 +24,18 @@ SHOWN = 5
 FEW = 100
 # Of the histograms.
 BINS = 50
+# Pixels of the longer side of pictures in which boxes are drawn.
+ALIGNED_SIZE = 320
+
+
+class Alignments(NamedTuple):
+    """How well words were tied to regions, where that is known, and some captions that show it."""
+
+    metrics: Mapping[str, float] = {}
+    shown: Sequence[Mapping[str, Any]] = ()
+
+
+NO_ALIGNMENTS = Alignments()
 
 
 def report_state(
@@ -54,6 +66,7 @@ def report_state(
         facts,
         warnings,
         assembly.codebook_of(state.objective_state),
+        _alignments(experiment, state, name),
     )
 
 
@@ -99,6 +112,7 @@ def write_reports(
     facts: Mapping[str, Any],
     warnings: Sequence[str] = (),
     codebook: Codebook | None = None,
+    alignments: Alignments = NO_ALIGNMENTS,
 ) -> dict[str, float]:
     """Measures embeddings of the reported split; writes the two reports.
 
@@ -109,6 +123,7 @@ def write_reports(
       facts: of where they come from, for the reports; see `page.Run`.
       warnings: to be shown.
       codebook: learned, if any.
+      alignments: of words with regions, where the model has such.
 
     Returns:
       The metrics.
@@ -116,7 +131,7 @@ def write_reports(
     dataset = experiment.dataset
     name = evaluation.reported_split(dataset)
     split = dataset.splits[name]
-    metrics = _metrics(experiment, name, embeddings, codebook)
+    metrics = {**_metrics(experiment, name, embeddings, codebook), **alignments.metrics}
     beside = _beside(experiment, name, embeddings, codebook)
     chance, truth = retrieval.chance(split.caption_image), evaluation.oracle(split)
     shown = evaluation.summary(metrics)
@@ -133,6 +148,7 @@ def write_reports(
         share = 100 * metrics["rsum"] / truth["rsum"]
         log.info("oracle %s; share of its rsum %.1f%%", evaluation.summary(truth), share)
     queries = _queries(experiment, split, embeddings) if parallel.is_first_process() else {}
+    queries = {**queries, "alignments": alignments.shown}
     save(
         folder,
         experiment,
@@ -324,10 +340,35 @@ def _queries(experiment: Experiment, split: Split, embeddings: Embeddings) -> di
     return {"i2t": i2t, "t2i": t2i}
 
 
-def _shown(split: Split, picture: int) -> dict[str, str]:
+def _alignments(experiment: Experiment, state: TrainState, name: str) -> Alignments:
+    """Of a split; none of a model without words and regions, or where nobody knows the boxes."""
+    split = experiment.dataset.splits[name]
+    possible = alignment.is_possible(experiment.config)
+    if not possible or alignment.boxes_of_split(experiment, name) is None:
+        return NO_ALIGNMENTS
+    metrics = alignment.measured(experiment, state, name)
+    count = experiment.config.evaluate.queries
+    if split.read is None or not count:
+        return Alignments(metrics)
+    captions = np.unique(np.linspace(0, len(split.captions) - 1, count).astype(int))
+    found = alignment.align_split(experiment, state, name, captions=captions)
+    shown = [
+        {
+            **_shown(split, int(split.caption_image[caption]), ALIGNED_SIZE),
+            "segments": [
+                {"text": text, "box": box.tolist(), "score": score}
+                for text, box, score in aligned.segments
+            ],
+        }
+        for caption, aligned in zip(captions, found, strict=True)
+    ]
+    return Alignments(metrics, [item for item in shown if item["segments"]])
+
+
+def _shown(split: Split, picture: int, size: int = 128) -> dict[str, str]:
     """A picture's thumbnail and name; where there are only features, its name and a caption."""
     name = split.images[picture]
     if split.read is not None:
-        return {"image": page.thumbnail(split.read([picture])[0]), "name": name}
+        return {"image": page.thumbnail(split.read([picture])[0], size), "name": name}
     own = int(np.searchsorted(split.caption_image, picture))
     return {"image": "", "name": f"{name}: {split.captions[own]}"}

@@ -18,6 +18,7 @@ from typing import Any
 from PIL import Image, ImageOps
 
 from vse_jax import workdir as workdirs
+from vse_jax.report.alignments import aligned
 from vse_jax.report.curves import curves, distributions
 from vse_jax.report.queries import captioned, retrieved
 from vse_jax.report.tables import pairs, results
@@ -96,7 +97,8 @@ def write(
                     "images": [{"image": str, "name": str, "score": float, "right": bool}, ...]},
                    ...],
            "captions": [{"image": str, "name": str, "written": str, "log_probability": float,
-                         "said": [str, ...]}, ...]}
+                         "said": [str, ...]}, ...],
+           "alignments": as `alignments.aligned` has them}
 
     Raises:
       ReportError: there is no readable `report.json`.
@@ -152,6 +154,7 @@ def render(run: Run) -> str:
         curves(run.history, run.report.get("step")),
         distributions(run.report),
         retrieved(run.queries),
+        aligned(run.queries.get("alignments", ())),
         captioned(run.queries),
         _notes(run.report),
         _reproduction(run),
@@ -194,6 +197,7 @@ def _header(run: Run, title: str) -> str:
         "rsum of 600": number(metrics.get("rsum")),
         "image → text, R@1": number(metrics.get("i2t/R@1"), "%"),
         "text → image, R@1": number(metrics.get("t2i/R@1"), "%"),
+        "words found": number(metrics.get("align/accuracy"), "%"),
         "BLEU-4": number(metrics.get("caption/BLEU-4")),
         "CIDEr": number(metrics.get("caption/CIDEr")),
         "perplexity": number(metrics.get("caption/perplexity")),

@@ -9,7 +9,7 @@ from vse_jax.report.text import escaped, finite, whole
 def retrieved(queries: Mapping[str, Any]) -> str:
     """Queries of both ways with what was retrieved, the right ones marked."""
     images = "".join(
-        f"<article class=i2t>{_picture(query)}<div>{_rank(query)}<ol>"
+        f"<article class=i2t>{pictured(query)}<div>{_rank(query)}<ol>"
         + "".join(
             _item(found, _tick(found) + escaped(found["text"])) for found in query["captions"]
         )
@@ -18,7 +18,7 @@ def retrieved(queries: Mapping[str, Any]) -> str:
     )
     captions = "".join(
         f"<article><p class=query>“{escaped(query['text'])}”</p>{_rank(query)}<ol class=images>"
-        + "".join(_item(found, _picture(found) + _tick(found)) for found in query["images"])
+        + "".join(_item(found, pictured(found) + _tick(found)) for found in query["images"])
         + "</ol></article>"
         for query in queries.get("t2i", ())
     )
@@ -33,7 +33,7 @@ def retrieved(queries: Mapping[str, Any]) -> str:
 def captioned(queries: Mapping[str, Any]) -> str:
     """Pictures with the caption that was written, and those that people wrote."""
     cards = "".join(
-        f"<article class=i2t>{_picture(item)}<div><p class=query>“{escaped(item['written'])}”</p>"
+        f"<article class=i2t>{pictured(item)}<div><p class=query>“{escaped(item['written'])}”</p>"
         f"<p class=muted>log probability {_score(item.get('log_probability'))}</p><ul>"
         + "".join(f"<li>{escaped(text)}</li>" for text in item["said"])
         + "</ul></div></article>"
@@ -47,7 +47,7 @@ def captioned(queries: Mapping[str, Any]) -> str:
     )
 
 
-def _picture(item: Mapping[str, Any]) -> str:
+def pictured(item: Mapping[str, Any]) -> str:
     """The thumbnail; only data URIs, so that no report ever loads anything."""
     name, source = escaped(item.get("name", "")), str(item.get("image", ""))
     if not source.startswith("data:image/"):

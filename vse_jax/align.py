@@ -1,0 +1,200 @@
+"""python -m vse_jax.align --workdir=RUN photo.jpg "a dog on grass" [--output=overlay.png].
+
+Tells which region of a picture each part of a sentence is about, by a trained model of "dvsa": a
+line for each part, with the sum of its words' products with the region and the region's box in
+pixels. With --snippets=FILE.jsonl and no picture, the regions of the whole data set of the run with
+what its captions say of them, a JSON line each.
+"""
+
+import argparse
+import json
+import math
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import IO, Any, NoReturn
+
+import jax
+import numpy as np
+from PIL import Image
+
+from vse_jax import alignment_picture, api, console, workdir
+from vse_jax.alignment import Alignment, AlignmentError, align_split, check
+from vse_jax.data import box_files, captions_files, whole_file
+from vse_jax.data.split import DataError
+from vse_jax.errors import USER_ERRORS
+
+ADVICE = "name a file in a folder with room and permission to write"
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """Ends in one line."""
+        self.exit(2, f"align: {message}\n")
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Does what the command line asks for; a user's mistake ends in one clear line and exit 1."""
+    given = _parsed(arguments)
+    console.set_up_logging()
+    cache = os.environ.get("JAX_COMPILATION_CACHE_DIR", "~/.cache/vse_jax/xla")
+    jax.config.update("jax_compilation_cache_dir", os.path.expanduser(cache))
+    try:
+        if given.snippets is None:
+            _align(given)
+        else:
+            write_snippets(given.workdir, given.snippets, given.beta)
+    except (*USER_ERRORS, AlignmentError, OSError) as error:
+        sys.stderr.write(f"align: {error}\n")
+        sys.exit(1)
+
+
+def _parsed(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = _Parser(
+        "python -m vse_jax.align", description=str(__doc__).split("\n", 2)[2], allow_abbrev=False
+    )
+    parser.add_argument("picture", nargs="?", type=Path, help="a JPEG, PNG, ...")
+    parser.add_argument("sentence", nargs="?", help="what is said of it")
+    parser.add_argument("--workdir", type=Path, required=True, help="folder of the trained run")
+    parser.add_argument("--output", type=Path, help="a .png: the picture, boxes and words coloured")
+    parser.add_argument(
+        "--boxes",
+        help="regions to look at, '[[y0, x0, y1, x1], ...]' as shares of height and width, or a "
+        'file of them with a line {"image": name, "boxes": ...} for the picture\'s name',
+    )
+    parser.add_argument(
+        "--beta", type=_beta, help="worth of neighbouring words agreeing (the run's evaluate.beta)"
+    )
+    parser.add_argument("--json", action="store_true", help="print all in one JSON object")
+    parser.add_argument("--snippets", type=Path, help="a .jsonl of the whole data set, instead")
+    given = parser.parse_args(arguments)
+    if given.snippets is None and given.sentence is None:
+        parser.error("a picture and a sentence in quotes are missing, or --snippets=FILE.jsonl")
+    of_one = (given.picture, given.output, given.boxes, given.json or None)
+    if given.snippets is not None and any(value is not None for value in of_one):
+        parser.error(
+            "--snippets is of the data set: it takes no picture, --output, --boxes or --json"
+        )
+    if given.output is not None and given.output.suffix.lower() != ".png":
+        parser.error(f"--output is {str(given.output)!r}; it must end in .png")
+    return given
+
+
+def _beta(text: str) -> float:
+    value = float(text)
+    if not 0 <= value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} is not 0 or more, and finite")
+    return value
+
+
+def _align(given: argparse.Namespace) -> None:
+    """Prints the alignment of one picture and sentence, and draws it where that is asked for."""
+    model = api.load(given.workdir)
+    check(model.config)
+    picture = api.opened(given.picture)
+    boxes = None if given.boxes is None else _boxes(given.boxes, given.picture)
+    if model.looks_at_boxes and boxes is None:
+        raise AlignmentError("the model was trained on boxes of pictures: give --boxes")
+    if not model.looks_at_boxes and boxes is not None:
+        raise AlignmentError("the model has its own regions of every picture: give no --boxes")
+    found = model.align(np.asarray(picture), given.sentence, boxes, given.beta)
+    if given.output is not None:
+        drawn = alignment_picture.overlay(picture, found)
+        whole_file.write(given.output, lambda file: drawn.save(file, "PNG"), ADVICE)
+    print(json.dumps(as_json(found, picture)) if given.json else as_lines(found, picture))
+
+
+def _boxes(given: str, picture: Path) -> np.ndarray:
+    """float32 [r, 4] of JSON, or of the line of a file for the picture: its path, or its name."""
+    if not given.lstrip().startswith("["):
+        path = Path(given).expanduser()
+        try:
+            return box_files.read(path, [str(picture)])[str(picture)]
+        except DataError:
+            return box_files.read(path, [picture.name])[picture.name]
+    try:
+        value = json.loads(given)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"--boxes is not JSON: {error}") from error
+    found = captions_files.boxes_of(value, "--boxes")
+    assert found is not None
+    return found
+
+
+def as_lines(found: Alignment, picture: Image.Image) -> str:
+    """A line for each segment: its words, its score and its box (y0, x0, y1, x1) in pixels."""
+    width = max(len(segment.text) for segment in found.segments)
+    return "\n".join(
+        f"{segment.text:<{width}}  {segment.score:8.3f}  {_in_pixels(segment.box, picture)}"
+        for segment in found.segments
+    )
+
+
+def as_json(found: Alignment, picture: Image.Image) -> dict[str, Any]:
+    """Everything that is known of an alignment; boxes are shares, `pixels` (y0, x0, y1, x1)."""
+    return {
+        "words": found.words,
+        "boxes": found.boxes.tolist(),
+        "regions": found.regions.tolist(),
+        "scores": found.scores.tolist(),
+        "segments": [
+            {
+                "words": segment.text,
+                "score": segment.score,
+                "box": segment.box.tolist(),
+                "pixels": _in_pixels(segment.box, picture),
+            }
+            for segment in found.segments
+        ],
+    }
+
+
+def _in_pixels(box: np.ndarray, picture: Image.Image) -> list[int]:
+    y, x = picture.height, picture.width
+    return [round(side * length) for side, length in zip(box.tolist(), (y, x, y, x), strict=True)]
+
+
+def write_snippets(folder: Path, output: Path, beta: float | None = None) -> None:
+    """Writes the segments of every caption of a run's data set, a JSON line each.
+
+    {"image": name, "split": name, "box": [y0, x0, y1, x1], "snippet": words, "score": number}; the
+    same snippet of the same box of a picture once, by its first caption.
+
+    Args:
+      folder: the workdir.
+      output: the file; it is written whole or not at all.
+      beta: what it is worth that neighbouring words agree; None: `evaluate.beta` of the run.
+
+    Raises:
+      AlignmentError: the model aligns nothing, or nobody knows the boxes of its regions.
+      CheckpointError: there is no checkpoint.
+      ConfigError, WorkdirError, DataError, WeightsError: see their modules.
+    """
+    config = workdir.read_config(folder)
+    check(config)
+    # Here, late: TensorFlow comes with it.
+    from vse_jax import evaluation, experiment, train
+
+    run = experiment.prepare(config, folder)
+    state = evaluation.best_state(run, train.initial_state(run))
+
+    def fill(file: IO[bytes]) -> None:
+        for name, split in run.dataset.splits.items():
+            seen = set()
+            aligned = align_split(run, state, name, beta)
+            for number, found in zip(split.caption_image, aligned, strict=True):
+                for text, box, score in found.segments:
+                    corners = box.tolist()
+                    if (key := (int(number), text, *corners)) in seen:
+                        continue
+                    seen.add(key)
+                    line = {"image": split.images[number], "split": name, "box": corners}
+                    line |= {"snippet": text, "score": score}
+                    file.write(json.dumps(line).encode() + b"\n")
+
+    whole_file.write(output, fill, ADVICE)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
