@@ -171,7 +171,6 @@ def test_other_mistakes_end_in_one_line(run, trained, photo, tmp_path):
     broken.write_bytes(b"no picture")
     with_boxes = f"--boxes={BOXES}"
     for arguments, folder, message in [
-        ([photo, SENTENCE], {}, "the model was trained on boxes of pictures: give --boxes"),
         ([photo, "xyzzy", with_boxes], {}, "'xyzzy' has no word that the model knows"),
         ([photo, SENTENCE, "--boxes=[[0, 0, 0, 1]]"], {}, "--boxes: box [0, 0, 0, 1] is not"),
         ([photo, SENTENCE, "--boxes=[["], {}, "--boxes is not JSON"),

@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import json
 import re
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,7 @@ import pytest
 import vse_jax
 from vse_jax import alignment, assembly
 from vse_jax.alignment import AlignmentError
-from vse_jax.data import pipeline
+from vse_jax.data import pipeline, proposals
 from vse_jax.data.regions import Regions
 from vse_jax.data.shapes.mentions import mentions
 from vse_jax.data.split import DataError
@@ -254,10 +255,25 @@ def test_wrong_boxes_are_told(model, picture, boxes, message):
         model.align(picture, "a red circle", boxes)
 
 
-def test_boxes_are_given_where_they_are_needed_and_only_there(model, trained, picture):
-    for call in (lambda: model.align(picture, "a red circle"), lambda: model.encode_images([])):
-        with pytest.raises(ValueError, match="was trained on boxes of pictures and needs those"):
-            call()
+def test_without_boxes_those_of_selective_search_are_looked_at(model, picture, monkeypatch):
+    found = model.align(picture, "a red circle")
+    candidates = proposals.selective_search(picture)
+    assert len(candidates) > 1
+    # A backbone that was trained from nothing has no classifier: the largest come first.
+    largest = -np.arange(len(candidates), dtype=np.float32)
+    expected = proposals.top_boxes(candidates, largest, proposals.REGIONS - 1)
+    np.testing.assert_array_equal(found.boxes, expected)
+    given = model.align(picture, "a red circle", expected)
+    np.testing.assert_array_equal(given.boxes, expected)
+    np.testing.assert_allclose(found.scores, given.scores, atol=1e-5)
+    grey = np.full((40, 60, 3), 128, np.uint8)
+    assert model.align(grey, "a red circle").boxes.tolist() == [[0, 0, 1, 1]]
+    monkeypatch.setitem(sys.modules, "cv2", None)
+    with pytest.raises(DataError, match=r"pip install -e '\.\[regions\]'"):
+        model.align(picture, "a red circle")
+
+
+def test_boxes_are_given_to_models_that_look_at_them_alone(model, trained, picture):
     with pytest.raises(DataError, match="2 pictures and the boxes of 1"):
         model.encode_images([picture, picture], boxes=[BOXES])
     other = vse_jax.load(trained)

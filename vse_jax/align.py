@@ -94,8 +94,6 @@ def _align(given: argparse.Namespace) -> None:
     check(model.config)
     picture = api.opened(given.picture)
     boxes = None if given.boxes is None else _boxes(given.boxes, given.picture)
-    if model.looks_at_boxes and boxes is None:
-        raise AlignmentError("the model was trained on boxes of pictures: give --boxes")
     if not model.looks_at_boxes and boxes is not None:
         raise AlignmentError("the model has its own regions of every picture: give no --boxes")
     found = model.align(np.asarray(picture), given.sentence, boxes, given.beta)

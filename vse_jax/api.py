@@ -1,5 +1,6 @@
 """vse_jax.load(workdir) -> a trained model for pictures and sentences; needs no TensorFlow."""
 
+import functools
 import io
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
@@ -17,13 +18,14 @@ from vse_jax import (
     assembly,
     caption_writer,
     checkpoint,
+    confidence,
     parallel,
     train_step,
     workdir,
 )
 from vse_jax import codebook as codebooks
 from vse_jax.alignment import Alignment
-from vse_jax.data import box_files, captions_files, tokenizer
+from vse_jax.data import box_files, captions_files, proposals, tokenizer
 from vse_jax.data.split import DataError
 from vse_jax.encode import Encoded, Encoder, HostBatch
 from vse_jax.encoding import Encoding
@@ -83,7 +85,7 @@ class Model:
 
     @property
     def looks_at_boxes(self) -> bool:
-        """Whether the model must be told which boxes of a picture to look at."""
+        """Whether the model looks at boxes: given ones, or else proposed ones."""
         return self._features is None and self.config.model.image.features == "boxes"
 
     def encode_images(
@@ -101,12 +103,14 @@ class Model:
           batch_size: pictures encoded at a time.
           boxes: of each picture the regions [r, 4] to look at, for a model of
             `model.image.features` = "boxes": (y0, x0, y1, x1) as shares of height and width. The
-            whole picture is looked at too, as the last region.
+            whole picture is looked at too, as the last region. None: those that
+            scripts/propose_regions.py would propose, which needs the extra [regions].
 
         Raises:
-          DataError: a picture cannot be read, or a box is none; says which.
+          DataError: a picture cannot be read, a box is none, or OpenCV is missing; says which.
           TypeError: `pictures` is a single picture.
-          ValueError: boxes are missing, or given to a model that has its own regions.
+          ValueError: boxes are given to a model that has its own regions.
+          WeightsError: the backbone's weights, whose classifier ranks proposals, are gone.
         """
         if not self.looks_at_boxes and boxes is not None:
             raise ValueError(
@@ -120,7 +124,8 @@ class Model:
             raise TypeError("encode_images takes a list of pictures, e.g. ['a.jpg']")
         pictures = _listed(pictures, "pictures")
         size = self.config.data.image_size
-        regions = self._looked_at(len(pictures), boxes) if self.looks_at_boxes else []
+        _check_batch_size(batch_size)
+        regions = self._looked_at(pictures, boxes, batch_size) if self.looks_at_boxes else []
         most = max(map(len, regions), default=0)
 
         def batches() -> Iterator[HostBatch]:
@@ -143,20 +148,40 @@ class Model:
         return self._encoder.images(self._variables, batches())
 
     def _looked_at(
-        self, pictures: int, boxes: Sequence[Boxes] | np.ndarray | None
+        self,
+        pictures: Sequence[Picture],
+        boxes: Sequence[Boxes] | np.ndarray | None,
+        batch_size: int = 1,
     ) -> list[np.ndarray]:
         """The boxes float32 [r, 4] of each picture, the whole one last."""
         if boxes is None:
-            raise ValueError(
-                "this model was trained on boxes of pictures and needs those of each: give boxes, "
-                "a list with the [r, 4] of each picture as (y0, x0, y1, x1) in [0, 1]"
+            return self._proposed(pictures, batch_size)
+        if len(boxes) != len(pictures):
+            raise DataError(
+                f"{len(pictures)} pictures and the boxes of {len(boxes)}; give each its own"
             )
-        if len(boxes) != pictures:
-            raise DataError(f"{pictures} pictures and the boxes of {len(boxes)}; give each its own")
         return [
             box_files.with_whole(_checked_boxes(own, f"picture {number}"))
             for number, own in enumerate(boxes)
         ]
+
+    @functools.cached_property
+    def _ranking(self) -> confidence.Confidence | None:
+        """What ranks proposals; None where the backbone's weights have no classifier."""
+        return confidence.Confidence.of(self.config)
+
+    def _proposed(self, pictures: Sequence[Picture], batch_size: int) -> list[np.ndarray]:
+        """As `_looked_at`, of the boxes that selective search finds and the backbone ranks."""
+        size, found = self.config.data.image_size, []
+        for start, count, padded in self._slices(len(pictures), batch_size):
+            chosen = range(start, start + count)
+            originals = [np.asarray(_picture(number, pictures[number])) for number in chosen]
+            pixels = np.zeros((padded, size, size, 3), np.uint8)
+            for row, picture in zip(pixels, originals, strict=False):
+                row[:] = _pixels(0, picture, size)
+            most = proposals.REGIONS
+            found += confidence.proposed(self._ranking, originals, pixels, most)
+        return found
 
     def _encode_features(
         self, pictures: Iterable[Picture] | np.ndarray, width: int, batch_size: int
@@ -358,23 +383,24 @@ class Model:
           AlignmentError: the model is of another network.
           DataError: the model knows no word of the sentence, the picture cannot be read, or a box
             is none; says which.
-          ValueError: boxes are missing, or given to a model that has its own regions; or `beta` is
-            negative or not finite.
+          ValueError: boxes are given to a model that has its own regions, or missing where only
+            features are known; or `beta` is negative or not finite.
         """
         alignment.check(self.config)
         beta = self.config.evaluate.beta if beta is None else beta
         text = self.encode_texts([sentence])
         tokens = alignment.known_words(self._tokenizer, sentence)
-        given = None if boxes is None or self._features is not None else [boxes]
-        image = self.encode_images([picture], boxes=given)
+        regions = self._boxes_of_regions(picture, boxes)
+        given = regions if self.looks_at_boxes else None if self._features is not None else boxes
+        image = self.encode_images([picture], boxes=None if given is None else [given])
         dtype = assembly.compute_dtype(self.config)
         [pair] = alignment.align_pairs(image, text, beta=beta, dtype=dtype)
-        return alignment.named(pair, tokens, self._boxes_of_regions(boxes), self._tokenizer)
+        return alignment.named(pair, tokens, regions, self._tokenizer)
 
-    def _boxes_of_regions(self, boxes: Boxes | None) -> Float[np.ndarray, "r 4"]:
-        """Those of the regions of one picture, for which `boxes` were given."""
+    def _boxes_of_regions(self, picture: Picture, boxes: Boxes | None) -> Float[np.ndarray, "r 4"]:
+        """Those of the regions of a picture, for which `boxes` were given."""
         if self.looks_at_boxes:
-            [own] = self._looked_at(1, None if boxes is None else [boxes])
+            [own] = self._looked_at([picture], None if boxes is None else [boxes])
             return own
         if self._features is None:
             return alignment.cell_boxes(self.config, self._backbone)
@@ -450,20 +476,24 @@ def _weight(count: int, padded: int) -> Float[np.ndarray, "b"]:
 
 def _pixels(number: int, picture: Picture, size: int) -> np.ndarray:
     """uint8 [size, size, 3], resized whole: bilinear with antialiasing, as in training."""
+    image = _picture(number, picture)
+    return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR))
+
+
+def _picture(number: int, picture: Picture) -> Image.Image:
+    """A picture in its own size; raises DataError where it is none."""
     if isinstance(picture, np.ndarray):
         if picture.dtype != np.uint8 or picture.shape[2:] != (3,) or not picture.size:
             raise DataError(
                 f"picture {number} is {picture.dtype}{list(picture.shape)}; "
                 "expected uint8 [h, w, 3]"
             )
-        image = Image.fromarray(picture)
-    elif isinstance(picture, str | os.PathLike | bytes):
-        image = opened(picture, number)
-    else:
-        raise DataError(
-            f"picture {number} is a {type(picture).__name__}; expected a path, bytes or an array"
-        )
-    return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR))
+        return Image.fromarray(picture)
+    if isinstance(picture, str | os.PathLike | bytes):
+        return opened(picture, number)
+    raise DataError(
+        f"picture {number} is a {type(picture).__name__}; expected a path, bytes or an array"
+    )
 
 
 def _checked_boxes(boxes: Boxes, where: str) -> Float[np.ndarray, "r 4"]:
