@@ -9,17 +9,15 @@ what its captions say of them, a JSON line each.
 import argparse
 import json
 import math
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any, NoReturn
 
-import jax
 import numpy as np
 from PIL import Image
 
-from vse_jax import alignment_picture, api, console, workdir
+from vse_jax import alignment_picture, api, console, parallel, workdir
 from vse_jax.alignment import Alignment, AlignmentError, align_split, check
 from vse_jax.data import box_files, captions_files, whole_file
 from vse_jax.data.split import DataError
@@ -38,8 +36,7 @@ def main(arguments: Sequence[str]) -> None:
     """Does what the command line asks for; a user's mistake ends in one clear line and exit 1."""
     given = _parsed(arguments)
     console.set_up_logging()
-    cache = os.environ.get("JAX_COMPILATION_CACHE_DIR", "~/.cache/vse_jax/xla")
-    jax.config.update("jax_compilation_cache_dir", os.path.expanduser(cache))
+    parallel.keep_compiled()
     try:
         if given.snippets is None:
             _align(given)

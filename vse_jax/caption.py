@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from absl import flags
 
 import vse_jax
-from vse_jax import console
+from vse_jax import console, parallel
 from vse_jax.errors import USER_ERRORS
 
 # Pictures that are read and written of at a time.
@@ -31,6 +31,7 @@ def main(arguments: Sequence[str]) -> None:
     seed = flags.DEFINE_integer("seed", 0, "Of what is drawn.", flag_values=own)
     as_json = flags.DEFINE_bool("json", False, "An object a line.", flag_values=own)
     console.set_up_logging()
+    parallel.keep_compiled()
     try:
         pictures = own(["caption", *arguments])[1:]
         if not pictures or not workdir.value:

@@ -50,10 +50,7 @@ def main(argv: Sequence[str]) -> None:
 def _run(workdirs: Sequence[Path], arguments: Sequence[str]) -> None:
     parallel.initialize(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
     console.set_up_logging(_PROCESS.value or 0)
-    cache = os.environ.get("JAX_COMPILATION_CACHE_DIR", "~/.cache/vse_jax/xla")
-    jax.config.update("jax_compilation_cache_dir", os.path.expanduser(cache))
-    # The many small programs of a start take seconds together.
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    parallel.keep_compiled()
     # TensorFlow is imported here, late, so that wrong flags are told at once.
     from vse_jax import measuring, train
 

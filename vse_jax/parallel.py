@@ -6,6 +6,7 @@ leave `pmean(grad(local_loss))` right (see `map`), so one step serves both.
 """
 
 import dataclasses
+import os
 from collections.abc import Callable, Iterator
 from typing import Any, Literal, TypeVar
 
@@ -104,6 +105,14 @@ def device_index() -> Int[Array, ""]:
 def device_count() -> int:
     """How many devices the mapped function runs on."""
     return jax.lax.axis_size(AXIS)
+
+
+def keep_compiled() -> None:
+    """Keeps compiled programs for later runs, in JAX_COMPILATION_CACHE_DIR if that is set."""
+    cache = os.environ.get("JAX_COMPILATION_CACHE_DIR", "~/.cache/vse_jax/xla")
+    jax.config.update("jax_compilation_cache_dir", os.path.expanduser(cache))
+    # The many small programs of a start take seconds together.
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
 # Processes.
