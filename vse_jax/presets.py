@@ -244,7 +244,7 @@ def dvsa(config: ConfigDict) -> None:
     config.train.optimizer = "sgd"
     config.train.clip_norm = None
     config.train.clip_value = 5.0
-    config.train.learning_rate = 1e-3
+    config.train.learning_rate = 1e-4
 
 
 def multimodal_rnn(config: ConfigDict) -> None:
@@ -256,6 +256,8 @@ def multimodal_rnn(config: ConfigDict) -> None:
     config.data.tokenizer = "dvsa"
     config.model.network = "multimodal_rnn"
     config.model.normalize = False
+    # Of length 1 the picture is hardly heard.
+    config.model.image.normalize_features = False
     config.model.hidden = 512
     config.model.text.words = 512
     config.model.text.bidirectional = False
