@@ -16,10 +16,14 @@ from PIL import Image
 
 import vse_jax
 from vse_jax import checkpoint, evaluation, experiment, frozen_features, train
+from vse_jax.config import ConfigError
+from vse_jax.data import pipeline
 from vse_jax.data.split import DataError
 from vse_jax.models.backbones import weights
 from vse_jax.models.backbones.mobilenet_v2 import RULES, MobileNetV2
+from vse_jax.models.regions import box_features
 from vse_jax.optimizer import flatten
+from vse_jax.workdir import WorkdirError
 
 SIZES = {"train": 8, "dev": 2, "test": 2}
 SCALE = {"depth_multiplier": 0.1, "finegrained_output": False}
@@ -171,3 +175,79 @@ def test_whatever_changes_the_features_changes_their_key(preset, change):
     assert frozen_features.key_of_images(config, "data", "other weights") != key
     config.update_from_flattened_dict(change)
     assert frozen_features.key_of_images(config, "data", "weights") != key
+
+
+def write_boxes(path):
+    """From no box to three a photo, the whole one among them or not; by name."""
+    rng = np.random.default_rng(0)
+    lines = {}
+    for split, size in SIZES.items():
+        for number in range(size):
+            corners = np.sort(rng.uniform(0, 1, (1 + number % 3, 2, 2)), axis=1).reshape(-1, 4)
+            boxes = np.round(corners, 3).tolist()
+            lines[f"{split}{number}.jpg"] = boxes if number else [[0.0, 0.0, 1.0, 1.0]]
+    path.write_text(
+        "".join(json.dumps({"image": name, "boxes": own}) + "\n" for name, own in lines.items())
+    )
+    return lines
+
+
+def test_boxes_have_their_features_made_once(preset, tmp_path):
+    """The grid's mean under each, and of the whole; behind a photo's last one there is padding."""
+    write_flickr8k(tmp_path / "flickr8k")
+    variables = write_weights(tmp_path / "weights", seed=0)
+    given = write_boxes(tmp_path / "boxes.jsonl")
+    config = configured(preset("flickr8k", "dvsa"), tmp_path)
+    config.model.image.features = "boxes"
+    config.data.boxes = str(tmp_path / "boxes.jsonl")
+    run = experiment.prepare(config, tmp_path / "run")
+    split, seen = run.dataset.splits["train"], run.examples["train"].features
+    net = jax.jit(partial(MobileNetV2(**SCALE).apply, train=False))
+    batch = next(pipeline.image_batches(dataclasses.replace(run.examples["train"], features=None),
+                                        batch_size=8))  # fmt: skip
+    grid = net(variables, jnp.asarray(batch["image"])).grid
+    features, mask = seen.gather(np.arange(8))
+    for row, name in enumerate(split.images):
+        whole = [0.0, 0.0, 1.0, 1.0]
+        boxes = [*(box for box in given[name] if box != whole), whole]
+        np.testing.assert_allclose(split.boxes[row], boxes, atol=1e-6)
+        assert mask[row].tolist() == [number < len(boxes) for number in range(mask.shape[1])]
+        own = jnp.asarray([boxes], jnp.float32)
+        expected = box_features(grid[row : row + 1], own, jnp.ones((1, len(boxes)), bool))
+        np.testing.assert_allclose(features[row, : len(boxes)], expected[0], atol=1e-4)
+        np.testing.assert_array_equal(features[row, len(boxes) :], 0)
+        np.testing.assert_allclose(
+            seen.gather_boxes(np.array([row]))[0][mask[row]], boxes, atol=1e-6
+        )
+    # Other boxes are other data: their features are not these, nor is the workdir theirs.
+    (tmp_path / "boxes.jsonl").write_text(
+        (tmp_path / "boxes.jsonl").read_text().replace("[0.0, 0.0, 1.0, 1.0]", "[0, 0, 0.5, 1]")
+    )
+    assert experiment.prepare(config, tmp_path / "other").dataset.fingerprint != (
+        run.dataset.fingerprint
+    )
+    with pytest.raises(WorkdirError, match="data"):
+        experiment.prepare(config, tmp_path / "run")
+    assert len(list((tmp_path / "prepared" / "features").iterdir())) == 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"data.boxes": None}, r"'data\.boxes': flickr8k has no boxes of its pictures"),
+        ({"data.boxes": "gone.jsonl"}, r"'data\.boxes': cannot read .*gone\.jsonl"),
+        ({"data.flip": True}, "'boxes' would stay where they are"),
+        ({"model.image.features": "pyramid"}, "set the latter to 'boxes'"),
+    ],
+)
+def test_boxes_that_do_not_go_with_the_rest_are_refused(preset, tmp_path, changes, message):
+    write_flickr8k(tmp_path / "flickr8k")
+    write_weights(tmp_path / "weights", seed=0)
+    write_boxes(tmp_path / "boxes.jsonl")
+    config = configured(preset("flickr8k", "dvsa"), tmp_path)
+    config.model.image.features = "boxes"
+    config.data.boxes = str(tmp_path / "boxes.jsonl")
+    for name, value in changes.items():
+        config[name.split(".")[0]].update_from_flattened_dict({name.split(".", 1)[1]: value})
+    with pytest.raises(ConfigError, match=message):
+        experiment.prepare(config, tmp_path / "run")
