@@ -12,7 +12,8 @@ from evaluators.test_retrieval import loop_metrics
 import vse_jax
 from vse_jax import config as configs
 from vse_jax import evaluation, experiment, train, workdir
-from vse_jax.config import ConfigError, validate
+from vse_jax.config import ConfigError
+from vse_jax.config_checks import validate
 from vse_jax.data.split import DataError
 
 F = 4
