@@ -13,7 +13,6 @@ from vse_jax import experiment, optimizer, train, train_step, workdir
 from vse_jax.checkpoint import Checkpoints
 from vse_jax.config import ConfigError, default_config
 from vse_jax.data import semantics, tokenizer
-from vse_jax.data.split import DataError
 from vse_jax.workdir import WorkdirError
 
 
@@ -201,7 +200,8 @@ def test_margins_from_semantics_bring_them_into_the_batches(tiny_shapes, tmp_pat
     found = first_batch(experiment.prepare(config, tmp_path / "own", training=True))
     np.testing.assert_array_equal(found["semantics"], own[found["caption_id"]])
     np.save(config.data.semantics, own[:-1])
-    with pytest.raises(DataError, match=rf"own.npy: float32\[{len(captions) - 1}, 2\]; expected"):
+    told = rf"'data\.semantics': .*own\.npy: float32\[{len(captions) - 1}, 2\]; expected"
+    with pytest.raises(ConfigError, match=told):
         experiment.prepare(config, tmp_path / "fewer")
     assert not (tmp_path / "fewer").exists()
     # What is only measured does without them, and is not begun with others for that.

@@ -148,7 +148,8 @@ def write_reports(
         share = 100 * metrics["rsum"] / truth["rsum"]
         log.info("oracle %s; share of its rsum %.1f%%", evaluation.summary(truth), share)
     queries = _queries(experiment, split, embeddings) if parallel.is_first_process() else {}
-    queries = {**queries, "alignments": alignments.shown}
+    if alignments.shown:
+        queries = {**queries, "alignments": alignments.shown}
     save(
         folder,
         experiment,
