@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float
 
 from vse_jax import parallel, train_step
-from vse_jax.caption_writer import CaptionWriter, special_tokens
+from vse_jax.caption_writer import special_tokens
 from vse_jax.captioning.captions import Captions
 from vse_jax.evaluators import captioning
 from vse_jax.evaluators.blocks import EvaluationError
@@ -46,14 +46,27 @@ def pictures_of(experiment: Experiment, state: TrainState, split: str) -> Float[
     return experiment.encoder.images(_variables(experiment, state), batches)
 
 
-def perplexity(experiment: Experiment, state: TrainState, split: str) -> float:
+def perplexity(
+    experiment: Experiment,
+    state: TrainState,
+    split: str,
+    pictures: Float[np.ndarray, "n d"] | None = None,
+) -> float:
     """exp of the mean of -log p over every word of people's captions, and their ends.
 
-    Raises EvaluationError where it is beyond all numbers: the training has diverged.
+    Args:
+      experiment: of a captioner.
+      state: of the model, host arrays.
+      split: by name.
+      pictures: `pictures_of` the split, where they are at hand.
+
+    Raises:
+      EvaluationError: it is beyond all numbers, as the training has diverged.
     """
     examples = experiment.examples[split]
-    pictures = pictures_of(experiment, state, split)
-    costs = CaptionWriter(experiment.built.model, experiment.devices).costs(
+    pictures = pictures_of(experiment, state, split) if pictures is None else pictures
+    assert experiment.writer is not None
+    costs = experiment.writer.costs(
         _variables(experiment, state),
         pictures[examples.split.caption_image],
         examples.tokens,
@@ -69,12 +82,22 @@ def perplexity(experiment: Experiment, state: TrainState, split: str) -> float:
     return float(np.exp(mean))
 
 
-def write(experiment: Experiment, state: TrainState, split: str, beams: int) -> Written:
-    """The best captions of every picture of a split, of `beams` kept in the search."""
+def write(
+    experiment: Experiment,
+    state: TrainState,
+    split: str,
+    beams: int,
+    pictures: Float[np.ndarray, "n d"] | None = None,
+) -> Written:
+    """The best captions of every picture of a split, of `beams` kept in the search.
+
+    Other arguments as of `perplexity`.
+    """
     config, words = experiment.config, experiment.tokenizer
-    pictures = pictures_of(experiment, state, split)
+    pictures = pictures_of(experiment, state, split) if pictures is None else pictures
+    assert experiment.writer is not None
     begun = time.perf_counter()
-    found = CaptionWriter(experiment.built.model, experiment.devices).best(
+    found = experiment.writer.best(
         _variables(experiment, state),
         pictures,
         special_tokens(words),
@@ -99,11 +122,11 @@ def evaluate(
       `caption/nearest/...` of the baseline `captioning.nearest_captions`.
     """
     said, training = (experiment.dataset.splits[name] for name in (split, "train"))
-    beams = experiment.config.evaluate.beams
-    written = write(experiment, state, split, beams)
+    beams, pictures = experiment.config.evaluate.beams, pictures_of(experiment, state, split)
+    written = write(experiment, state, split, beams, pictures)
     special = len(experiment.tokenizer.special)
     metrics: dict[str, float] = {
-        "caption/perplexity": perplexity(experiment, state, split),
+        "caption/perplexity": perplexity(experiment, state, split, pictures),
         "caption/vocabulary": experiment.tokenizer.vocabulary - special,
         "caption/distinct": 100 * len(set(written.sentences)) / len(written.sentences),
     }
@@ -113,9 +136,9 @@ def evaluate(
     references = [said.captions_of(picture) for picture in range(len(said.images))]
     metrics |= captioning.evaluate(written.sentences, references)
     others = {
-        "greedy": write(experiment, state, split, 1).sentences,
+        "greedy": write(experiment, state, split, 1, pictures).sentences,
         "nearest": captioning.nearest_captions(
-            pictures_of(experiment, state, split),
+            pictures,
             pictures_of(experiment, state, "train"),
             training.captions,
             training.caption_image,

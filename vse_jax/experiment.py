@@ -20,6 +20,7 @@ from vse_jax import (
     train_step,
     workdir,
 )
+from vse_jax.caption_writer import CaptionWriter
 from vse_jax.data import box_files, semantics, tokenizer
 from vse_jax.data.split import DataError, Dataset
 from vse_jax.encode import Encoder
@@ -46,6 +47,7 @@ class Experiment:
       built: the model and the variables it starts from.
       examples: split name -> what batches are made of.
       encoder: the towers, mapped over the devices.
+      writer: of captions, likewise; None of a model that compares.
     """
 
     config: ConfigDict
@@ -56,6 +58,7 @@ class Experiment:
     built: assembly.Built
     examples: "dict[str, pipeline.Examples]"
     encoder: Encoder
+    writer: CaptionWriter | None = None
 
 
 def prepare(conf: ConfigDict, folder: Path, *, training: bool = False) -> Experiment:
@@ -119,7 +122,8 @@ def prepare(conf: ConfigDict, folder: Path, *, training: bool = False) -> Experi
     if parallel.is_first_process():
         workdir.claim(folder, conf, words.to_json(), origin)
     parallel.barrier("claim")
-    return Experiment(conf, folder, devices, dataset, words, built, examples, encoder)
+    writer = CaptionWriter(built.model, devices) if assembly.writes_captions(conf) else None
+    return Experiment(conf, folder, devices, dataset, words, built, examples, encoder, writer)
 
 
 def _validated(conf: ConfigDict, devices: int) -> ConfigDict:
