@@ -284,6 +284,8 @@ def test_mistakes_are_told_in_a_line(workdir, trained, photos, tmp_path):
         ([f"--workdir={workdir}", str(tmp_path / "none.jpg")], "picture 0 .* cannot be read"),
         ([f"--workdir={workdir}", str(tmp_path / "gone.jpg")], "picture 0 .* cannot be read"),
         ([f"--workdir={workdir}", "--beams=2", "--n_best=3", *photos], "n_best is 3"),
+        ([f"--workdir={workdir}", "--beams=1", "--n_best=3", *photos], "n_best is 3"),
+        ([f"--workdir={workdir}", "--beams=0", *photos], "beams is 0; expected 1 or more"),
         ([f"--workdir={workdir}", "--top_k=3", *photos], "give a temperature"),
         ([f"--workdir={tmp_path}", *photos], "workdir"),
         (photos, "needs --workdir"),

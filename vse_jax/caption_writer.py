@@ -70,7 +70,7 @@ class CaptionWriter:
         One beam is the greedy search. Arguments as there and of `costs`.
         """
         search: Search = partial(greedy, special=special, max_length=max_length)
-        if beams > 1:
+        if (beams, n_best) != (1, 1):
             search = partial(
                 beam_search,
                 special=special,
