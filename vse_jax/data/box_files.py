@@ -2,7 +2,6 @@
 
 import dataclasses
 import hashlib
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,8 +9,10 @@ import numpy as np
 from absl import logging
 
 from vse_jax.boxes import WHOLE
-from vse_jax.data.captions_files import boxes_of, read_text
+from vse_jax.data.captions_files import boxes_of, json_lines
 from vse_jax.data.split import DataError, Dataset, count_and_name
+
+_LINE = '{"image": name, "boxes": [[y0, x0, y1, x1], ...]}'
 
 
 def read(path: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
@@ -24,19 +25,10 @@ def read(path: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
       DataError: a malformed line, with its number; or pictures that have no boxes there.
     """
     found: dict[str, np.ndarray] = {}
-    for number, line in enumerate(read_text(path).split("\n"), 1):
-        if not line.strip():
-            continue
-        where = f"{path}:{number}"
-        try:
-            value = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise DataError(f"{where}: not JSON ({error})") from error
+    for where, value in json_lines(path, _LINE):
         name = value.get("image") if isinstance(value, dict) else None
         if not isinstance(name, str) or not name:
-            raise DataError(
-                f'{where}: expected {{"image": name, "boxes": [[y0, x0, y1, x1], ...]}}'
-            )
+            raise DataError(f"{where}: expected {_LINE}")
         if name in found:
             raise DataError(f"{where}: {name} a second time")
         own = boxes_of(value.get("boxes"), where)

@@ -180,15 +180,23 @@ def _merged(records: Iterator[Record]) -> list[Record]:
     return list(merged.values())
 
 
-def _jsonl(path: pathlib.Path) -> Iterator[Record]:
+def json_lines(path: pathlib.Path, expected: str) -> Iterator[tuple[str, Any]]:
+    """("file:line", value) of each line that is not blank.
+
+    Raises DataError, with the line and what was `expected`, at one that is not JSON.
+    """
     for number, line in enumerate(read_text(path).split("\n"), 1):
         if not line.strip():
             continue
         where = f"{path}:{number}"
         try:
-            value = json.loads(line)
+            yield where, json.loads(line)
         except (ValueError, RecursionError) as error:
-            raise DataError(f"{where}: not JSON ({error}); expected {_JSONL_LINE}") from error
+            raise DataError(f"{where}: not JSON ({error}); expected {expected}") from error
+
+
+def _jsonl(path: pathlib.Path) -> Iterator[Record]:
+    for where, value in json_lines(path, _JSONL_LINE):
         if not isinstance(value, dict) or not isinstance(value.get("captions"), list):
             raise DataError(f'{where}: no "captions": [...] in it; expected {_JSONL_LINE}')
         yield _record(value, value.get("image"), value["captions"], where)
