@@ -17,7 +17,7 @@ from typing import IO, Any, NoReturn
 import numpy as np
 from PIL import Image
 
-from vse_jax import alignment_picture, api, console, parallel, workdir
+from vse_jax import alignment_picture, api, console, inputs, parallel, workdir
 from vse_jax.alignment import Alignment, AlignmentError, align_split, check
 from vse_jax.data import box_files, captions_files, whole_file
 from vse_jax.data.split import DataError
@@ -89,7 +89,7 @@ def _align(given: argparse.Namespace) -> None:
     """Prints the alignment of one picture and sentence, and draws it where that is asked for."""
     model = api.load(given.workdir)
     check(model.config)
-    picture = api.opened(given.picture)
+    picture = inputs.opened(given.picture)
     boxes = None if given.boxes is None else _boxes(given.boxes, given.picture)
     if not model.looks_at_boxes and boxes is not None:
         raise AlignmentError("the model has its own regions of every picture: give no --boxes")

@@ -1,7 +1,6 @@
 """vse_jax.load(workdir) -> a trained model for pictures and sentences; needs no TensorFlow."""
 
 import functools
-import io
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
@@ -11,7 +10,6 @@ from typing import NamedTuple, TypeVar
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, UInt8
-from PIL import Image
 
 from vse_jax import (
     alignment,
@@ -19,21 +17,20 @@ from vse_jax import (
     caption_writer,
     checkpoint,
     confidence,
+    inputs,
     parallel,
     train_step,
     workdir,
 )
 from vse_jax import codebook as codebooks
 from vse_jax.alignment import Alignment
-from vse_jax.data import box_files, captions_files, proposals, tokenizer
+from vse_jax.data import box_files, proposals, tokenizer
 from vse_jax.data.split import DataError
 from vse_jax.encode import Encoded, Encoder, HostBatch
 from vse_jax.encoding import Encoding
+from vse_jax.inputs import Boxes, Picture
 
 T = TypeVar("T")
-Picture = str | os.PathLike[str] | bytes | np.ndarray
-# [r, 4] of one picture.
-Boxes = np.ndarray | Sequence[Sequence[float]] | Sequence[np.ndarray]
 
 
 class Caption(NamedTuple):
@@ -132,7 +129,9 @@ class Model:
             with ThreadPoolExecutor() as threads:
                 for start, count, padded in self._slices(len(pictures), batch_size):
                     chosen = [(n, pictures[n]) for n in range(start, start + count)]
-                    pixels = list(threads.map(lambda item: _pixels(item[0], item[1], size), chosen))
+                    pixels = list(
+                        threads.map(lambda item: inputs.pixels(item[0], item[1], size), chosen)
+                    )
                     image = np.zeros((padded, size, size, 3), np.uint8)
                     image[:count] = pixels
                     batch = {"image": image, "weight": _weight(count, padded)}
@@ -161,7 +160,7 @@ class Model:
                 f"{len(pictures)} pictures and the boxes of {len(boxes)}; give each its own"
             )
         return [
-            box_files.with_whole(_checked_boxes(own, f"picture {number}"))
+            box_files.with_whole(inputs.checked_boxes(own, f"picture {number}"))
             for number, own in enumerate(boxes)
         ]
 
@@ -175,10 +174,12 @@ class Model:
         size, found = self.config.data.image_size, []
         for start, count, padded in self._slices(len(pictures), batch_size):
             chosen = range(start, start + count)
-            originals = [np.asarray(_picture(number, pictures[number])) for number in chosen]
+            originals = [
+                np.asarray(inputs.in_own_size(number, pictures[number])) for number in chosen
+            ]
             pixels = np.zeros((padded, size, size, 3), np.uint8)
             for row, picture in zip(pixels, originals, strict=False):
-                row[:] = _pixels(0, picture, size)
+                row[:] = inputs.pixels(0, picture, size)
             most = proposals.REGIONS
             found += confidence.proposed(self._ranking, originals, pixels, most)
         return found
@@ -190,7 +191,7 @@ class Model:
         if isinstance(pictures, str | bytes | os.PathLike):
             raise TypeError("this model takes features, [n, r, f] or a list of [r, f], no pictures")
         regions = [
-            _regions(number, picture, width)
+            inputs.checked_regions(number, picture, width)
             for number, picture in enumerate(_listed(pictures, "pictures"))
         ]
         most = max(map(len, regions), default=0)
@@ -409,7 +410,7 @@ class Model:
                 "this model was trained on features, whose boxes only their maker knows: give "
                 "boxes, those [r, 4] of the features' regions"
             )
-        return _checked_boxes(boxes, "picture 0")
+        return inputs.checked_boxes(boxes, "picture 0")
 
     def quantize(self, embeddings: np.ndarray) -> UInt8[np.ndarray, "n m"]:
         """M bytes for each embedding: its codes in `codebook`.
@@ -472,74 +473,3 @@ def _check_batch_size(batch_size: int) -> None:
 
 def _weight(count: int, padded: int) -> Float[np.ndarray, "b"]:
     return (np.arange(padded) < count).astype(np.float32)
-
-
-def _pixels(number: int, picture: Picture, size: int) -> np.ndarray:
-    """uint8 [size, size, 3], resized whole: bilinear with antialiasing, as in training."""
-    image = _picture(number, picture)
-    return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR))
-
-
-def _picture(number: int, picture: Picture) -> Image.Image:
-    """A picture in its own size; raises DataError where it is none."""
-    if isinstance(picture, np.ndarray):
-        if picture.dtype != np.uint8 or picture.shape[2:] != (3,) or not picture.size:
-            raise DataError(
-                f"picture {number} is {picture.dtype}{list(picture.shape)}; "
-                "expected uint8 [h, w, 3]"
-            )
-        return Image.fromarray(picture)
-    if isinstance(picture, str | os.PathLike | bytes):
-        return opened(picture, number)
-    raise DataError(
-        f"picture {number} is a {type(picture).__name__}; expected a path, bytes or an array"
-    )
-
-
-def _checked_boxes(boxes: Boxes, where: str) -> Float[np.ndarray, "r 4"]:
-    """Boxes as float32; raises DataError that says which is none."""
-    try:
-        listed = [np.asarray(box).tolist() for box in boxes]
-    except (TypeError, ValueError) as error:
-        raise DataError(f"{where}: boxes are {boxes!r}; expected [r, 4]") from error
-    found = captions_files.boxes_of(listed, where)
-    assert found is not None
-    return found
-
-
-def _regions(number: int, features: object, width: int) -> Float[np.ndarray, "r f"]:
-    """The features of a picture as float32."""
-    found = features if isinstance(features, np.ndarray) else None
-    kind = type(features).__name__ if found is None else f"{found.dtype}{list(found.shape)}"
-    fits = found is not None and found.ndim == 2 and found.shape[1] == width and len(found)
-    if found is None or not fits or not np.issubdtype(found.dtype, np.floating):
-        raise DataError(
-            f"picture {number} is {kind}; this model was trained on features, and expected are "
-            f"floats [regions, {width}]"
-        )
-    found = found.astype(np.float32)
-    if not np.isfinite(found).all():
-        raise DataError(f"the features of picture {number} are not finite")
-    return found
-
-
-def opened(picture: str | os.PathLike[str] | bytes, number: int = 0) -> Image.Image:
-    """A picture in RGB, as the models see it.
-
-    Args:
-      picture: a path, or encoded bytes.
-      number: of the picture, for messages.
-
-    Raises:
-      DataError: it cannot be read.
-    """
-    try:
-        with Image.open(io.BytesIO(picture) if isinstance(picture, bytes) else picture) as opened:
-            if opened.mode.startswith("I"):  # 16 bits, which Pillow would cut off at 255
-                grey = np.asarray(opened, np.uint32) // 257
-                return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
-            return opened.convert("RGB")
-    # Pillow raises SyntaxError for a PNG whose chunks are broken.
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        name = "bytes" if isinstance(picture, bytes) else picture
-        raise DataError(f"picture {number} ({name}) cannot be read: {error}") from error
