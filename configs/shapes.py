@@ -44,6 +44,7 @@ def _boxes_by_adam(config: ConfigDict) -> None:
     """
     config.model.image.features = "boxes"
     config.train.optimizer = "adam"
+    config.train.learning_rate = 1e-3
     config.train.clip_value = None
     config.train.clip_norm = 2.0
     config.train.epochs = 4.0
