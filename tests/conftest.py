@@ -20,6 +20,8 @@ os.environ["XLA_FLAGS"] = (
 import importlib.util
 import io
 import logging
+import sys
+import threading
 from pathlib import Path
 
 import jax
@@ -56,6 +58,19 @@ def real_data():
         return Path(root, name)
 
     return find
+
+
+@pytest.fixture(autouse=True)
+def logging_as_it_was():
+    """A command that a test runs sets up logging for its own process alone, as users run it."""
+    logs = [logging.getLogger(name) for name in ("vse_jax", "absl", "jax")]
+    before = [(log.handlers, log.propagate, log.level) for log in logs]
+    hooks = sys.unraisablehook, threading.excepthook
+    yield
+    for log, (handlers, propagate, level) in zip(logs, before, strict=True):
+        log.handlers, log.propagate = handlers, propagate
+        log.setLevel(level)
+    sys.unraisablehook, threading.excepthook = hooks
 
 
 @pytest.fixture(scope="session")

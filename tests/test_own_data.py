@@ -102,7 +102,7 @@ class _Start:
 
 def test_what_is_no_picture_is_counted_and_named(run):
     _, folder, told = run
-    left_out = [line for line in told if line.startswith("left out")]
+    left_out = [line for line in told if ": left out, " in line]
     assert any("3.png" in line for line in left_out), told
     assert any("17.png" in line for line in left_out), told
     report = json.loads((folder / "report.json").read_text())

@@ -323,7 +323,7 @@ class Loop:
                 raise train_step.NonFiniteLoss(
                     f"step {number}: loss {found['loss']}, gradient norm {found['gradient_norm']}; "
                     f"nothing of it was saved. Pictures of the batch, as id=name: "
-                    + experiment.shorten([f"{i}={names[i]}" for i in image_ids], len(image_ids))
+                    + ", ".join(f"{i}={names[i]}" for i in image_ids)
                 )
         return found
 

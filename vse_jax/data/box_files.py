@@ -2,15 +2,17 @@
 
 import dataclasses
 import hashlib
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from absl import logging
 
 from vse_jax.boxes import WHOLE
 from vse_jax.data.captions_files import boxes_of, json_lines
 from vse_jax.data.split import DataError, Dataset, count_and_name
+
+log = logging.getLogger(__name__)
 
 _LINE = '{"image": name, "boxes": [[y0, x0, y1, x1], ...]}'
 
@@ -41,7 +43,7 @@ def read(path: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
             f"its first is of {next(iter(found), 'none')}"
         )
     if others := sorted(found.keys() - set(names)):
-        logging.warning("%s: boxes of other pictures: %s", path, count_and_name(others))
+        log.warning("%s: boxes of other pictures: %s", path, count_and_name(others))
     return {name: found[name] for name in names}
 
 

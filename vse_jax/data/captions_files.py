@@ -5,6 +5,7 @@ import csv
 import dataclasses
 import io
 import json
+import logging
 import math
 import os
 import pathlib
@@ -12,9 +13,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from absl import logging
 
 from vse_jax.data import split as split_lib
+
+log = logging.getLogger(__name__)
 
 DataError = split_lib.DataError
 
@@ -173,7 +175,7 @@ def _merged(records: Iterator[Record]) -> list[Record]:
             repeated.append(record.where)
         first.captions += record.captions
     if repeated:
-        logging.warning(
+        log.warning(
             "captions that their picture has already, which count twice: %d, first at %s",
             len(repeated), repeated[0],
         )  # fmt: skip
@@ -285,10 +287,7 @@ def _record(value: Mapping[str, Any], image: Any, captions: list[Any], where: st
     if not isinstance(image, str) or not image.strip() or "\0" in image:
         raise DataError(f"{where}: the picture's path is {image!r}; expected a file name or path")
     for text in (image, *captions):
-        if not isinstance(text, str):
-            raise DataError(f"{where}: caption {text!r} is not text")
-        if not _is_unicode(text):
-            raise DataError(f"{where}: half a surrogate pair in {text!r}; not valid Unicode")
+        checked_text(text, where)
     return Record(
         image=image,
         captions=captions,
@@ -300,12 +299,15 @@ def _record(value: Mapping[str, Any], image: Any, captions: list[Any], where: st
     )
 
 
-def _is_unicode(text: str) -> bool:
+def checked_text(text: Any, where: str) -> str:
+    """A caption or name of a JSON value; raises DataError saying where it is none."""
+    if not isinstance(text, str):
+        raise DataError(f"{where}: caption {text!r} is not text")
     try:
         text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+    except UnicodeEncodeError as error:
+        raise DataError(f"{where}: half a surrogate pair in {text!r}; not valid Unicode") from error
+    return text
 
 
 def _split(value: Any, where: str) -> str | None:

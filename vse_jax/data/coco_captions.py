@@ -5,6 +5,7 @@ Its splits are Karpathy's, "restval" apart; its records are in TFDS' order, by a
 
 import itertools
 import json
+import logging
 import os
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,13 +14,14 @@ from typing import Any, NamedTuple
 
 import tensorflow as tf
 import tensorflow_datasets as tfds
-from absl import logging
 from array_record.python import array_record_data_source
 
 from vse_jax.data import pictures, records, whole_file
 from vse_jax.data.captions_files import Record
 from vse_jax.data.pictures import Finding
 from vse_jax.data.split import DataError
+
+log = logging.getLogger(__name__)
 
 # TFDS' names of the splits, in the order in which they are read, and ours.
 SPLITS = {"train": "train", "restval": "restval", "val": "validation", "test": "test"}
@@ -72,7 +74,7 @@ def read(folder: pathlib.Path, cache: pathlib.Path) -> Prepared:
     }
     known = _read_cache(cache, stamps)
     if known is None:
-        logging.info("verifying the photos of %s", folder)
+        log.info("verifying the photos of %s", folder)
         known = [entry for split in SPLITS for entry in _inspected(builder, split)]
         content = {"version": _CACHE_VERSION, "files": stamps, "photos": known}
         whole_file.write(cache, lambda file: file.write(json.dumps(content).encode()))

@@ -1,17 +1,19 @@
 """Users' own pictures and captions, read in place: JSONL, CSV, COCO or Karpathy JSON."""
 
 import hashlib
+import logging
 import os
 import pathlib
 from collections.abc import Iterable, Sequence
 from typing import SupportsIndex
 
 import numpy as np
-from absl import logging
 
 from vse_jax.data import captions_files, pictures, sift
 from vse_jax.data.seeded_order import place
 from vse_jax.data.split import DataError, Dataset, Split
+
+log = logging.getLogger(__name__)
 
 SPLITS = ("train", "validation", "test")
 
@@ -70,7 +72,7 @@ def assembled(
     """
     classes = _classes(records)
     if classes:
-        logging.info("%s: %d classes: %s", path.name, len(classes), ", ".join(map(str, classes)))
+        log.info("%s: %d classes: %s", path.name, len(classes), ", ".join(map(str, classes)))
     named = {record.split for record in records}
     splits = {
         name: _split(name, path, sifted, classes)

@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import logging
 import os
 import pathlib
 from collections.abc import Sequence
@@ -10,11 +11,12 @@ from concurrent import futures
 from typing import Any, NamedTuple
 
 import tensorflow as tf
-from absl import logging
 from PIL import Image
 
 from vse_jax.data import whole_file
 from vse_jax.data.split import DataError
+
+log = logging.getLogger(__name__)
 
 MISSING = "no such file"
 UNREADABLE = "unreadable file"
@@ -85,7 +87,7 @@ def verify_files(paths: Sequence[str], cache: pathlib.Path) -> dict[str, Finding
     known = _read_cache(cache)
     fresh = [path for path, stamp in stamps.items() if known.get(path, ())[:2] != stamp]
     if fresh:
-        logging.info("verifying %d of %d pictures", len(fresh), len(paths))
+        log.info("verifying %d of %d pictures", len(fresh), len(paths))
         with futures.ThreadPoolExecutor(os.cpu_count()) as pool:
             findings = pool.map(_inspect_file, fresh)
             for path, finding in zip(fresh, findings, strict=True):

@@ -4,16 +4,17 @@ import collections
 import dataclasses
 import hashlib
 import json
+import logging
 import os
 import pathlib
 import re
 import types
 from collections.abc import Mapping, Sequence
 
-from absl import logging
-
 from vse_jax.data import captions_files, pictures
 from vse_jax.data.split import DataError, count_and_name
+
+log = logging.getLogger(__name__)
 
 NON_RGB = ("skip", "convert")
 NO_CAPTIONS = "photo without captions"
@@ -155,7 +156,7 @@ def fingerprint(sifted: Sifted) -> str:
 def log_skipped(name: str, skipped: Mapping[str, Sequence[str]]) -> None:
     """Logs how many pictures and captions each reason left out, with the first names."""
     for reason, names in skipped.items():
-        logging.warning("%s: skipped, %s: %s", name, reason, count_and_name(names))
+        log.warning("%s: left out, %s: %s", name, reason, count_and_name(names))
 
 
 def placed(name: str, where: str) -> str:
