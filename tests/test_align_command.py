@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 import vse_jax
-from vse_jax import align, alignment_picture
+from vse_jax import align, alignment_picture, boxes
 from vse_jax.alignment import AlignedSegment, Alignment, align_split
 
 SENTENCE = "a red circle above a blue square"
@@ -127,8 +127,8 @@ def test_pictures_of_any_size_are_drawn(size):
 
 
 def test_pixels_of_a_box():
-    assert alignment_picture.pixels((0.0, 0.5, 0.5, 1.0), (10, 20)) == (5, 0, 9, 9)
-    assert alignment_picture.pixels((0.999, 0.0, 1.0, 0.001), (10, 20)) == (0, 19, 0, 19)
+    assert boxes.pixels((0.0, 0.5, 0.5, 1.0), (10, 20)) == (5, 0, 9, 9)
+    assert boxes.pixels((0.999, 0.0, 1.0, 0.001), (10, 20)) == (0, 19, 0, 19)
 
 
 def test_snippets_of_every_split(run, trained_dvsa, opened, tmp_path):

@@ -7,13 +7,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import trained_once
+from PIL import Image
 
 import vse_jax
-from vse_jax import caption, caption_evaluation, measuring, parallel, train, train_step
+from vse_jax import caption, caption_evaluation, experiment, measuring, parallel, train, train_step
 from vse_jax.caption_writer import CaptionWriter, special_tokens
 from vse_jax.captioning.captions import Captions
 from vse_jax.config import ConfigError
 from vse_jax.config_checks import validate
+from vse_jax.data.split import DataError
 from vse_jax.data.tokenizer import SPECIAL
 from vse_jax.evaluators import captioning
 from vse_jax.workdir import WorkdirError
@@ -277,6 +279,87 @@ def test_the_command_writes_a_line_or_an_object_for_each_caption(workdir, photos
     assert told["image"] == photos[2]
 
 
+def test_regions_are_written_of_as_pictures_of_their_own(workdir, photos, tmp_path, capsys):
+    boxes = [[[0.0, 0.0, 0.5, 1.0], [0.25, 0.25, 1.0, 0.75]], [[0.0, 0.0, 1.0, 1.0]]]
+    model = vse_jax.load(workdir)
+    crops = []
+    for path, own in zip(photos, boxes, strict=False):
+        with Image.open(path) as picture:
+            side = picture.width
+            for y0, x0, y1, x1 in own:
+                corners = [round(side * share) for share in (x0, y0, x1, y1)]
+                crops.append(np.asarray(picture.convert("RGB").crop(corners)))
+    expected = model.caption(crops)
+    assert model.caption(photos[:2], boxes=boxes) == expected
+    with pytest.raises(DataError, match="boxes of 2 pictures, but there are 3"):
+        model.caption(photos, boxes=boxes)
+    path = tmp_path / "boxes.jsonl"
+    lines = [{"image": f"{number}.jpg", "boxes": own} for number, own in enumerate(boxes)]
+    path.write_text("\n".join(map(json.dumps, lines)))
+    caption.main([f"--workdir={workdir}", f"--boxes={path}", *photos[:2]])
+    printed = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
+    assert [line[0] for line in printed] == [
+        f"{photos[0]} [0, 0, 0.5, 1]",
+        f"{photos[0]} [0.25, 0.25, 1, 0.75]",
+        f"{photos[1]} [0, 0, 1, 1]",
+    ]
+    assert [line[2] for line in printed] == [own[0].text for own in expected]
+    caption.main([f"--workdir={workdir}", "--json", f"--boxes={boxes[0]}", photos[0]])
+    told = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [one["box"] for one in told] == boxes[0]
+
+
+@pytest.fixture(scope="module")
+def snippets(written, shared_folder):
+    """A file of what is said of the left and the right half of some training pictures."""
+    lines = [
+        {"image": image, "box": [0.0, x, 1.0, x + 0.5], "snippet": "a red ring"}
+        for image in written[0].dataset.splits["train"].images[:12]
+        for x in (0.0, 0.5)
+    ]
+    path = shared_folder / "snippets.jsonl"
+    path.write_text("\n".join(map(json.dumps, lines)))
+    return path
+
+
+def test_a_captioner_learns_of_regions(config, snippets, opened, tmp_path, monkeypatch):
+    monkeypatch.setattr(captioning.shutil, "which", lambda _: None)
+    config = config.copy_and_resolve_references()
+    config.data.snippets = str(snippets)
+    config.train.steps = 2
+    assert train.train(config, tmp_path / "run")
+    run, state = opened(tmp_path / "run")
+    report = report_of(tmp_path / "run")
+    assert report["metrics"]["caption/vocabulary"] == 3
+    scenes = run.dataset.splits["test"]
+    names = caption_evaluation.write(run, state, "test", 3).sentences
+    expected = captioning.evaluate(
+        names, [scenes.captions_of(number) for number in range(len(names))], java=False
+    )
+    assert report["metrics"]["caption/BLEU-1"] == pytest.approx(expected["caption/BLEU-1"])
+
+
+def test_a_captioner_is_measured_on_regions_with_its_own_words(
+    config, workdir, written, snippets, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(captioning.shutil, "which", lambda _: None)
+    config = config.copy_and_resolve_references()
+    config.data.snippets = str(snippets)
+    config.train.start_from = str(workdir)
+    metrics = measuring.untrained(config, tmp_path / "run")
+    _, state, _, variables, writer = written
+    run = experiment.prepare(config, tmp_path / "run")
+    assert run.tokenizer.to_json() == written[0].tokenizer.to_json()
+    pictures = caption_evaluation.pictures_of(run, state, "test")
+    found = writer.best(variables, pictures, special_tokens(run.tokenizer), 31, beams=3)
+    sentences = run.tokenizer.sentences(found.tokens[:, 0])
+    said = run.dataset.splits["test"]
+    references = [said.captions_of(number) for number in range(len(sentences))]
+    expected = captioning.evaluate(sentences, references, java=False)
+    assert metrics["caption/BLEU-1"] == pytest.approx(expected["caption/BLEU-1"])
+    assert not any("drawn at random" in text for text in report_of(tmp_path / "run")["warnings"])
+
+
 def test_mistakes_are_told_in_a_line(workdir, trained, photos, tmp_path):
     (tmp_path / "none.jpg").write_bytes(b"no picture")
     for arguments, told in (
@@ -287,6 +370,8 @@ def test_mistakes_are_told_in_a_line(workdir, trained, photos, tmp_path):
         ([f"--workdir={workdir}", "--beams=1", "--n_best=3", *photos], "n_best is 3"),
         ([f"--workdir={workdir}", "--beams=0", *photos], "beams is 0; expected 1 or more"),
         ([f"--workdir={workdir}", "--top_k=3", *photos], "give a temperature"),
+        ([f"--workdir={workdir}", "--boxes=[[0, 0, 0, 1]]", *photos], "--boxes: box .* is not"),
+        ([f"--workdir={workdir}", "--boxes=[]", *photos], "no boxes"),
         ([f"--workdir={tmp_path}", *photos], "workdir"),
         (photos, "needs --workdir"),
         (["--bems=3", *photos], "bems"),

@@ -247,7 +247,7 @@ def test_what_cannot_be_started_from_is_refused(tiny_shapes, trained, trained_le
     refused(ConfigError, r"'train.start_from'.*source is of another model: params/.*\[.*16\] there")
     config.model.dimension = 16
     config.data.tokenizer = "dvsa"
-    refused(ConfigError, r"'train.start_from': .*tokenizer\.json is not the tokenizer of this run")
+    refused(ConfigError, r"'train.start_from': .*words by data\.tokenizer=vse, this run by dvsa")
     config.data.tokenizer = tiny_shapes.data.tokenizer
     shutil.rmtree(source / "checkpoints" / "best")
     refused(ConfigError, "'train.start_from': .*no usable checkpoint; train the workdir first")

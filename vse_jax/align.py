@@ -19,8 +19,7 @@ from PIL import Image
 
 from vse_jax import alignment_picture, api, console, inputs, parallel, workdir
 from vse_jax.alignment import Alignment, AlignmentError, align_split, check
-from vse_jax.data import box_files, captions_files, whole_file
-from vse_jax.data.split import DataError
+from vse_jax.data import whole_file
 from vse_jax.errors import USER_ERRORS
 
 ADVICE = "name a file in a folder with room and permission to write"
@@ -90,7 +89,7 @@ def _align(given: argparse.Namespace) -> None:
     model = api.load(given.workdir)
     check(model.config)
     picture = inputs.opened(given.picture)
-    boxes = None if given.boxes is None else _boxes(given.boxes, given.picture)
+    boxes = None if given.boxes is None else inputs.boxes_given(given.boxes, given.picture)
     if not model.looks_at_boxes and boxes is not None:
         raise AlignmentError("the model has its own regions of every picture: give no --boxes")
     found = model.align(np.asarray(picture), given.sentence, boxes, given.beta)
@@ -98,23 +97,6 @@ def _align(given: argparse.Namespace) -> None:
         drawn = alignment_picture.overlay(picture, found)
         whole_file.write(given.output, lambda file: drawn.save(file, "PNG"), ADVICE)
     print(json.dumps(as_json(found, picture)) if given.json else as_lines(found, picture))
-
-
-def _boxes(given: str, picture: Path) -> np.ndarray:
-    """float32 [r, 4] of JSON, or of the line of a file for the picture: its path, or its name."""
-    if not given.lstrip().startswith("["):
-        path = Path(given).expanduser()
-        try:
-            return box_files.read(path, [str(picture)])[str(picture)]
-        except DataError:
-            return box_files.read(path, [picture.name])[picture.name]
-    try:
-        value = json.loads(given)
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"--boxes is not JSON: {error}") from error
-    found = captions_files.boxes_of(value, "--boxes")
-    assert found is not None
-    return found
 
 
 def as_lines(found: Alignment, picture: Image.Image) -> str:

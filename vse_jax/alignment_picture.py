@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from vse_jax.alignment import Alignment
+from vse_jax.boxes import pixels
 
 # (y0, x0, y1, x1) as shares of height and width.
 Box: TypeAlias = Sequence[float] | np.ndarray
@@ -51,22 +52,6 @@ def overlay(picture: Image.Image, alignment: Alignment) -> Image.Image:
     page.paste(drawn, ((strip.width - drawn.width) // 2, 0))
     page.paste(strip, (0, drawn.height))
     return page
-
-
-def pixels(box: Sequence[float], size: tuple[int, int]) -> tuple[int, int, int, int]:
-    """The first and the last pixel that a box covers, (x0, y0, x1, y1), in a picture of that size.
-
-    Args:
-      box: (y0, x0, y1, x1) as shares of height and width.
-      size: width and height.
-    """
-    width, height = size
-    y0, x0, y1, x1 = (
-        round(side * length)
-        for side, length in zip(box, (height, width, height, width), strict=True)
-    )
-    x0, y0 = min(x0, width - 1), min(y0, height - 1)
-    return x0, y0, max(x1 - 1, x0), max(y1 - 1, y0)
 
 
 def _resized(picture: Image.Image) -> Image.Image:

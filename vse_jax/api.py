@@ -295,6 +295,7 @@ class Model:
         samples: int = 1,
         seed: int = 0,
         batch_size: int = 64,
+        boxes: Sequence[Boxes] | None = None,
     ) -> list[list[Caption]]:
         """What the model writes of each picture, the best first; or captions drawn, in that order.
 
@@ -308,14 +309,18 @@ class Model:
           samples: captions drawn of each picture.
           seed: of what is drawn.
           batch_size: pictures at a time.
+          boxes: of each picture [r, 4], (y0, x0, y1, x1) in [0, 1]: captions are of these, cropped,
+            in place of the whole pictures; those of the first picture come first.
 
         Raises:
           ValueError: the model writes no captions, or these options are impossible.
-          DataError, TypeError: as `encode_images`.
+          DataError, TypeError: as `encode_images`; boxes that are none.
         """
         writer, words = self._captioner()
         if temperature is None and (top_k is not None or samples != 1):
             raise ValueError("top_k and samples are of captions that are drawn: give a temperature")
+        if boxes is not None:
+            pictures = inputs.regions(_listed(pictures, "pictures"), boxes)
         whole = self.encode_images(pictures, batch_size)
         if not len(whole):
             return []

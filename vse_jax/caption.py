@@ -2,16 +2,20 @@
 
 A line for each caption: the picture, the log probability and the words; with --json an object. The
 best of --beams captions is written, or --n_best of them; --temperature draws --samples instead.
+With --boxes, '[[y0, x0, y1, x1], ...]' as shares of height and width or a file of them with a line
+{"image": name, "boxes": ...} for each picture, it writes of these regions.
 """
 
 import json
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
+import numpy as np
 from absl import flags
 
 import vse_jax
-from vse_jax import console, parallel
+from vse_jax import console, inputs, parallel
 from vse_jax.errors import USER_ERRORS
 
 # Pictures that are read and written of at a time.
@@ -29,6 +33,7 @@ def main(arguments: Sequence[str]) -> None:
     top_k = flags.DEFINE_integer("top_k", None, "Draw from the likeliest.", flag_values=own)
     samples = flags.DEFINE_integer("samples", 1, "Captions drawn.", flag_values=own)
     seed = flags.DEFINE_integer("seed", 0, "Of what is drawn.", flag_values=own)
+    regions = flags.DEFINE_string("boxes", None, "Regions to write of.", flag_values=own)
     as_json = flags.DEFINE_bool("json", False, "An object a line.", flag_values=own)
     console.set_up_logging()
     parallel.keep_compiled()
@@ -39,8 +44,12 @@ def main(arguments: Sequence[str]) -> None:
         model = vse_jax.load(workdir.value)
         for start in range(0, len(pictures), BATCH):
             some = pictures[start : start + BATCH]
+            boxes = None
+            if regions.value is not None:
+                boxes = [inputs.boxes_given(regions.value, Path(name)) for name in some]
             found = model.caption(
                 some,
+                boxes=boxes,
                 beams=beams.value,
                 n_best=n_best.value,
                 length_power=power.value,
@@ -49,18 +58,32 @@ def main(arguments: Sequence[str]) -> None:
                 samples=samples.value,
                 seed=seed.value,
             )
-            for picture, captions in zip(some, found, strict=True):
+            for (picture, box), captions in zip(_looked_at(some, boxes), found, strict=True):
                 for caption in captions:
-                    print(_line(picture, caption, as_json.value))
+                    print(_line(picture, box, caption, as_json.value))
     except (*USER_ERRORS, ValueError, OSError, flags.Error) as error:
         sys.exit(f"caption: {error}")
 
 
-def _line(picture: str, caption: vse_jax.api.Caption, as_json: bool) -> str:
+def _looked_at(
+    pictures: Sequence[str], boxes: Sequence[np.ndarray] | None
+) -> list[tuple[str, list[float] | None]]:
+    """Each picture, or each box with its picture."""
+    if boxes is None:
+        return [(picture, None) for picture in pictures]
+    pairs = zip(pictures, boxes, strict=True)
+    return [(picture, box) for picture, own in pairs for box in own.tolist()]
+
+
+def _line(
+    picture: str, box: list[float] | None, caption: vse_jax.api.Caption, as_json: bool
+) -> str:
     """What is told of a caption."""
     if as_json:
-        found = {"image": picture, **caption._asdict()}
+        found = {"image": picture, **({} if box is None else {"box": box}), **caption._asdict()}
         return json.dumps(found, ensure_ascii=False)
+    if box is not None:
+        picture += f" [{', '.join(f'{side:.3g}' for side in box)}]"
     return f"{picture}\t{caption.log_probability:.3f}\t{caption.text}"
 
 

@@ -119,9 +119,9 @@ def from_json(text: str) -> ConfigDict:
 # Fields that say where things are, how many are looked at or by what name they are reported; none
 # changes what is trained.
 PATHS = (
-    "data.manual_dir", "data.path", "data.images", "data.features", "data.boxes", "data.semantics",
-    "data.data_dir", "model.image.weights", "model.text.weights", "model.text.glove",
-    "train.start_from", "evaluate.expert", "evaluate.crowdflower",
+    "data.manual_dir", "data.path", "data.images", "data.features", "data.boxes", "data.snippets",
+    "data.semantics", "data.data_dir", "model.image.weights", "model.text.weights",
+    "model.text.glove", "train.start_from", "evaluate.expert", "evaluate.crowdflower",
 )  # fmt: skip
 FREE = (
     *PATHS, "data.protocol", "evaluate.batch_size", "evaluate.queries", "evaluate.beams",

@@ -249,11 +249,32 @@ def _check_features(given: Mapping[str, Any]) -> None:
             f"config field 'data.boxes' is {given['data.boxes']!r}, but 'model.image.features' is "
             f"{given['model.image.features']!r}: set the latter to 'boxes'"
         )
+    _check_snippets(given)
     if dataset == "precomputed" and moved:
         raise ConfigError(
             "config fields 'data.flip' and 'data.crop_area' change pictures, and the data set "
             "'precomputed' has only features: unset them"
         )
+
+
+def _check_snippets(given: Mapping[str, Any]) -> None:
+    """Raises ConfigError where regions are to be pictures of their own and cannot be."""
+    if given["data.snippets"] is None:
+        return
+    told = f"config field 'data.snippets' is {given['data.snippets']!r}"
+    if given["data.dataset"] == "precomputed":
+        raise ConfigError(
+            f"{told}, whose boxes are cut out of pictures, but the data set 'precomputed' has only "
+            "features: unset it"
+        )
+    if given["model.image.features"] == "boxes":
+        raise ConfigError(
+            f"{told}: each region is a picture of its own then, which has no boxes; set "
+            "'model.image.features' to 'pooled'"
+        )
+    for name in ("evaluate.expert", "evaluate.crowdflower"):
+        if given[name] is not None:
+            raise ConfigError(f"{told}, and {name!r} is of whole pictures: unset one of them")
 
 
 def _check_protocol(given: Mapping[str, Any]) -> None:

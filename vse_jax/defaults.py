@@ -44,6 +44,10 @@ def _data() -> ConfigDict:
     # {"image": name, "boxes": [[y0, x0, y1, x1], ...]}; unset: the data's own boxes
     # (model.image.features=boxes).
     data.boxes = placeholder(str)
+    # Regions in place of the pictures, each with what is said of it as its captions: a file of
+    # python -m vse_jax.align --snippets, or of your own, with lines {"image": name, "box": [y0, x0,
+    # y1, x1], "snippet": words}. Limits count whole pictures.
+    data.snippets = placeholder(str)
     # The folder that the paths in that file of pictures are relative to; unset: the file's own.
     data.images = placeholder(str)
     # Where prepared data sets and cached features go.

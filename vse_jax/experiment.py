@@ -3,7 +3,7 @@
 import dataclasses
 import hashlib
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -90,13 +90,15 @@ def prepare(conf: ConfigDict, folder: Path, *, training: bool = False) -> Experi
         config_checks.check_codes(
             conf.objective.quantizer.codes, len(dataset.splits["train"].images)
         )
-    words = _tokenizer(conf, dataset, None if begun is None else begun / workdir.TOKENIZER)
+    words = _tokenizer(conf, dataset, begun, start)
     known = assembly.Words.of(words, conf.model.text.alter > 0)
     examples = _examples(conf, dataset, words)
     pretrained = _with_words(
         assembly.build_model(conf, known, frozen, width), conf, words, examples["train"]
     )
-    built = pretrained if start is None else _started(pretrained, start, words)
+    built = pretrained
+    if start is not None:
+        built = assembly.with_variables(pretrained, start.variables, str(start.folder))
     weights = {
         side: None if conf.model[side].weights is None else digest(conf.model[side].weights)
         for side in assembly.BACKBONES
@@ -204,12 +206,6 @@ def _start(conf: ConfigDict, begun: Path | None) -> Start | None:
     return Start(source, variables, _digest(variables))
 
 
-def _started(built: assembly.Built, start: Start, words: tokenizer.Tokenizer) -> assembly.Built:
-    with config.blaming("train.start_from", workdir.WorkdirError):
-        workdir.check_tokenizer(start.folder, words.to_json())
-    return assembly.with_variables(built, start.variables, str(start.folder))
-
-
 def _trained_backbone(pretrained: assembly.Built, built: assembly.Built, side: str) -> str | None:
     """The digest of a backbone that is not the pretrained one any more; None of one that is."""
     if built is pretrained:
@@ -230,15 +226,32 @@ def _digest(variables: Mapping[str, Any]) -> str:
     return total.hexdigest()
 
 
-def _tokenizer(conf: ConfigDict, dataset: Dataset, saved: Path | None) -> tokenizer.Tokenizer:
-    """That of the workdir if there is one, of the text weights, or of the training captions."""
+def _tokenizer(
+    conf: ConfigDict, dataset: Dataset, begun: Path | None, start: Start | None
+) -> tokenizer.Tokenizer:
+    """That of the workdir, if begun, or of the model to start from; of text weights; or trained."""
     preset, most = conf.data.tokenizer, conf.data.max_tokens
-    if saved is not None:
-        workdir.check_tokenizer(saved.parent)
-        return tokenizer.load(saved, preset, most)
-    if preset == "pretrained":
-        return tokenizer.pretrained(conf.model.text.weights, most)
-    return tokenizer.train(dataset.splits["train"].captions, preset, most)
+    if begun is not None:
+        workdir.check_tokenizer(begun)
+        return tokenizer.load(begun / workdir.TOKENIZER, preset, most)
+    if start is None:
+        if preset == "pretrained":
+            return tokenizer.pretrained(conf.model.text.weights, most)
+        return tokenizer.train(dataset.splits["train"].captions, preset, most)
+    with config.blaming("train.start_from", workdir.WorkdirError):
+        workdir.check_tokenizer(start.folder)
+        other = workdir.read_config(start.folder).data.tokenizer
+        if other != preset:
+            raise workdir.WorkdirError(
+                f"{start.folder} reads words by data.tokenizer={other}, this run by {preset}: set "
+                "the field to that"
+            )
+        if preset == "pretrained":
+            words = tokenizer.pretrained(conf.model.text.weights, most)
+            workdir.check_tokenizer(start.folder, words.to_json())
+            return words
+    log.info("words are those of %s", start.folder)
+    return tokenizer.load(start.folder / workdir.TOKENIZER, preset, most)
 
 
 def _describe(dataset: Dataset) -> None:
@@ -247,14 +260,6 @@ def _describe(dataset: Dataset) -> None:
             "%s %s: %d pictures, %d captions",
             dataset.name, name, len(split.images), len(split.captions),
         )  # fmt: skip
-    for reason, names in dataset.skipped.items():
-        log.warning("left out, %s: %d (%s)", reason, len(names), shorten(names))
-
-
-def shorten(names: Sequence[str], most: int = 5) -> str:
-    """The first few names, and how many more there are."""
-    more = f", ... {len(names) - most} more, all in report.json" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
 
 
 def _examples(

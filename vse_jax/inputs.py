@@ -1,14 +1,17 @@
 """What users hand to a model of the API: pictures, boxes and features, checked."""
 
 import io
+import json
 import os
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float
 from PIL import Image
 
-from vse_jax.data import captions_files
+from vse_jax.boxes import cropped
+from vse_jax.data import box_files, captions_files
 from vse_jax.data.split import DataError
 
 Picture = str | os.PathLike[str] | bytes | np.ndarray
@@ -46,6 +49,51 @@ def checked_boxes(boxes: Boxes, where: str) -> Float[np.ndarray, "r 4"]:
         raise DataError(f"{where}: boxes are {boxes!r}; expected [r, 4]") from error
     found = captions_files.boxes_of(listed, where)
     assert found is not None
+    return found
+
+
+def boxes_given(text: str, picture: Path) -> Float[np.ndarray, "r 4"]:
+    """The boxes of a picture that a flag --boxes gives; raises DataError where there are none.
+
+    Args:
+      text: JSON, "[[y0, x0, y1, x1], ...]", or a file for `box_files.read`.
+      picture: its path, by which the file knows it, or else by its name alone.
+    """
+    if not text.lstrip().startswith("["):
+        path = Path(text).expanduser()
+        try:
+            return box_files.read(path, [str(picture)])[str(picture)]
+        except DataError:
+            return box_files.read(path, [picture.name])[picture.name]
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"--boxes is not JSON: {error}") from error
+    found = captions_files.boxes_of(value, "--boxes")
+    assert found is not None
+    return found
+
+
+def regions(pictures: Sequence[Picture], boxes: Sequence[Boxes]) -> list[np.ndarray]:
+    """uint8 [h, w, 3] of every box of every picture, those of the first picture first.
+
+    Args:
+      pictures: as of the API.
+      boxes: [r, 4] of each.
+
+    Raises:
+      DataError: something that is no picture or no box, a picture without boxes, or boxes of more
+        or fewer pictures.
+    """
+    if len(boxes) != len(pictures):
+        raise DataError(f"boxes of {len(boxes)} pictures, but there are {len(pictures)} pictures")
+    found = []
+    for number, (picture, own) in enumerate(zip(pictures, boxes, strict=True)):
+        image = in_own_size(number, picture)
+        corners = checked_boxes(own, f"picture {number}").tolist()
+        if not corners:
+            raise DataError(f"picture {number} has no boxes; expected [[y0, x0, y1, x1], ...]")
+        found += [np.asarray(cropped(image, box)) for box in corners]
     return found
 
 
