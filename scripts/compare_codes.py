@@ -24,7 +24,7 @@ try:
 except ImportError:
     sys.exit("compare_codes: needs FAISS: pip install faiss-cpu, or the extra [bench]")
 
-from vse_jax import assembly, evaluation, experiment, train, workdir
+from vse_jax import evaluation, experiment, train, training_objective, workdir
 from vse_jax.codebook import Codebook
 from vse_jax.errors import USER_ERRORS
 from vse_jax.evaluators import codes
@@ -66,7 +66,7 @@ def compare(folder: Path, name: str) -> dict[str, dict[str, float]]:
     """
     run = experiment.prepare(workdir.read_config(folder), folder)
     state = evaluation.best_state(run, train.initial_state(run))
-    codebook = assembly.codebook_of(state.objective_state)
+    codebook = training_objective.codebook_of(state.objective_state)
     if codebook is None:
         raise CompareError(f"{folder}: the run has no quantizer: objective.quantizer.weight is 0")
     if name not in run.dataset.splits:

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vse_jax import assembly
+from vse_jax import assembly, training_objective
 from vse_jax.config import ConfigError
 from vse_jax.encoding import Encoding
 from vse_jax.objectives.base import Spec
@@ -88,7 +88,7 @@ def test_the_objectives_score_by_the_similarity_of_the_config(config, term):
     config.objective.triplet.warmup_epochs = 0.0
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(2, 6, 4)).astype(np.float32) * rng.uniform(0.2, 3.0, (2, 6, 1))
-    objective = assembly.build_objective(config)
+    objective = training_objective.build(config)
     state = objective.init(
         jax.random.key(0), Spec(dimension=4, images=6, steps_per_epoch=1, steps=2)
     )

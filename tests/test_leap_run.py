@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import vse_jax
-from vse_jax import assembly, evaluation, train, workdir
+from vse_jax import evaluation, train, training_objective, workdir
 from vse_jax.checkpoint import Checkpoints, read_newest
 
 REPORTED = ("R@1", "R@5", "R@10", "MedR", "MeanR")
@@ -137,7 +137,7 @@ def test_without_a_quantizer_nothing_is_quantized(trained):
 
 
 def test_the_codebook_is_that_of_the_best_state(found, model):
-    expected = assembly.codebook_of(found[1].objective_state)
+    expected = training_objective.codebook_of(found[1].objective_state)
     for left, right in zip(model.codebook, expected, strict=True):
         np.testing.assert_array_equal(left, right)
         assert np.any(right)
@@ -150,7 +150,7 @@ def test_the_best_codebook_is_fitted_to_training_pairs_as_they_are_searched(foun
     as_trained = last.restore(best)
     last.close()
     assert as_trained.step == best.step
-    book = assembly.codebook_of(as_trained.objective_state)
+    book = training_objective.codebook_of(as_trained.objective_state)
     every = evaluation.encode(run, as_trained, "train")
     pairing = run.dataset.splits["train"].caption_image
     z = np.concatenate([every.images[pairing], every.captions]).astype(np.float64) @ book.rotation
@@ -161,14 +161,16 @@ def test_the_best_codebook_is_fitted_to_training_pairs_as_they_are_searched(foun
             nearest = np.argmin([np.sum((part - e) ** 2, axis=1) for e in expected[m]], axis=0)
             for k in set(nearest.tolist()):
                 expected[m, k] = np.mean(part[nearest == k], axis=0)
-    refitted = assembly.codebook_of(best.objective_state)
+    refitted = training_objective.codebook_of(best.objective_state)
     # What lies between two codes may go to either by rounding, and moves both by a hair.
     apart = np.max(np.abs(refitted.centroids - expected), axis=-1)
     assert np.mean(apart < 1e-4) > 0.9
     assert np.max(apart) < 2e-3
     assert np.max(np.abs(refitted.centroids - book.centroids)) > 0.01
     # Nothing else is touched.
-    kept = best.replace(objective_state=assembly.with_codebook(best.objective_state, book))
+    kept = best.replace(
+        objective_state=training_objective.with_codebook(best.objective_state, book)
+    )
     for one, other in zip(jax.tree.leaves(kept), jax.tree.leaves(as_trained), strict=True):
         np.testing.assert_array_equal(one, other)
 
@@ -189,7 +191,9 @@ def test_codes_are_fitted_once(trained_leap, tmp_path, monkeypatch):
     found = read_newest(best)
     for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
         np.testing.assert_array_equal(one, other)
-    codebooks = [assembly.codebook_of(tree["objective_state"]) for tree in (found, as_trained)]
+    codebooks = [
+        training_objective.codebook_of(tree["objective_state"]) for tree in (found, as_trained)
+    ]
     assert np.any(codebooks[0].centroids != codebooks[1].centroids)
     assert found["step"] == as_trained["step"] == 4
 

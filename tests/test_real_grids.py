@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vse_jax import assembly, optimizer, parallel, train_step
+from vse_jax import assembly, optimizer, parallel, train_step, training_objective
 from vse_jax.models.backbones import mobilenet_v2
 from vse_jax.objectives.base import Spec
 
@@ -39,7 +39,7 @@ def test_steps_on_real_grids_stay_finite(preset, grids, network):
     words = assembly.Words(50, 3, ())
     nothing = assembly.Frozen(image=False, text=False)
     built = assembly.build_model(config, words, nothing, grids.shape[2])
-    objective = assembly.build_objective(config)
+    objective = training_objective.build(config)
     trainable, _ = optimizer.partition(built.variables["params"], config.train.freeze)
     update = optimizer.make_optimizer(
         config.train, trainable, optimizer.schedule(config.train, STEPS, float(STEPS))

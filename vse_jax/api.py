@@ -20,6 +20,7 @@ from vse_jax import (
     inputs,
     parallel,
     train_step,
+    training_objective,
     workdir,
 )
 from vse_jax import codebook as codebooks
@@ -72,7 +73,7 @@ class Model:
         )
         tree = checkpoint.read_newest(path / "checkpoints" / "best")
         self.step = int(tree["step"])
-        self.codebook = assembly.codebook_of(tree.get("objective_state", {}))
+        self.codebook = training_objective.codebook_of(tree.get("objective_state", {}))
         self._devices = parallel.Devices.all(self.config.parallel)
         self._backbone = model.image.backbone
         self._encoder = Encoder(model, self._devices)

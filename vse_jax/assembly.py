@@ -1,4 +1,4 @@
-"""From a config to its pieces: data, tokenizer, model, objective, optimizer."""
+"""From a config to its model: backbones, encoders, network, and the variables to start with."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -14,7 +14,6 @@ from ml_collections import ConfigDict
 
 from vse_jax import config as configs
 from vse_jax import config_checks, parallel
-from vse_jax.codebook import Codebook
 from vse_jax.data.tokenizer import SPECIAL, Tokenizer
 from vse_jax.models import networks
 from vse_jax.models.backbones import catalogue, text_catalogue
@@ -26,14 +25,6 @@ from vse_jax.models.multimodal_rnn import with_word_frequencies as with_frequenc
 from vse_jax.models.pairwise import Tile
 from vse_jax.models.text import GRUReader, TextEncoder
 from vse_jax.models.vse_infinity import altered_tokens
-from vse_jax.objectives.base import Objective, weighted_sum
-from vse_jax.objectives.centers import Center
-from vse_jax.objectives.generation import generation
-from vse_jax.objectives.infonce import infonce
-from vse_jax.objectives.leap import leap
-from vse_jax.objectives.margin import Hinge
-from vse_jax.objectives.quantizer import Multitask, Quantizer
-from vse_jax.objectives.triplet import triplet
 from vse_jax.optimizer import Leaf, flatten, partition, unflatten
 from vse_jax.similarity import Similarity, dot, negative_euclidean
 
@@ -191,70 +182,6 @@ def is_pairwise(config: ConfigDict) -> bool:
 def writes_captions(config: ConfigDict) -> bool:
     """Whether the model writes captions, and compares nothing."""
     return config.model.network in config_checks.CAPTIONERS
-
-
-def codebook_of(objective_state: Mapping[str, Any]) -> Codebook | None:
-    """The learned codebook in the objective's state, as trained or as read from a checkpoint."""
-    leap = objective_state.get("leap")
-    if leap is None:
-        return None
-    state = leap.get("quantizer") if isinstance(leap, Mapping) else leap.quantizer
-    if state is None:
-        return None
-    found = state["codebook"] if isinstance(state, Mapping) else state.codebook
-    if isinstance(found, Mapping):
-        found = Codebook(**found)
-    return jax.tree.map(np.asarray, found)
-
-
-def with_codebook(objective_state: Any, codebook: Codebook) -> Any:
-    """A trained objective's state, one with a codebook, with another in its place."""
-    own = objective_state["leap"]
-    return {
-        **objective_state,
-        "leap": own.replace(quantizer=own.quantizer.replace(codebook=codebook)),
-    }
-
-
-def build_objective(config: ConfigDict) -> Objective:
-    """The weighted sum of the terms whose weight is not 0."""
-    terms: dict[str, tuple[float, Objective]] = {}
-    similarity = similarity_of(config)
-    section = config.objective.triplet
-    if section.weight:
-        terms["triplet"] = (
-            section.weight,
-            triplet(
-                margin=section.margin,
-                negatives=section.negatives,
-                warmup_epochs=section.warmup_epochs,
-                chunk=section.chunk,
-                warmup=section.warmup,
-                temperature=section.temperature,
-                similarity=similarity,
-                semantic=section.semantic,
-            ),
-        )
-    section = config.objective.infonce
-    if section.weight:
-        objective = infonce(section.temperature, section.chunk, similarity)
-        terms["infonce"] = (section.weight, objective)
-    if config.objective.generation.weight:
-        terms["generation"] = (config.objective.generation.weight, generation())
-    given = dict(configs.fields(config))
-    if any(given[name] for name in config_checks.LEAP):
-        terms["leap"] = (1.0, _leap(config.objective))
-    return weighted_sum(terms)
-
-
-def _leap(section: ConfigDict) -> Objective:
-    """LEAP with the parts whose weight is not 0; their weights are inside."""
-    return leap(
-        Hinge(**section.leap),
-        Center(**section.center, chunk=section.leap.chunk) if section.center.weight else None,
-        Quantizer(**section.quantizer) if section.quantizer.weight else None,
-        Multitask(**section.multitask) if section.multitask.weight else None,
-    )
 
 
 def _shapes(config: ConfigDict, features: int | None = None) -> dict[str, Any]:

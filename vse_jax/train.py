@@ -14,12 +14,12 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from vse_jax import (
-    assembly,
     evaluation,
     experiment,
     optimizer,
     parallel,
     train_step,
+    training_objective,
     validation,
     workdir,
 )
@@ -120,7 +120,7 @@ def initial_state(run: Experiment) -> TrainState:
     trainable, _ = optimizer.partition(run.built.variables["params"], config.train.freeze)
     state = train_step.init_state(
         run.built.variables,
-        assembly.build_objective(config),
+        training_objective.build(config),
         _optimizer(run, trainable),
         Spec(
             dimension=config.model.dimension,
@@ -155,7 +155,8 @@ def with_refitted_codes(run: Experiment, state: TrainState) -> TrainState:
     averaged, and has just begun anew where `rotate_at` says so. What batch statistics are for
     averaged parameters (Izmailov et al., Averaging Weights, UAI 2018, section 3.1), codes are here.
     """
-    rounds, codebook = run.config.train.refit_codes, assembly.codebook_of(state.objective_state)
+    rounds = run.config.train.refit_codes
+    codebook = training_objective.codebook_of(state.objective_state)
     if codebook is None or not rounds:
         return state
     begun = time.perf_counter()
@@ -165,7 +166,8 @@ def with_refitted_codes(run: Experiment, state: TrainState) -> TrainState:
         "codes fitted to %d training pairs in %.0f s",
         len(pairs.captions), time.perf_counter() - begun,
     )  # fmt: skip
-    return state.replace(objective_state=assembly.with_codebook(state.objective_state, codebook))
+    kept = training_objective.with_codebook(state.objective_state, codebook)
+    return state.replace(objective_state=kept)
 
 
 def warnings_of(rows: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -220,7 +222,7 @@ class Loop:
         self.rate = optimizer.schedule(config.train, self.end, self.epoch_steps)
         step = train_step.make_step(
             run.built.model,
-            assembly.build_objective(config),
+            training_objective.build(config),
             optimizer.make_optimizer(config.train, trainable, self.rate),
             config.train.freeze,
             config.seed,

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from benchmarks import peak
 from benchmarks.timing import Options, Row, Timing, alternately, rate, ratio
-from vse_jax import assembly, optimizer, parallel, train_step
+from vse_jax import assembly, optimizer, parallel, train_step, training_objective
 from vse_jax.models.model import VisualSemanticModel
 from vse_jax.objectives.base import Spec
 
@@ -142,7 +142,7 @@ class OurStep:
         steps = round(conf.train.epochs * epoch)
         rate = optimizer.schedule(conf.train, steps, epoch)
         update = optimizer.make_optimizer(conf.train, trainable, rate)
-        objective = assembly.build_objective(conf)
+        objective = training_objective.build(conf)
         state = train_step.init_state(
             built.variables,
             objective,

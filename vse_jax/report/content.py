@@ -8,7 +8,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from vse_jax import alignment, assembly, caption_evaluation, evaluation, parallel, workdir
+from vse_jax import (
+    alignment,
+    assembly,
+    caption_evaluation,
+    evaluation,
+    parallel,
+    training_objective,
+    workdir,
+)
 from vse_jax.codebook import Codebook
 from vse_jax.data.split import Split
 from vse_jax.evaluation import Embeddings
@@ -65,7 +73,7 @@ def report_state(
         evaluation.encode(experiment, state, name),
         facts,
         warnings,
-        assembly.codebook_of(state.objective_state),
+        training_objective.codebook_of(state.objective_state),
         _alignments(experiment, state, name),
     )
 
