@@ -5,7 +5,8 @@ default), "vse_infinity", "vsrn", "saf" or "sgr", or both sides pretrained, "fro
 "siglip", each with the objective "lmh", "lseh", "lsh" or "infonce" (networks with the first unless
 told otherwise, the others with the last); or "leap" with "full" (the default) or one of its parts,
 each with those before: "fixed" (margin), "adaptive", "centers", "quantizer", "multitask". text=bert
-reads sentences by a BERT, trained further, in place of a GRU. Needs --config.data.manual_dir (the
+reads sentences by a BERT, trained further, in place of a GRU. "dvsa" ties words to regions, with
+"lsh", "lmh" or "infonce"; "multimodal_rnn" writes captions. Needs --config.data.manual_dir (the
 photos and captions) and --config.model.image.weights.
 """
 
