@@ -155,8 +155,10 @@ def test_mistakes_of_the_command_line_end_in_one_line(run, photo, tmp_path):
     for arguments, message in [
         ([photo], "a picture and a sentence in quotes are missing"),
         ([photo, SENTENCE, "more"], "unrecognized arguments: more"),
-        ([photo, SENTENCE, "--beta=-1"], "-1 is not 0 or more"),
-        ([photo, SENTENCE, "--beta=nan"], "nan is not 0 or more"),
+        ([photo, SENTENCE, "--beta=-1"], "'-1' is not a number of 0 or more"),
+        ([photo, SENTENCE, "--beta=nan"], "'nan' is not a number of 0 or more"),
+        ([photo, SENTENCE, "--beta=abc"], "'abc' is not a number of 0 or more"),
+        (["--snippets="], "--snippets is empty"),
         ([photo, SENTENCE, f"--output={tmp_path}/a.jpg"], "must end in .png"),
         ([photo, SENTENCE, f"--snippets={tmp_path}/a.jsonl"], "--snippets is of the data set"),
     ]:

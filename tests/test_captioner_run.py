@@ -1,5 +1,6 @@
 """A model that writes captions, from its config to its report."""
 
+import dataclasses
 import json
 
 import jax
@@ -10,7 +11,17 @@ from conftest import trained_once
 from PIL import Image
 
 import vse_jax
-from vse_jax import caption, caption_evaluation, experiment, measuring, parallel, train, train_step
+from vse_jax import (
+    align,
+    caption,
+    caption_evaluation,
+    experiment,
+    inputs,
+    measuring,
+    parallel,
+    train,
+    train_step,
+)
 from vse_jax.caption_writer import CaptionWriter, special_tokens
 from vse_jax.captioning.captions import Captions
 from vse_jax.config import ConfigError
@@ -18,6 +29,7 @@ from vse_jax.config_checks import validate
 from vse_jax.data.split import DataError
 from vse_jax.data.tokenizer import SPECIAL
 from vse_jax.evaluators import captioning
+from vse_jax.evaluators.blocks import EvaluationError
 from vse_jax.workdir import WorkdirError
 
 
@@ -102,6 +114,15 @@ def test_perplexity_is_that_of_each_word_after_those_before_it(written):
     np.testing.assert_allclose(every[some], costs, rtol=1e-5)
     expected = np.exp(every.sum() / (examples.token_mask.sum() - len(every)))
     assert caption_evaluation.perplexity(run, state, "test") == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_perplexity_beyond_all_numbers_is_told(written):
+    run, state, *_ = written
+    params = train_step.evaluation_params(state)
+    output = params["captioner"]["weight_oh"] + 1e6 * np.sign(params["captioner"]["weight_oh"])
+    beyond = {**params, "captioner": {**params["captioner"], "weight_oh": output}}
+    with pytest.raises(EvaluationError, match=r"a word of the test captions costs .* nats"):
+        caption_evaluation.perplexity(run, state.replace(params=beyond, ema=None), "test")
 
 
 @pytest.mark.parametrize("beams", [1, 3])
@@ -205,6 +226,7 @@ def test_every_number_of_devices_writes_the_same(written):
         ("objective.generation.weight", 0.0, "nothing else teaches the network"),
         ("model.text.backbone", "bert", "reads no sentences and has words of its own"),
         ("model.captioner.cell", "gru", "'lstm' or 'rnn'"),
+        ("model.image.features", "boxes", "is shown a picture as a whole: set it to 'pooled'"),
         ("evaluate.beams", 0, r"must lie in \[1, 1000\]"),
     ],
 )
@@ -264,6 +286,11 @@ def test_what_is_drawn_depends_on_the_seed_and_the_picture_alone(workdir, photos
     assert drawn == texts(temperature=1.0, samples=4, seed=3, batch_size=1)
     assert drawn != texts(temperature=1.0, samples=4, seed=4)
     assert len({text for own in drawn for text in own}) > 4
+    rest = [
+        [one.text for one in own]
+        for own in model.caption(photos[1:], temperature=1.0, samples=4, seed=3, first=1)
+    ]
+    assert rest == drawn[1:]
     assert texts(temperature=0.0) == texts(temperature=1.0, top_k=1) == texts(beams=1)
 
 
@@ -291,8 +318,10 @@ def test_regions_are_written_of_as_pictures_of_their_own(workdir, photos, tmp_pa
                 crops.append(np.asarray(picture.convert("RGB").crop(corners)))
     expected = model.caption(crops)
     assert model.caption(photos[:2], boxes=boxes) == expected
-    with pytest.raises(DataError, match="boxes of 2 pictures, but there are 3"):
+    with pytest.raises(DataError, match="boxes of 2 pictures, but the pictures are 3"):
         model.caption(photos, boxes=boxes)
+    with pytest.raises(TypeError, match="a list of pictures"):
+        model.caption(photos[0], boxes=boxes)
     path = tmp_path / "boxes.jsonl"
     lines = [{"image": f"{number}.jpg", "boxes": own} for number, own in enumerate(boxes)]
     path.write_text("\n".join(map(json.dumps, lines)))
@@ -322,21 +351,42 @@ def snippets(written, shared_folder):
     return path
 
 
-def test_a_captioner_learns_of_regions(config, snippets, opened, tmp_path, monkeypatch):
+def test_a_captioner_learns_what_is_said_of_regions(config, snippets, tmp_path, monkeypatch):
     monkeypatch.setattr(captioning.shutil, "which", lambda _: None)
     config = config.copy_and_resolve_references()
     config.data.snippets = str(snippets)
-    config.train.steps = 2
+    config.train.steps, config.train.learning_rate, config.train.ema = 40, 3e-3, 0.0
+    config.train.validate_every = 100.0  # At the end: others' names are likeliest before it.
+    config.train.optimizer = "adam"
+    config.model.captioner.dropout = 0.0
     assert train.train(config, tmp_path / "run")
-    run, state = opened(tmp_path / "run")
-    report = report_of(tmp_path / "run")
-    assert report["metrics"]["caption/vocabulary"] == 3
-    scenes = run.dataset.splits["test"]
-    names = caption_evaluation.write(run, state, "test", 3).sentences
-    expected = captioning.evaluate(
-        names, [scenes.captions_of(number) for number in range(len(names))], java=False
-    )
-    assert report["metrics"]["caption/BLEU-1"] == pytest.approx(expected["caption/BLEU-1"])
+    metrics = report_of(tmp_path / "run")["metrics"]
+    assert metrics["caption/vocabulary"] == 3
+    # Every true name of an object has two of these words or fewer.
+    assert metrics["caption/distinct"] < 10
+    [half] = vse_jax.load(tmp_path / "run").caption([np.zeros((8, 4, 3), np.uint8)])
+    assert half[0].text == "a red ring"
+    assert metrics["caption/BLEU-1"] > 10
+
+
+def test_what_a_model_aligned_is_what_a_captioner_trains_on(
+    config, trained_dvsa, opened, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(captioning.shutil, "which", lambda _: None)
+    path = tmp_path / "found.jsonl"
+    align.write_snippets(trained_dvsa, path)
+    config = config.copy_and_resolve_references()
+    config.data.snippets = str(path)
+    config.train.steps = 1
+    assert train.train(config, tmp_path / "run")
+    run, _ = opened(tmp_path / "run")
+    training = run.dataset.splits["train"]
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    found = [line for line in lines if line["split"] == "train"]
+    assert sorted(training.captions) == sorted(line["snippet"] for line in found)
+    regions = {(line["image"], tuple(line["box"])) for line in found}
+    assert len(training.images) == len(regions)
+    assert {name.split("#")[0] for name in training.images} == {image for image, _ in regions}
 
 
 def test_a_captioner_is_measured_on_regions_with_its_own_words(
@@ -346,18 +396,75 @@ def test_a_captioner_is_measured_on_regions_with_its_own_words(
     config = config.copy_and_resolve_references()
     config.data.snippets = str(snippets)
     config.train.start_from = str(workdir)
+    config.evaluate.beams = 1  # After so few steps the best of several has no words.
     metrics = measuring.untrained(config, tmp_path / "run")
     _, state, _, variables, writer = written
     run = experiment.prepare(config, tmp_path / "run")
     assert run.tokenizer.to_json() == written[0].tokenizer.to_json()
     pictures = caption_evaluation.pictures_of(run, state, "test")
-    found = writer.best(variables, pictures, special_tokens(run.tokenizer), 31, beams=3)
+    found = writer.best(variables, pictures, special_tokens(run.tokenizer), 39, beams=1)
     sentences = run.tokenizer.sentences(found.tokens[:, 0])
     said = run.dataset.splits["test"]
     references = [said.captions_of(number) for number in range(len(sentences))]
     expected = captioning.evaluate(sentences, references, java=False)
     assert metrics["caption/BLEU-1"] == pytest.approx(expected["caption/BLEU-1"])
+    assert metrics["caption/BLEU-1"] > 0
+    examples = run.examples["test"]
+    costs = writer.costs(
+        variables, pictures[said.caption_image], examples.tokens, examples.token_mask
+    )
+    words = examples.token_mask.sum() - len(examples.tokens)
+    assert metrics["caption/perplexity"] == pytest.approx(np.exp(costs.sum() / words), rel=1e-5)
     assert not any("drawn at random" in text for text in report_of(tmp_path / "run")["warnings"])
+
+
+def test_boxes_of_a_file_are_known_by_path_or_by_name_alone(tmp_path):
+    boxes = {"a/1.jpg": [[0, 0, 1, 0.5]], "2.jpg": [[0, 0, 0.5, 1]]}
+    path = tmp_path / "boxes.jsonl"
+    lines = [json.dumps({"image": name, "boxes": own}) for name, own in boxes.items()]
+    path.write_text("\n".join(lines))
+    found = inputs.boxes_given(str(path), ["x/2.jpg", "a/1.jpg", "x/2.jpg"])
+    assert [own.tolist() for own in found] == [boxes["2.jpg"], boxes["a/1.jpg"], boxes["2.jpg"]]
+    with pytest.raises(DataError, match=r"no boxes of b/1\.jpg; its first is of a/1\.jpg"):
+        inputs.boxes_given(str(path), ["b/1.jpg"])
+    with pytest.raises(DataError, match=r"knows x/2\.jpg and y/2\.jpg by one name, 2\.jpg"):
+        inputs.boxes_given(str(path), ["x/2.jpg", "y/2.jpg"])
+
+
+def test_what_no_caption_could_be_searched_for_with_is_told_before_training(
+    config, snippets, tmp_path
+):
+    config = config.copy_and_resolve_references()
+    config.data.max_tokens, config.evaluate.beams, config.data.snippets = 3, 14, str(snippets)
+    with pytest.raises(ConfigError, match=r"'evaluate\.beams': 14 beams, but 3 words .* only 13"):
+        experiment.prepare(config, tmp_path / "few", training=True)
+    rare = tmp_path / "rare.jsonl"
+    line = {"image": "train_00000.jpg", "box": [0, 0, 1, 1], "snippet": "seldom"}
+    rare.write_text(json.dumps(line))
+    config = config.copy_and_resolve_references()
+    config.data.max_tokens, config.evaluate.beams, config.data.snippets = 40, 7, str(rare)
+    with pytest.raises(ConfigError, match=r"'evaluate\.beams': 7 beams, but 0 words"):
+        experiment.prepare(config, tmp_path / "rare", training=True)
+
+
+def test_pictures_whose_captions_have_no_word_are_not_measured(written, caplog):
+    run, state, *_ = written
+    split = run.dataset.splits["test"]
+    captions = [
+        "?!" if owner == 3 else text
+        for owner, text in zip(split.caption_image, split.captions, strict=True)
+    ]
+    splits = {**run.dataset.splits, "test": dataclasses.replace(split, captions=captions)}
+    changed = dataclasses.replace(run, dataset=dataclasses.replace(run.dataset, splits=splits))
+    metrics, found = caption_evaluation.evaluate(changed, state, "test")
+    assert f"is not measured: 1 ({split.images[3]})" in caplog.text
+    others = [number for number in range(16) if number != 3]
+    expected = captioning.evaluate(
+        [found.sentences[number] for number in others],
+        [split.captions_of(number) for number in others],
+        java=False,
+    )
+    assert metrics["caption/BLEU-1"] == pytest.approx(expected["caption/BLEU-1"])
 
 
 def test_mistakes_are_told_in_a_line(workdir, trained, photos, tmp_path):
@@ -368,10 +475,17 @@ def test_mistakes_are_told_in_a_line(workdir, trained, photos, tmp_path):
         ([f"--workdir={workdir}", str(tmp_path / "gone.jpg")], "picture 0 .* cannot be read"),
         ([f"--workdir={workdir}", "--beams=2", "--n_best=3", *photos], "n_best is 3"),
         ([f"--workdir={workdir}", "--beams=1", "--n_best=3", *photos], "n_best is 3"),
-        ([f"--workdir={workdir}", "--beams=0", *photos], "beams is 0; expected 1 or more"),
+        ([f"--workdir={workdir}", "--beams=0", *photos], "beams is 0; expected a whole number"),
+        ([f"--workdir={workdir}", "--beams=1001", *photos], "beams is 1001; .* from 1 to 1000"),
+        ([f"--workdir={workdir}", "--temperature=nan", *photos], "temperature is nan"),
+        ([f"--workdir={workdir}", "--temperature=1", "--samples=1001", *photos], "samples is 1001"),
+        ([f"--workdir={workdir}", "--temperature=1", "--n_best=2", *photos], "are of the search"),
+        ([f"--workdir={workdir}", "--temperature=1", f"--seed={2**70}", *photos], "seed is"),
+        ([f"--workdir={workdir}", "--length_power=5000", *photos], "length_power is 5000"),
         ([f"--workdir={workdir}", "--top_k=3", *photos], "give a temperature"),
         ([f"--workdir={workdir}", "--boxes=[[0, 0, 0, 1]]", *photos], "--boxes: box .* is not"),
         ([f"--workdir={workdir}", "--boxes=[]", *photos], "no boxes"),
+        ([f"--workdir={workdir}", "--boxes=", *photos], "--boxes is empty"),
         ([f"--workdir={tmp_path}", *photos], "workdir"),
         (photos, "needs --workdir"),
         (["--bems=3", *photos], "bems"),

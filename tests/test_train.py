@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import logging
 import math
@@ -6,13 +7,14 @@ import types
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from vse_jax import experiment, optimizer, train, train_step, workdir
 from vse_jax.checkpoint import Checkpoints
 from vse_jax.config import ConfigError, default_config
-from vse_jax.data import semantics, tokenizer
+from vse_jax.data import pipeline, semantics, tokenizer
 from vse_jax.workdir import WorkdirError
 
 
@@ -230,6 +232,43 @@ def test_a_training_starts_from_the_averaged_parameters_of_another(
     assert all(not np.any(leaf) for leaf in jax.tree.leaves(state.opt_state))
 
 
+def test_a_training_starts_from_a_part_of_another_model(
+    tiny_shapes, trained, opened, preset, tmp_path
+):
+    config = tiny_shapes.copy_and_resolve_references()
+    captions = preset("shapes", "multimodal_rnn")
+    config.model, config.objective = captions.model, captions.objective
+    config.data.tokenizer = "dvsa"
+    config.seed = 7
+    plain = experiment.prepare(config, tmp_path / "plain", training=True).built
+    config.train.start_from = str(trained)
+    config.train.start_parts = "image/backbone/.*"
+    config.train.freeze = (("image/backbone/.*", None),)
+    run = experiment.prepare(config, tmp_path / "run", training=True)
+    _, best = opened(trained)
+    taken = {
+        "params": train_step.evaluation_params(best),
+        "batch_stats": best.batch_stats,
+    }
+    found, own, other = map(optimizer.flatten, (run.built.variables, plain.variables, taken))
+    assert found.keys() == own.keys()
+    backbone = {name for name in found if name.split("/")[1:3] == ["image", "backbone"]}
+    assert {name.split("/")[0] for name in backbone} == {"params", "batch_stats"}
+    for name, value in found.items():
+        np.testing.assert_array_equal(value, (other if name in backbone else own)[name])
+    assert any((found[name] != own[name]).any() for name in backbone)
+    assert run.tokenizer.preset == "dvsa"
+    # What it is shown went through that backbone, once.
+    examples = dataclasses.replace(run.examples["train"], features=None)
+    batch = next(pipeline.image_batches(examples, batch_size=4))
+    shown = run.built.model.apply(
+        jax.tree.map(jnp.asarray, dict(run.built.variables)),
+        jnp.asarray(batch["image"]),
+        method=lambda model, image: model.image.features(image),
+    )
+    np.testing.assert_allclose(run.examples["train"].features[:4], shown, atol=1e-4)
+
+
 def test_what_cannot_be_started_from_is_refused(tiny_shapes, trained, trained_leap, tmp_path):
     config = tiny_shapes.copy_and_resolve_references()
     run = tmp_path / "run"
@@ -254,6 +293,15 @@ def test_what_cannot_be_started_from_is_refused(tiny_shapes, trained, trained_le
     (source / "checkpoints" / "best" / "3").mkdir(parents=True)
     refused(ConfigError, r"'train.start_from': .*no usable checkpoint: every one \(3\) is damaged")
     shutil.rmtree(source / "checkpoints" / "best")
+    config.train.start_parts = "image/bone/.*"
+    with_best = shutil.copytree(trained, tmp_path / "with_best")
+    config.train.start_from = str(with_best)
+    refused(ConfigError, r"'train.start_parts' is 'image/bone/\.\*', which matches nothing of")
+    config.train.start_parts = "("
+    refused(ConfigError, r"'train.start_parts' is '\(': not a pattern")
+    config.train.start_parts, config.train.start_from = "image/.*", None
+    refused(ConfigError, r"'train.start_parts' is .* names no model to take them from")
+    config.train.start_parts = ".*"
     config.train.start_from = ""
     refused(ConfigError, "'train.start_from' is empty")
     config.train.start_from = str(source)

@@ -65,6 +65,8 @@ def _parsed(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--json", action="store_true", help="print all in one JSON object")
     parser.add_argument("--snippets", type=Path, help="a .jsonl of the whole data set, instead")
     given = parser.parse_args(arguments)
+    if given.snippets is not None and not given.snippets.name:
+        parser.error("--snippets is empty: name a .jsonl to write")
     if given.snippets is None and given.sentence is None:
         parser.error("a picture and a sentence in quotes are missing, or --snippets=FILE.jsonl")
     of_one = (given.picture, given.output, given.boxes, given.json or None)
@@ -78,9 +80,12 @@ def _parsed(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 def _beta(text: str) -> float:
-    value = float(text)
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
     if not 0 <= value < math.inf:
-        raise argparse.ArgumentTypeError(f"{text} is not 0 or more, and finite")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of 0 or more, and finite")
     return value
 
 
@@ -88,8 +93,15 @@ def _align(given: argparse.Namespace) -> None:
     """Prints the alignment of one picture and sentence, and draws it where that is asked for."""
     model = api.load(given.workdir)
     check(model.config)
+    if model.reads_features:
+        raise AlignmentError(
+            f"{given.workdir} was trained on features of regions, not on photos, and only their "
+            "maker can compute them: call Model.align from Python with features and boxes"
+        )
     picture = inputs.opened(given.picture)
-    boxes = None if given.boxes is None else inputs.boxes_given(given.boxes, given.picture)
+    boxes = None
+    if given.boxes is not None:
+        [boxes] = inputs.boxes_given(given.boxes, [str(given.picture)])
     if not model.looks_at_boxes and boxes is not None:
         raise AlignmentError("the model has its own regions of every picture: give no --boxes")
     found = model.align(np.asarray(picture), given.sentence, boxes, given.beta)

@@ -17,6 +17,7 @@ from vse_jax import (
     caption_writer,
     checkpoint,
     confidence,
+    config_checks,
     inputs,
     parallel,
     train_step,
@@ -86,6 +87,11 @@ class Model:
         """Whether the model looks at boxes: given ones, or else proposed ones."""
         return self._features is None and self.config.model.image.features == "boxes"
 
+    @property
+    def reads_features(self) -> bool:
+        """Whether pictures are features of regions that others computed."""
+        return self._features is not None
+
     def encode_images(
         self,
         pictures: Iterable[Picture] | np.ndarray,
@@ -117,10 +123,7 @@ class Model:
             )
         if self._features is not None:
             return self._encode_features(pictures, self._features, batch_size)
-        single = isinstance(pictures, str | bytes | os.PathLike)
-        if single or (isinstance(pictures, np.ndarray) and pictures.ndim == 3):
-            raise TypeError("encode_images takes a list of pictures, e.g. ['a.jpg']")
-        pictures = _listed(pictures, "pictures")
+        pictures = _several(pictures)
         size = self.config.data.image_size
         _check_batch_size(batch_size)
         regions = self._looked_at(pictures, boxes, batch_size) if self.looks_at_boxes else []
@@ -295,6 +298,7 @@ class Model:
         top_k: int | None = None,
         samples: int = 1,
         seed: int = 0,
+        first: int = 0,
         batch_size: int = 64,
         boxes: Sequence[Boxes] | None = None,
     ) -> list[list[Caption]]:
@@ -308,7 +312,8 @@ class Model:
           temperature: draw captions instead, at this temperature; 0 is greedy.
           top_k: draw from so many of the most likely words only; None: from all.
           samples: captions drawn of each picture.
-          seed: of what is drawn.
+          seed: of what is drawn, for each picture by its number.
+          first: number of the first of these pictures, for who calls this for some after others.
           batch_size: pictures at a time.
           boxes: of each picture [r, 4], (y0, x0, y1, x1) in [0, 1]: captions are of these, cropped,
             in place of the whole pictures; those of the first picture come first.
@@ -320,8 +325,21 @@ class Model:
         writer, words = self._captioner()
         if temperature is None and (top_k is not None or samples != 1):
             raise ValueError("top_k and samples are of captions that are drawn: give a temperature")
+        searched = beams is not None or n_best != 1 or length_power is not None
+        if temperature is not None and searched:
+            raise ValueError(
+                "beams, n_best and length_power are of the search for the best captions: give no "
+                "temperature, or leave them out"
+            )
+        for name, value in {"beams": beams, "samples": samples, "top_k": top_k}.items():
+            _check_count(name, value)
+        least, most_seed = config_checks.RANGES["seed"]
+        if not least <= seed <= most_seed:
+            raise ValueError(f"seed is {seed}; it must lie in [{least}, {most_seed}]")
         if boxes is not None:
-            pictures = inputs.regions(_listed(pictures, "pictures"), boxes)
+            if self.reads_features:
+                raise ValueError("this model was trained on features: give those of the regions")
+            pictures = inputs.regions(_several(pictures), _listed(boxes, "boxes"))
         whole = self.encode_images(pictures, batch_size)
         if not len(whole):
             return []
@@ -348,6 +366,7 @@ class Model:
                 top_k=top_k,
                 samples=samples,
                 seed=seed,
+                first=first,
                 batch_size=batch_size,
             )
         return [
@@ -455,6 +474,14 @@ class Model:
         return pooled
 
 
+def _several(pictures: Iterable[Picture]) -> Sequence[Picture]:
+    """The pictures in order and countable; raises TypeError where it is a single one."""
+    single = isinstance(pictures, str | bytes | os.PathLike)
+    if single or (isinstance(pictures, np.ndarray) and pictures.ndim == 3):
+        raise TypeError("this takes a list of pictures, e.g. ['a.jpg']")
+    return _listed(pictures, "pictures")
+
+
 def _listed(items: Iterable[T], what: str) -> Sequence[T]:
     """The items in order and countable."""
     if isinstance(items, Mapping | Set) or not isinstance(items, Iterable):
@@ -470,6 +497,13 @@ def load(folder: str | os.PathLike[str]) -> Model:
       CheckpointError: no usable checkpoint.
     """
     return Model(folder)
+
+
+def _check_count(name: str, value: int | None) -> None:
+    """Raises ValueError unless it is None or as `evaluate.beams` may be."""
+    least, most = config_checks.RANGES["evaluate.beams"]
+    if value is not None and not (isinstance(value, int) and least <= value <= most):
+        raise ValueError(f"{name} is {value}; expected a whole number from {least} to {most}")
 
 
 def _check_batch_size(batch_size: int) -> None:

@@ -1,6 +1,7 @@
 """From a config to its model: backbones, encoders, network, and the variables to start with."""
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from functools import partial
 from typing import Any, NamedTuple
@@ -107,7 +108,7 @@ def frozen_backbones(config: ConfigDict) -> Frozen:
 
     Raises:
       ConfigError: a pattern matches no parameter; or as `backbone_of`; or the backbone of pictures
-        is frozen without pretrained weights.
+        is frozen without pretrained weights and without a trained model to start from.
       WeightsError: the weights are missing.
     """
     if not config.train.freeze:
@@ -116,14 +117,16 @@ def frozen_backbones(config: ConfigDict) -> Frozen:
 
     def is_frozen(side: str) -> bool:
         inside = f"{side}/{BACKBONES[side]}/"
-        some = any(name.startswith(inside) for name in frozen)
-        if any(name.startswith(inside) for name in trainable) or not some:
+        own = [name for name in frozen if name.startswith(inside)]
+        if any(name.startswith(inside) for name in trainable) or not own:
             return False
         pretrained = config.model[side].weights is not None
+        if side == "image" and config.train.start_from is not None:
+            pretrained |= all(re.fullmatch(config.train.start_parts, name) for name in own)
         if side == "image" and not pretrained:
             raise configs.ConfigError(
                 "'train.freeze' freezes the backbone, which has no pretrained weights: "
-                "set 'model.image.weights'"
+                "set 'model.image.weights', or 'train.start_from'"
             )
         return pretrained
 
@@ -392,23 +395,47 @@ def _example(config: ConfigDict, features: int | None = None) -> dict[str, Array
     }
 
 
-def with_variables(built: Built, variables: Mapping[str, Any], source: str) -> Built:
+def with_variables(
+    built: Built, variables: Mapping[str, Any], source: str, parts: str = ".*"
+) -> Built:
     """The same starting from a trained model's variables, all of which must be this model's.
 
+    Args:
+      built: the model as it would start.
+      variables: `params` and `batch_stats`.
+      source: where they are of, for messages.
+      parts: pattern of the names, as of `train.freeze`, of those that are taken; the rest stays.
+
     Raises:
-      ConfigError: one of them, or of this model's, is missing or of another shape.
+      ConfigError: one of them, or of this model's, is missing or of another shape, or there are
+        none.
     """
-    wanted, found = (
-        {name: f"{leaf.dtype}{list(leaf.shape)}" for name, leaf in flatten(tree).items()}
-        for tree in (built.variables, variables)
-    )
+
+    def taken(tree: Mapping[str, Any]) -> dict[str, Leaf]:
+        leaves = flatten(tree).items()
+        return {k: v for k, v in leaves if re.fullmatch(parts, k.partition("/")[2])}
+
+    def told(leaf: Leaf | None) -> str:
+        return "missing" if leaf is None else f"{leaf.dtype}{list(leaf.shape)}"
+
+    wanted, found = taken(built.variables), taken(variables)
     for name in sorted(wanted.keys() | found.keys()):
-        if wanted.get(name) != found.get(name):
+        here, there = told(wanted.get(name)), told(found.get(name))
+        if here != there:
             raise configs.ConfigError(
                 f"config field 'train.start_from': {source} is of another model: {name} is "
-                f"{found.get(name, 'missing')} there, {wanted.get(name, 'missing')} here"
+                f"{there} there, {here} here"
             )
-    return dataclasses.replace(built, variables=dict(variables), drawn=())
+    if not found:
+        raise configs.ConfigError(
+            f"config field 'train.start_parts' is {parts!r}, which matches nothing of {source}; "
+            f"names look like {', '.join(sorted(flatten(variables['params']))[:3])}"
+        )
+    return dataclasses.replace(
+        built,
+        variables={**built.variables, **unflatten({**flatten(built.variables), **found})},
+        drawn=tuple(name for name in built.drawn if not re.fullmatch(parts, name)),
+    )
 
 
 def with_word_vectors(

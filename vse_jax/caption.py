@@ -9,7 +9,6 @@ With --boxes, '[[y0, x0, y1, x1], ...]' as shares of height and width or a file 
 import json
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 from absl import flags
@@ -41,12 +40,16 @@ def main(arguments: Sequence[str]) -> None:
         pictures = own(["caption", *arguments])[1:]
         if not pictures or not workdir.value:
             sys.exit(f"{__doc__}\ncaption: needs --workdir and the paths of pictures")
+        given = None
+        if regions.value is not None:
+            given = inputs.boxes_given(regions.value, pictures)
         model = vse_jax.load(workdir.value)
+        written = 0
         for start in range(0, len(pictures), BATCH):
             some = pictures[start : start + BATCH]
             boxes = None
-            if regions.value is not None:
-                boxes = [inputs.boxes_given(regions.value, Path(name)) for name in some]
+            if given is not None:
+                boxes = given[start : start + BATCH]
             found = model.caption(
                 some,
                 boxes=boxes,
@@ -57,7 +60,9 @@ def main(arguments: Sequence[str]) -> None:
                 top_k=top_k.value,
                 samples=samples.value,
                 seed=seed.value,
+                first=written,
             )
+            written += len(found)
             for (picture, box), captions in zip(_looked_at(some, boxes), found, strict=True):
                 for caption in captions:
                     print(_line(picture, box, caption, as_json.value))

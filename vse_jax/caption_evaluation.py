@@ -3,6 +3,7 @@
 import importlib.util
 import logging
 import time
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -11,14 +12,15 @@ from jaxtyping import Float
 from vse_jax import parallel, train_step
 from vse_jax.caption_writer import special_tokens
 from vse_jax.captioning.captions import Captions
+from vse_jax.data.split import Split, count_and_name
 from vse_jax.evaluators import captioning
 from vse_jax.evaluators.blocks import EvaluationError
 from vse_jax.experiment import Experiment
 from vse_jax.train_state import TrainState
 
 log = logging.getLogger(__name__)
-# Nats a word beyond which a perplexity would be no number.
-MOST = 700.0
+# Nats a word beyond which a perplexity would be no number to TensorBoard, which keeps float32.
+MOST = 80.0
 
 
 class Written(NamedTuple):
@@ -133,8 +135,15 @@ def evaluate(
     log.info("%d captions by %d beams in %.1f s", len(said.images), beams, written.seconds)
     if not can_measure():
         return metrics, written
-    references = [said.captions_of(picture) for picture in range(len(said.images))]
-    metrics |= captioning.evaluate(written.sentences, references)
+    judged = _judged(said)
+    if not judged:
+        return metrics, written
+    references = [said.captions_of(picture) for picture in judged]
+
+    def of_judged(sentences: Sequence[str]) -> list[str]:
+        return [sentences[picture] for picture in judged]
+
+    metrics |= captioning.evaluate(of_judged(written.sentences), references)
     others = {
         "greedy": write(experiment, state, split, 1, pictures).sentences,
         "nearest": captioning.nearest_captions(
@@ -145,9 +154,22 @@ def evaluate(
         ),
     }
     for name, sentences in others.items():
-        found = captioning.evaluate(sentences, references, java=False)
+        found = captioning.evaluate(of_judged(sentences), references, java=False)
         metrics |= {f"caption/{name}/{key.split('/')[1]}": v for key, v in found.items()}
     return metrics, written
+
+
+def _judged(said: Split) -> list[int]:
+    """Numbers of the pictures that have a caption with a word in it; the log tells of others."""
+    numbers = range(len(said.images))
+    judged = [number for number in numbers if any(map(captioning.words, said.captions_of(number)))]
+    if without := sorted(set(numbers).difference(judged)):
+        log.warning(
+            "no caption has a word of letters a to z or digits, so that what is written of them is "
+            "not measured: %s",
+            count_and_name([said.images[number] for number in without]),
+        )
+    return judged
 
 
 def can_measure() -> bool:

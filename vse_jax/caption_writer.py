@@ -83,7 +83,7 @@ class CaptionWriter:
             lambda step, state, _: search(step, state),
             ("best", special, max_length, beams, n_best, length_power),
         )
-        keys = self._keys(0, len(pictures))
+        keys = self._keys(0, 0, len(pictures))
         return self._run(partial(mapped, variables), (pictures, keys), batch_size)
 
     def drawn(
@@ -97,12 +97,13 @@ class CaptionWriter:
         top_k: int | None = None,
         samples: int = 1,
         seed: int = 0,
+        first: int = 0,
         batch_size: int = 64,
     ) -> Captions:
         """Captions of each picture drawn by `sample`, host arrays.
 
-        What is drawn for a picture depends on the seed and on the picture's number. Arguments as
-        there and of `costs`.
+        What is drawn for a picture depends on the seed and on the picture's number, which is
+        `first` for the first of them. Other arguments as there and of `costs`.
         """
 
         def search(step: Step, state: Any, keys: Array) -> Captions:
@@ -122,12 +123,13 @@ class CaptionWriter:
             return jax.vmap(of_one)(state, keys)
 
         mapped = self._mapped(search, ("drawn", special, max_length, temperature, top_k, samples))
-        keys = self._keys(seed, len(pictures))
+        keys = self._keys(seed, first, len(pictures))
         return self._run(partial(mapped, variables), (pictures, keys), batch_size)
 
-    def _keys(self, seed: int, count: int) -> np.ndarray:
+    def _keys(self, seed: int, first: int, count: int) -> np.ndarray:
         """The data of a random key for each picture."""
-        keys = jax.random.split(jax.random.key(seed), count)
+        numbers = np.arange(first, first + count, dtype=np.uint32)
+        keys = jax.vmap(partial(jax.random.fold_in, jax.random.key(seed)))(numbers)
         return np.asarray(jax.random.key_data(keys))
 
     def _mapped(

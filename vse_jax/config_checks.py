@@ -109,7 +109,7 @@ RANGES: Mapping[str, tuple[float, float]] = {
     "train.refit_codes": (0, 1000),
     "evaluate.queries": (0, 1000),
     "evaluate.beams": (1, 1000),
-    "evaluate.length_power": (0.0, float("inf")),
+    "evaluate.length_power": (0.0, 10.0),
     "evaluate.beta": (0.0, float("inf")),
 }
 
@@ -191,6 +191,18 @@ def _check_together(given: Mapping[str, Any], devices: int) -> None:
         raise ConfigError(
             "config field 'train.start_from' is empty: name the workdir of a trained model, or "
             "leave it unset"
+        )
+    try:
+        re.compile(given["train.start_parts"])
+    except re.error as error:
+        raise ConfigError(
+            f"config field 'train.start_parts' is {given['train.start_parts']!r}: not a pattern: "
+            f"{error}"
+        ) from error
+    if given["train.start_from"] is None and given["train.start_parts"] != ".*":
+        raise ConfigError(
+            f"config field 'train.start_parts' is {given['train.start_parts']!r}, but "
+            "'train.start_from' names no model to take them from: set it"
         )
     _check_leap(given)
     for rule in given["train.freeze"]:
@@ -344,6 +356,12 @@ def _check_captioner(given: Mapping[str, Any]) -> None:
                 f"config field {name!r} is {given[name]}, a term of comparing pictures and "
                 f"sentences; the network {network!r} only writes captions: set it to 0"
             )
+    if given["model.image.features"] == "boxes":
+        raise ConfigError(
+            f"config field 'model.image.features' is 'boxes', but the network {network!r} is shown "
+            "a picture as a whole: set it to 'pooled' or 'grid', and 'data.snippets' to regions "
+            "that are to be pictures"
+        )
     if not given["objective.generation.weight"]:
         raise ConfigError(
             "config field 'objective.generation.weight' is 0, and nothing else teaches the network "

@@ -311,9 +311,12 @@ def _multitask() -> ConfigDict:
 def _train() -> ConfigDict:
     """Length, optimizer, what learns, and how often what is saved."""
     train = ConfigDict()
-    # Workdir of a trained model of the same shapes and vocabulary, whose best parameters (averaged
-    # ones, if it has them) and batch statistics this training starts from.
+    # Workdir of a trained model of the same shapes, whose best parameters (averaged ones, if it has
+    # them), batch statistics and words this training starts from.
     train.start_from = placeholder(str)
+    # Pattern of the whole names of those parameters and statistics, such as "image/backbone/.*", to
+    # start with a part of another model: the rest, and the words, are then as without it.
+    train.start_parts = ".*"
     # Length of the training in epochs.
     train.epochs = 10.0
     # Length of the training in steps; where it is given, `epochs` does not count.

@@ -20,7 +20,8 @@ from vse_jax import (
     train_step,
     workdir,
 )
-from vse_jax.caption_writer import CaptionWriter
+from vse_jax.caption_writer import CaptionWriter, special_tokens
+from vse_jax.captioning.beam_search import check_beams
 from vse_jax.data import box_files, semantics, tokenizer
 from vse_jax.data.split import DataError, Dataset
 from vse_jax.encode import Encoder
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
     from vse_jax.data import pipeline
 
 log = logging.getLogger(__name__)
+# Of `train.start_parts`: the whole model.
+_WHOLE = ".*"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,6 +94,8 @@ def prepare(conf: ConfigDict, folder: Path, *, training: bool = False) -> Experi
             conf.objective.quantizer.codes, len(dataset.splits["train"].images)
         )
     words = _tokenizer(conf, dataset, begun, start)
+    if assembly.writes_captions(conf):
+        _check_captions(conf, words)
     known = assembly.Words.of(words, conf.model.text.alter > 0)
     examples = _examples(conf, dataset, words)
     pretrained = _with_words(
@@ -98,7 +103,7 @@ def prepare(conf: ConfigDict, folder: Path, *, training: bool = False) -> Experi
     )
     built = pretrained
     if start is not None:
-        built = assembly.with_variables(pretrained, start.variables, str(start.folder))
+        built = assembly.with_variables(pretrained, start.variables, str(start.folder), start.parts)
     weights = {
         side: None if conf.model[side].weights is None else digest(conf.model[side].weights)
         for side in assembly.BACKBONES
@@ -179,11 +184,13 @@ class Start(NamedTuple):
       folder: workdir of its variables.
       variables: averaged `params`, if it has such, and `batch_stats`.
       digest: of those that the training began with.
+      parts: pattern of the names of those that are taken.
     """
 
     folder: Path
     variables: dict[str, Any]
     digest: str
+    parts: str = _WHOLE
 
 
 def _start(conf: ConfigDict, begun: Path | None) -> Start | None:
@@ -203,7 +210,7 @@ def _start(conf: ConfigDict, begun: Path | None) -> Start | None:
         best = checkpoint.read_newest(source / "checkpoints" / "best")
     variables = train_step.evaluation_variables(best)
     log.info("starting from the parameters of %s at its step %d", source, best["step"])
-    return Start(source, variables, _digest(variables))
+    return Start(source, variables, _digest(variables), conf.train.start_parts)
 
 
 def _trained_backbone(pretrained: assembly.Built, built: assembly.Built, side: str) -> str | None:
@@ -234,7 +241,7 @@ def _tokenizer(
     if begun is not None:
         workdir.check_tokenizer(begun)
         return tokenizer.load(begun / workdir.TOKENIZER, preset, most)
-    if start is None:
+    if start is None or start.parts != _WHOLE:
         if preset == "pretrained":
             return tokenizer.pretrained(conf.model.text.weights, most)
         return tokenizer.train(dataset.splits["train"].captions, preset, most)
@@ -252,6 +259,14 @@ def _tokenizer(
             return words
     log.info("words are those of %s", start.folder)
     return tokenizer.load(start.folder / workdir.TOKENIZER, preset, most)
+
+
+def _check_captions(conf: ConfigDict, words: tokenizer.Tokenizer) -> None:
+    """Raises ConfigError where too few words are known for captions to be searched for."""
+    with config.blaming("evaluate.beams", ValueError):
+        special = special_tokens(words)
+        count = words.vocabulary - len({*special.banned, special.end})
+        check_beams(conf.evaluate.beams, count, conf.data.max_tokens - 1)
 
 
 def _describe(dataset: Dataset) -> None:

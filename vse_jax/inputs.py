@@ -12,6 +12,7 @@ from PIL import Image
 
 from vse_jax.boxes import cropped
 from vse_jax.data import box_files, captions_files
+from vse_jax.data.rgb import in_rgb
 from vse_jax.data.split import DataError
 
 Picture = str | os.PathLike[str] | bytes | np.ndarray
@@ -52,26 +53,38 @@ def checked_boxes(boxes: Boxes, where: str) -> Float[np.ndarray, "r 4"]:
     return found
 
 
-def boxes_given(text: str, picture: Path) -> Float[np.ndarray, "r 4"]:
-    """The boxes of a picture that a flag --boxes gives; raises DataError where there are none.
+def boxes_given(text: str, pictures: Sequence[str]) -> list[Float[np.ndarray, "_ 4"]]:
+    """The boxes [r, 4] that a flag --boxes gives for each picture.
 
     Args:
-      text: JSON, "[[y0, x0, y1, x1], ...]", or a file for `box_files.read`.
-      picture: its path, by which the file knows it, or else by its name alone.
+      text: JSON, "[[y0, x0, y1, x1], ...]", for every picture; or a file for `box_files.listed`.
+      pictures: paths, by which the file knows them, or else by their names alone.
+
+    Raises:
+      DataError: there are none of a picture, or they are of two pictures of one name.
     """
-    if not text.lstrip().startswith("["):
-        path = Path(text).expanduser()
+    if text.lstrip().startswith("["):
         try:
-            return box_files.read(path, [str(picture)])[str(picture)]
-        except DataError:
-            return box_files.read(path, [picture.name])[picture.name]
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"--boxes is not JSON: {error}") from error
-    found = captions_files.boxes_of(value, "--boxes")
-    assert found is not None
-    return found
+            value = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"--boxes is not JSON: {error}") from error
+        boxes = captions_files.boxes_of(value, "--boxes")
+        assert boxes is not None
+        return [boxes] * len(pictures)
+    if not text:
+        raise DataError("--boxes is empty; expected [[y0, x0, y1, x1], ...] or a file of boxes")
+    known = box_files.listed(Path(text).expanduser())
+    keys = [path if path in known else os.path.basename(path) for path in pictures]
+    by_name: dict[str, str] = {}
+    for path, key in zip(pictures, keys, strict=True):
+        if key not in known:
+            first = next(iter(known), "no picture")
+            raise DataError(f"{text} has no boxes of {path}; its first is of {first}")
+        if os.path.normpath(other := by_name.setdefault(key, path)) != os.path.normpath(path):
+            raise DataError(
+                f"{text} knows {other} and {path} by one name, {key}: write their paths there"
+            )
+    return [known[key] for key in keys]
 
 
 def regions(pictures: Sequence[Picture], boxes: Sequence[Boxes]) -> list[np.ndarray]:
@@ -86,7 +99,7 @@ def regions(pictures: Sequence[Picture], boxes: Sequence[Boxes]) -> list[np.ndar
         or fewer pictures.
     """
     if len(boxes) != len(pictures):
-        raise DataError(f"boxes of {len(boxes)} pictures, but there are {len(pictures)} pictures")
+        raise DataError(f"boxes of {len(boxes)} pictures, but the pictures are {len(pictures)}")
     found = []
     for number, (picture, own) in enumerate(zip(pictures, boxes, strict=True)):
         image = in_own_size(number, picture)
@@ -125,10 +138,7 @@ def opened(picture: str | os.PathLike[str] | bytes, number: int = 0) -> Image.Im
     """
     try:
         with Image.open(io.BytesIO(picture) if isinstance(picture, bytes) else picture) as opened:
-            if opened.mode.startswith("I"):  # 16 bits, which Pillow would cut off at 255
-                grey = np.asarray(opened, np.uint32) // 257
-                return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
-            return opened.convert("RGB")
+            return in_rgb(opened)
     # Pillow raises SyntaxError for a PNG whose chunks are broken.
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         name = "bytes" if isinstance(picture, bytes) else picture

@@ -369,6 +369,7 @@ def test_captions_without_a_probability_fill_up_the_best():
         ({"n_best": 0}, "n_best is 0; expected 1 to 2"),
         ({"length_power": -0.1}, "length_power is -0.1; expected 0"),
         ({"length_power": float("nan")}, "length_power is nan"),
+        ({"length_power": 500.0}, "length_power is 500.0; 2 tokens to this power are no float32"),
         ({"max_length": 0}, "max_length is 0; expected 1 or more"),
         ({"special": SPECIAL._replace(banned=(2,))}, "token 2, is among the banned"),
         (
@@ -391,3 +392,10 @@ def test_sampling_nothing_is_refused(name):
     decoder = Decoder(0, 5)
     with pytest.raises(ValueError, match=f"{name} is 0; expected 1 or more"):
         sample(decoder.step, decoder.state, jax.random.key(0), SPECIAL, 2, **{name: 0})
+
+
+@pytest.mark.parametrize("temperature", [-1.0, float("nan"), float("inf")])
+def test_an_impossible_temperature_is_refused(temperature):
+    decoder, key = Decoder(0, 5), jax.random.key(0)
+    with pytest.raises(ValueError, match=r"temperature is .*; expected 0"):
+        sample(decoder.step, decoder.state, key, SPECIAL, 2, temperature=temperature)

@@ -48,6 +48,8 @@ def test_boxes_are_read_by_name(tmp_path, caplog):
     [
         ([[0.0, 0.0, 1.2, 1.0]], r"boxes\.jsonl:3: box \[0\.0, 0\.0, 1\.2, 1\.0\] is not"),
         ([[0.5, 0.0, 0.5, 1.0]], r"boxes\.jsonl:3: box"),
+        ([[0, 0, 1, int("1" * 400)]], r"boxes\.jsonl:3: box"),
+        ([[0, 0, float("nan"), 1]], r"boxes\.jsonl:3: box"),
         ([], r"boxes\.jsonl:3: c\.jpg has no boxes"),
         (None, r"boxes\.jsonl:3: c\.jpg has no boxes"),
         ("x", r"boxes\.jsonl:3: boxes is 'x'"),

@@ -5,6 +5,7 @@ import json
 
 import numpy as np
 import pytest
+import tensorflow as tf
 from PIL import Image
 
 from vse_jax.config import ConfigError
@@ -81,6 +82,18 @@ def test_regions_are_the_pixels_under_their_boxes_each_picture_decoded_once(tmp_
     for one, other in zip(shown, expected, strict=True):
         np.testing.assert_array_equal(one, other)
     assert found[1] == png("b")  # The whole is not encoded again.
+
+
+def test_sixteen_bits_are_read_as_the_pipeline_reads_them(tmp_path):
+    grey = np.random.default_rng(0).integers(0, 65536, (8, 10), np.uint16)
+    file = io.BytesIO()
+    Image.fromarray(grey).save(file, "PNG")
+    whole = Split(["a.png"], ["x"], np.arange(1), lambda _: [file.getvalue()])
+    path = written(tmp_path, LINES[:1])
+    regions = snippets.regions(Dataset("own", {"train": whole}, "print", "p"), path)
+    decoded = tf.io.decode_image(file.getvalue(), channels=3).numpy()
+    with Image.open(io.BytesIO(regions.splits["train"].read([0])[0])) as crop:
+        np.testing.assert_allclose(np.asarray(crop), decoded[:, :5], atol=1)
 
 
 def test_pictures_without_snippets_are_left_out_and_told(tmp_path, caplog):

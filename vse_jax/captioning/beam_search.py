@@ -58,8 +58,12 @@ def beam_search(
             f"length_power is {length_power}; expected 0 (no normalisation) or more, "
             "as below it early stopping would be wrong"
         )
+    if length_power * np.log(max(max_length, 1)) >= np.log(np.finfo(np.float32).max):
+        raise ValueError(
+            f"length_power is {length_power}; {max_length} tokens to this power are no float32"
+        )
     allowed = allowed_words(step, state, special, max_length)
-    _check_beams(beams, int(allowed.sum()) - 1, max_length)
+    check_beams(beams, int(allowed.sum()) - 1, max_length)
     # By length; a table, as division by it must not rise with the length in the last bit.
     weights = jnp.asarray(np.arange(max_length + 1, dtype=float) ** length_power, jnp.float32)
     extend = partial(_extend, step, beams, allowed, special.end, weights)
@@ -200,8 +204,8 @@ def _best(search: _Beams, weights: Float[Array, " l1"], n_best: int, padding: in
     )
 
 
-def _check_beams(beams: int, words: int, max_length: int) -> None:
-    """Raises ValueError unless there are as many captions as beams."""
+def check_beams(beams: int, words: int, max_length: int) -> None:
+    """Raises ValueError unless `words`, beside <end>, make as many captions as there are beams."""
     most = 0
     for length in range(max_length):
         most += words**length  # Those that end there.

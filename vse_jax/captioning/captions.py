@@ -102,6 +102,6 @@ def allowed_words(
 
 
 def positive(name: str, number: int) -> None:
-    """Raises ValueError unless the number is."""
-    if number < 1:
-        raise ValueError(f"{name} is {number}; expected 1 or more")
+    """Raises ValueError unless it is a whole number of 1 or more."""
+    if not isinstance(number, int | np.integer) or number < 1:
+        raise ValueError(f"{name} is {number}; expected 1 or more, a whole number")

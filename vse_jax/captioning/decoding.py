@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from vse_jax.captioning.captions import (
@@ -64,9 +65,11 @@ def sample(
       samples: captions of each picture.
 
     Raises:
-      ValueError: an impossible `special`, `max_length`, `top_k` or `samples`.
+      ValueError: an impossible `special`, `max_length`, `temperature`, `top_k` or `samples`.
     """
     positive("samples", samples)
+    if not 0 <= temperature < np.inf:
+        raise ValueError(f"temperature is {temperature}; expected 0 (greedy) or more, and finite")
     if top_k is not None:
         positive("top_k", top_k)
 

@@ -20,11 +20,29 @@ _LINE = '{"image": name, "boxes": [[y0, x0, y1, x1], ...]}'
 def read(path: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
     """float32 [r, 4] of each of these pictures, as (y0, x0, y1, x1) in [0, 1].
 
-    A line is `{"image": name, "boxes": [[y0, x0, y1, x1], ...]}`. Boxes of other pictures are told
-    and left out.
+    Boxes of other pictures are told and left out.
 
     Raises:
-      DataError: a malformed line, with its number; or pictures that have no boxes there.
+      DataError: as `listed`; or pictures that have no boxes there.
+    """
+    found = listed(path)
+    if missing := [name for name in names if name not in found]:
+        raise DataError(
+            f"{path} has no boxes of {count_and_name(missing)} pictures of the {len(names)}; "
+            f"its first is of {next(iter(found), 'no picture')}"
+        )
+    if others := sorted(found.keys() - set(names)):
+        log.warning("%s: boxes of other pictures: %s", path, count_and_name(others))
+    return {name: found[name] for name in names}
+
+
+def listed(path: Path) -> dict[str, np.ndarray]:
+    """float32 [r, 4] of every picture that a file names, as (y0, x0, y1, x1) in [0, 1].
+
+    A line is `{"image": name, "boxes": [[y0, x0, y1, x1], ...]}`.
+
+    Raises:
+      DataError: no such file, or a malformed line, with its number.
     """
     found: dict[str, np.ndarray] = {}
     for where, value in json_lines(path, _LINE):
@@ -37,14 +55,7 @@ def read(path: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
         if own is None or not len(own):
             raise DataError(f"{where}: {name} has no boxes")
         found[name] = own
-    if missing := [name for name in names if name not in found]:
-        raise DataError(
-            f"{path} has no boxes of {count_and_name(missing)} pictures of the {len(names)}; "
-            f"its first is of {next(iter(found), 'none')}"
-        )
-    if others := sorted(found.keys() - set(names)):
-        log.warning("%s: boxes of other pictures: %s", path, count_and_name(others))
-    return {name: found[name] for name in names}
+    return found
 
 
 def with_regions(dataset: Dataset, path: Path | None) -> Dataset:

@@ -6,7 +6,6 @@ import dataclasses
 import io
 import json
 import logging
-import math
 import os
 import pathlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -353,7 +352,8 @@ def boxes_of(value: Any, where: str) -> np.ndarray | None:
 def _is_box(box: Any) -> bool:
     if not isinstance(box, list) or len(box) != 4:
         return False
-    if not all(type(side) in (int, float) and math.isfinite(side) for side in box):
+    # NaN and infinities fail this, and a whole number too large for a float.
+    if not all(type(side) in (int, float) and 0 <= side <= 1 for side in box):
         return False
     y0, x0, y1, x1 = np.asarray(box, np.float32)
     return bool(0 <= y0 < y1 <= 1 and 0 <= x0 < x1 <= 1)

@@ -16,6 +16,7 @@ from PIL import Image
 from vse_jax.boxes import WHOLE, cropped
 from vse_jax.data import sift
 from vse_jax.data.captions_files import boxes_of, checked_text, json_lines
+from vse_jax.data.rgb import in_rgb
 from vse_jax.data.split import DataError, Dataset, Split, count_and_name
 
 log = logging.getLogger(__name__)
@@ -84,7 +85,7 @@ def regions(dataset: Dataset, path: Path) -> Dataset:
         if not any(said):
             raise DataError(
                 f"{path} has no snippet of the {len(split.images)} pictures of split {name!r}; its "
-                f"first is of {next(iter(known), 'none')}"
+                f"first is of {next(iter(known), 'no picture')}"
             )
         splits[name] = _of_regions(split, said)
         told = [[image, list(own.items())] for image, own in zip(split.images, said, strict=True)]
@@ -140,7 +141,7 @@ def _reader(
                 continue
             if picture not in decoded:
                 with Image.open(io.BytesIO(encoded[picture])) as opened:
-                    decoded[picture] = opened.convert("RGB")
+                    decoded[picture] = in_rgb(opened)
             found.append(_png(cropped(decoded[picture], box.tolist())))
         return found
 
