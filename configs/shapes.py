@@ -4,7 +4,7 @@ configs/shapes.py[:system[,objective=NAME][,text=bert]], with the systems and ob
 configs/flickr8k.py. "vsepp" (one vector a picture, one a sentence) has "infonce" as its default
 here, for it learns fastest from nothing; "lmh", "lseh" and "lsh" are the hinge with the hardest
 negatives, with the hardest by what captions mean too, and with all. Networks of regions look at the
-whole grid of the backbone, "dvsa" at the boxes of the objects.
+whole grid of the backbone, "dvsa" at the boxes of the objects. "multimodal_rnn" writes captions.
 """
 
 from ml_collections import ConfigDict
@@ -34,6 +34,8 @@ def get_config(choice: str = "vsepp") -> ConfigDict:
     presets.system(config, choice, "configs/shapes.py", vsepp="infonce")
     if config.model.network == "dvsa":
         _boxes_by_adam(config)
+    if config.model.network == "multimodal_rnn":
+        _few_words_by_adam(config)
     return config
 
 
@@ -47,4 +49,17 @@ def _boxes_by_adam(config: ConfigDict) -> None:
     config.train.learning_rate = 1e-3
     config.train.clip_value = None
     config.train.clip_norm = 2.0
+    config.train.epochs = 4.0
+
+
+def _few_words_by_adam(config: ConfigDict) -> None:
+    """A small captioner without dropout.
+
+    As wide as published, with dropout and an LSTM, it learned to write one caption for all pictures.
+    """
+    config.model.hidden = 128
+    config.model.text.words = 64
+    config.model.captioner.dropout = 0.0
+    config.train.optimizer = "adam"
+    config.train.learning_rate = 3e-3
     config.train.epochs = 4.0
