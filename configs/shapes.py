@@ -55,7 +55,7 @@ def _boxes_by_adam(config: ConfigDict) -> None:
 def _few_words_by_adam(config: ConfigDict) -> None:
     """A small captioner without dropout.
 
-    As wide as published, with dropout and an LSTM, it learned to write one caption for all pictures.
+    As wide as published and with dropout, an LSTM learned to write one caption for all pictures.
     """
     config.model.hidden = 128
     config.model.text.words = 64

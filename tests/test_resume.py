@@ -45,7 +45,12 @@ OBJECTIVES = (
 # Networks with statistics of their own; with the momentum of SGD, the mean squares of RMSprop.
 SAF = ("--config=configs/shapes.py:saf,objective=lseh", "--config.train.optimizer=sgd")
 VSRN = ("--config=configs/shapes.py:vsrn,objective=lmh",)
-CAPTIONS = ("--config=configs/shapes.py:multimodal_rnn", "--config.model.hidden=16")
+CAPTIONS = (
+    "--config=configs/shapes.py:multimodal_rnn",
+    "--config.model.hidden=16",
+    "--config.model.captioner.dropout=0.5",
+    "--config.train.optimizer=rmsprop",
+)
 WARMUP = ("--config.objective.triplet.warmup_epochs=0.04",)
 
 
