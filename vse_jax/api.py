@@ -17,7 +17,6 @@ from vse_jax import (
     caption_writer,
     checkpoint,
     confidence,
-    config_checks,
     inputs,
     parallel,
     train_step,
@@ -323,19 +322,9 @@ class Model:
           DataError, TypeError: as `encode_images`; boxes that are none.
         """
         writer, words = self._captioner()
-        if temperature is None and (top_k is not None or samples != 1):
-            raise ValueError("top_k and samples are of captions that are drawn: give a temperature")
-        searched = beams is not None or n_best != 1 or length_power is not None
-        if temperature is not None and searched:
-            raise ValueError(
-                "beams, n_best and length_power are of the search for the best captions: give no "
-                "temperature, or leave them out"
-            )
-        for name, value in {"beams": beams, "samples": samples, "top_k": top_k}.items():
-            _check_count(name, value)
-        least, most_seed = config_checks.RANGES["seed"]
-        if not least <= seed <= most_seed:
-            raise ValueError(f"seed is {seed}; it must lie in [{least}, {most_seed}]")
+        of_search = {"beams": beams, "n_best": n_best, "length_power": length_power}
+        of_draws = {"top_k": top_k, "samples": samples, "seed": seed}
+        inputs.check_writing(temperature, of_search, of_draws)
         if boxes is not None:
             if self.reads_features:
                 raise ValueError("this model was trained on features: give those of the regions")
@@ -497,13 +486,6 @@ def load(folder: str | os.PathLike[str]) -> Model:
       CheckpointError: no usable checkpoint.
     """
     return Model(folder)
-
-
-def _check_count(name: str, value: int | None) -> None:
-    """Raises ValueError unless it is None or as `evaluate.beams` may be."""
-    least, most = config_checks.RANGES["evaluate.beams"]
-    if value is not None and not (isinstance(value, int) and least <= value <= most):
-        raise ValueError(f"{name} is {value}; expected a whole number from {least} to {most}")
 
 
 def _check_batch_size(batch_size: int) -> None:

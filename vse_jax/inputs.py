@@ -3,13 +3,15 @@
 import io
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 from PIL import Image
 
+from vse_jax import config_checks
 from vse_jax.boxes import cropped
 from vse_jax.data import box_files, captions_files
 from vse_jax.data.rgb import in_rgb
@@ -124,6 +126,32 @@ def checked_regions(number: int, features: object, width: int) -> Float[np.ndarr
     if not np.isfinite(found).all():
         raise DataError(f"the features of picture {number} are not finite")
     return found
+
+
+def check_writing(
+    temperature: float | None, of_search: Mapping[str, Any], of_draws: Mapping[str, Any]
+) -> None:
+    """Raises ValueError where captions cannot be searched for, or drawn at a temperature, so.
+
+    Args:
+      temperature: None for a search.
+      of_search: `beams`, `n_best` and `length_power`; None where they are left open.
+      of_draws: `top_k`, `samples` and `seed`.
+    """
+    if temperature is None and (of_draws["top_k"] is not None or of_draws["samples"] != 1):
+        raise ValueError("top_k and samples are of captions that are drawn: give a temperature")
+    left_open = {"beams": None, "n_best": 1, "length_power": None}
+    if temperature is not None and of_search != left_open:
+        raise ValueError(
+            "beams, n_best and length_power are of the search for the best captions: give no "
+            "temperature, or leave them out"
+        )
+    counts = config_checks.RANGES["evaluate.beams"]
+    ranges = {"beams": counts, "samples": counts, "top_k": (1, float("inf"))}
+    for name, (least, most) in (ranges | {"seed": config_checks.RANGES["seed"]}).items():
+        value = {**of_search, **of_draws}[name]
+        if value is not None and not (isinstance(value, int) and least <= value <= most):
+            raise ValueError(f"{name} is {value}; expected a whole number from {least} to {most}")
 
 
 def opened(picture: str | os.PathLike[str] | bytes, number: int = 0) -> Image.Image:

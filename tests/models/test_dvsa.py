@@ -59,6 +59,35 @@ def test_the_reader_is_its_formula():
         np.testing.assert_allclose(found.pooled[row], expected.sum(axis=0), rtol=1e-5, atol=1e-5)
 
 
+def test_words_are_dropped_and_states_are_not():
+    """With ones that pass everything on, a state tells how many words before it were kept."""
+    reader = BRNNReader(2, 1, HIDDEN, dropout=0.5)
+    params = {
+        "words": jnp.ones((2, 1)),
+        "embed": {"kernel": jnp.ones((1, HIDDEN)), "bias": jnp.zeros(HIDDEN)},
+        "forward": jnp.eye(HIDDEN),
+        "backward": jnp.zeros((HIDDEN, HIDDEN)),
+        "forward_bias": jnp.zeros(HIDDEN),
+        # The other direction is silent: e_t - 9 < 0.
+        "backward_bias": jnp.full(HIDDEN, -9.0),
+    }
+    tokens, mask = jnp.zeros((200, 6), jnp.int32), jnp.ones((200, 6), bool)
+
+    def read(train):
+        return np.asarray(
+            reader.apply(
+                {"params": params}, tokens, mask, train=train, rngs={"dropout": jax.random.key(0)}
+            ).words
+        )
+
+    np.testing.assert_array_equal(read(False)[0, 1:5, 0], [1, 2, 3, 4])
+    states = read(True)[:, 1:5]
+    added = np.diff(states, axis=1, prepend=0.0)
+    # Each word is there twice as much or not at all, and what was read before is never lost.
+    assert set(np.unique(added).tolist()) == {0.0, 2.0}
+    assert 0.45 < (added == 0).mean() < 0.55
+
+
 def test_the_gradient_of_the_reader_is_that_of_finite_differences():
     reader = BRNNReader(VOCABULARY, WIDTH, HIDDEN)
     tokens, mask = sentences()
