@@ -328,7 +328,8 @@ class Model:
         if boxes is not None:
             if self.reads_features:
                 raise ValueError("this model was trained on features: give those of the regions")
-            pictures = inputs.regions(_several(pictures), _listed(boxes, "boxes"))
+            size = self.config.data.image_size
+            pictures = inputs.regions(_several(pictures), _listed(boxes, "boxes"), size)
         whole = self.encode_images(pictures, batch_size)
         if not len(whole):
             return []

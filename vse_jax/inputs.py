@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from PIL import Image
 
 from vse_jax import config_checks
@@ -89,12 +89,15 @@ def boxes_given(text: str, pictures: Sequence[str]) -> list[Float[np.ndarray, "_
     return [known[key] for key in keys]
 
 
-def regions(pictures: Sequence[Picture], boxes: Sequence[Boxes]) -> list[np.ndarray]:
-    """uint8 [h, w, 3] of every box of every picture, those of the first picture first.
+def regions(
+    pictures: Sequence[Picture], boxes: Sequence[Boxes], size: int
+) -> list[UInt8[np.ndarray, "{size} {size} 3"]]:
+    """Every box of every picture, cropped and resized as `pixels` is; the first picture's first.
 
     Args:
       pictures: as of the API.
       boxes: [r, 4] of each.
+      size: pixels a side.
 
     Raises:
       DataError: something that is no picture or no box, a picture without boxes, or boxes of more
@@ -108,7 +111,7 @@ def regions(pictures: Sequence[Picture], boxes: Sequence[Boxes]) -> list[np.ndar
         corners = checked_boxes(own, f"picture {number}").tolist()
         if not corners:
             raise DataError(f"picture {number} has no boxes; expected [[y0, x0, y1, x1], ...]")
-        found += [np.asarray(cropped(image, box)) for box in corners]
+        found += [pixels(number, np.asarray(cropped(image, box)), size) for box in corners]
     return found
 
 

@@ -74,7 +74,7 @@ def test_regions_are_the_pixels_under_their_boxes_each_picture_decoded_once(tmp_
     real = Image.open
     monkeypatch.setattr(snippets.Image, "open", lambda file: opened.append(1) or real(file))
     found = train.read(np.array([1, 2, 0, 1]))
-    assert asked == [[0, 1]]
+    assert [sorted(numbers) for numbers in asked] == [[0, 1]]
     assert len(opened) == 1
     monkeypatch.undo()
     shown = [np.asarray(Image.open(io.BytesIO(data))) for data in found]

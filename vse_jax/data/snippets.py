@@ -130,26 +130,34 @@ def _reader(
 
     def crops(numbers: Iterable[SupportsIndex]) -> list[bytes]:
         wanted = [int(number) for number in numbers]
-        pictures = sorted({int(source[number]) for number in wanted})
-        encoded = dict(zip(pictures, read(pictures), strict=True))
-        decoded: dict[int, Image.Image] = {}
-        found = []
-        for number in wanted:
-            picture, box = int(source[number]), boxes[number]
-            if (box == WHOLE[0]).all():
-                found.append(encoded[picture])
-                continue
-            if picture not in decoded:
-                with Image.open(io.BytesIO(encoded[picture])) as opened:
-                    decoded[picture] = in_rgb(opened)
-            found.append(_png(cropped(decoded[picture], box.tolist())))
+        places: dict[int, list[int]] = {}
+        for place, number in enumerate(wanted):
+            places.setdefault(int(source[number]), []).append(place)
+        found = [b""] * len(wanted)
+        for own, encoded in zip(places.values(), read(list(places)), strict=True):
+            # One picture's pixels at a time: those of a batch of photos may be gigabytes.
+            for place, region in zip(own, _regions(encoded, boxes[wanted][own]), strict=True):
+                found[place] = region
         return found
 
     return crops
 
 
+def _regions(encoded: bytes, boxes: Float[np.ndarray, "n 4"]) -> list[bytes]:
+    """What is under each box of an encoded picture, encoded without loss; the whole as it is."""
+    whole = (boxes == WHOLE).all(axis=1)
+    if whole.all():
+        return [encoded] * len(boxes)
+    with Image.open(io.BytesIO(encoded)) as opened:
+        picture = in_rgb(opened)
+    return [
+        encoded if is_whole else _png(cropped(picture, box.tolist()))
+        for is_whole, box in zip(whole, boxes, strict=True)
+    ]
+
+
 def _png(picture: Image.Image) -> bytes:
-    """Encoded without loss, quickly."""
+    """Quickly, at the price of some bytes."""
     file = io.BytesIO()
     picture.save(file, "PNG", compress_level=1)
     return file.getvalue()
