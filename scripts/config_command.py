@@ -38,11 +38,15 @@ def run(
     console.set_up_logging()
     try:
         configs.names_set(arguments)  # the unknown ones are told
+        if {"-h", "--help"} & set(arguments):
+            print(usage)
+            return
         rest = own([name, *arguments])[1:]
         no_output = output.value is None or not output.value.endswith(suffix)
         if rest or chosen.value is None or no_output:
             needed = f"--output=FILE{suffix}" if suffix else "--output"
-            sys.exit(f"{usage}\n{name}: needs --config and {needed}, and knows no {rest}")
+            unknown = f", and knows no {' '.join(rest)}" if rest else ""
+            sys.exit(f"{usage}\n{name}: needs --config and {needed}{unknown}")
         work(chosen.value, Path(output.value).expanduser())
     except (*USER_ERRORS, OSError, flags.Error) as error:
         sys.exit(f"{name}: {error}")

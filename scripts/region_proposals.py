@@ -29,6 +29,8 @@ from vse_jax.data.split import DataError, Split
 from vse_jax.models.backbones.weights import digest
 
 log = experiment.log
+# Pictures between lines of the log, where there is no terminal for a bar.
+EVERY = 500
 ADVICE = "--output must name a file in a folder with room and permission to write"
 # Of what is written: another one makes other boxes of the same pictures.
 VERSION = 1
@@ -110,8 +112,10 @@ def propose(
                 log.info("%s is there", output)
                 return
             done = _kept(file, names)
-            if done:
-                log.info("%s: %d of %d pictures are there", output, done, len(names))
+            log.info(
+                "%s: %d of %d pictures are there, whatever limits of splits say",
+                output, done, len(names),
+            )  # fmt: skip
             ranked = _ranked(config, dataset.splits, done, search, confidence, batch_size)
             with _progress() as bar:
                 task = bar.add_task(output.name, total=len(names), completed=done)
@@ -119,6 +123,8 @@ def propose(
                     top = proposals.top_boxes(boxes, scores, regions - 1)
                     _append(file, names[number], top)
                     bar.update(task, completed=number + 1)
+                    if (number + 1) % EVERY == 0 and bar.disable:
+                        log.info("%s: %d of %d pictures", output, number + 1, len(names))
             os.fsync(file.fileno())
             Path(file.name).replace(output)
     log.info("%s: boxes of %d pictures", output, len(names))

@@ -63,6 +63,15 @@ def test_a_line_is_a_segment_and_json_is_everything(run, trained_dvsa, photo):
         np.testing.assert_allclose(told["score"], segment.score, rtol=1e-4)
 
 
+def test_words_that_the_model_does_not_know_are_told(run, photo):
+    sentence = "a red xyzzy circle, Plugh!"
+    code, out, told = run(photo, sentence, f"--boxes={BOXES}", "--json")
+    assert code == 0
+    found = json.loads(out)
+    assert (found["words"], found["unknown"]) == (["a", "red", "circle"], ["xyzzy", "plugh"])
+    assert "words that the model does not know: xyzzy, plugh" in told
+
+
 @pytest.mark.parametrize("whole_path", [True, False])
 def test_boxes_come_from_a_file_and_the_picture_is_drawn(run, photo, tmp_path, whole_path):
     name = str(photo) if whole_path else photo.name
@@ -133,7 +142,8 @@ def test_pixels_of_a_box():
 
 def test_snippets_of_every_split(run, trained_dvsa, opened, tmp_path):
     output = tmp_path / "snippets.jsonl"
-    code, out, _ = run(f"--snippets={output}", "--beta=0.01")
+    code, out, told = run(f"--snippets={output}", "--beta=0.01")
+    assert f"what 480 captions say of regions is in {output}" in told
     assert code == 0
     assert out == ""
     lines = [json.loads(line) for line in output.read_text().splitlines()]
@@ -158,7 +168,7 @@ def test_mistakes_of_the_command_line_end_in_one_line(run, photo, tmp_path):
         ([photo, SENTENCE, "--beta=-1"], "'-1' is not a number of 0 or more"),
         ([photo, SENTENCE, "--beta=nan"], "'nan' is not a number of 0 or more"),
         ([photo, SENTENCE, "--beta=abc"], "'abc' is not a number of 0 or more"),
-        (["--snippets="], "--snippets is empty"),
+        (["--snippets="], "--snippets is '.'; it must end in .jsonl"),
         ([photo, SENTENCE, f"--output={tmp_path}/a.jpg"], "must end in .png"),
         ([photo, SENTENCE, f"--snippets={tmp_path}/a.jsonl"], "--snippets is of the data set"),
     ]:
@@ -180,11 +190,11 @@ def test_other_mistakes_end_in_one_line(run, trained, photo, tmp_path):
         ([broken, SENTENCE, with_boxes], {}, "cannot be read"),
         ([Path("no.jpg"), SENTENCE, with_boxes], {}, "no.jpg"),
         ([photo, SENTENCE], {"folder": trained}, "network 'vsepp', which ties no words"),
-        ([f"--snippets={tmp_path}/a"], {"folder": trained}, "network 'vsepp', which ties no"),
+        ([f"--snippets={tmp_path}/a.jsonl"], {"folder": trained}, "network 'vsepp', which ties no"),
         ([photo, SENTENCE], {"folder": tmp_path}, f"{tmp_path} is no workdir of vse_jax"),
     ]:
         code, out, told = run(*arguments, **folder)
         assert (code, out, told.count("\n")) == (1, "", 1)
         assert told.startswith("align: ")
         assert message in told
-    assert not (tmp_path / "a").exists()
+    assert not (tmp_path / "a.jsonl").exists()

@@ -418,6 +418,21 @@ def test_a_captioner_is_measured_on_regions_with_its_own_words(
     assert not any("drawn at random" in text for text in report_of(tmp_path / "run")["warnings"])
 
 
+def test_help_lists_the_flags(capsys):
+    caption.main(["--help"])
+    told = capsys.readouterr().out
+    assert "python -m vse_jax.caption --workdir" in told
+    assert all(f"--{name}" in told for name in ("beams", "length_power", "top_k", "boxes"))
+
+
+def test_captions_without_a_word_are_told(written, caplog):
+    run, state, *_ = written
+    _, found = caption_evaluation.evaluate(run, state, "test")
+    empty = sum(not sentence for sentence in found.sentences)
+    assert empty
+    assert f"{empty} of 16 captions have no word" in caplog.text
+
+
 def test_boxes_of_a_file_are_known_by_path_or_by_name_alone(tmp_path):
     boxes = {"a/1.jpg": [[0, 0, 1, 0.5]], "2.jpg": [[0, 0, 0.5, 1]]}
     path = tmp_path / "boxes.jsonl"

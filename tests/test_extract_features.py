@@ -290,8 +290,8 @@ def test_the_command_line(script, own, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(console, "set_up_logging", lambda: None)
     for arguments, told in (
         ([*flags, "--grid=0"], "^extract_features: --grid and --batch_size must be above 0$"),
-        (flags[:1], r"extract_features: needs --config and --output, and knows no \[\]"),
-        ([*flags, "x"], r"knows no \['x'\]"),
+        (flags[:1], r"extract_features: needs --config and --output$"),
+        ([*flags, "x"], r"knows no x$"),
         ([*flags, "--config.data.nope=1"], "^extract_features: unknown config field 'data.nope'"),
         ([*flags, "--grid=x"], "^extract_features: flag --grid=x"),
     ):

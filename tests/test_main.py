@@ -8,6 +8,8 @@ import sys
 import pytest
 from commands import REPOSITORY, Command
 
+from vse_jax import main
+
 SHAPES, CUSTOM = "--config=configs/shapes.py", "--config=configs/custom.py"
 FLICKR8K = "--config=configs/flickr8k.py"
 
@@ -169,3 +171,14 @@ def test_evaluating_again_gives_the_metrics_of_training(results, trained):
         json.loads((path / "report.json").read_text()) for path in (folder / "trained", trained)
     )
     assert found == expected
+
+
+def test_ctrl_c_before_the_first_step_ends_in_one_line(monkeypatch, capsys):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(main.app, "run", interrupted)
+    with pytest.raises(SystemExit) as ended:
+        main.start(["main"])
+    assert ended.value.code == 130
+    assert capsys.readouterr().err == "vse_jax: interrupted; what was saved is whole\n"

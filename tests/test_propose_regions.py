@@ -302,8 +302,8 @@ def test_the_command_line(work, command, own, proposed, tmp_path, monkeypatch, c
     monkeypatch.setattr(console, "set_up_logging", lambda: None)
     for arguments, told in (
         ([*flags, "--batch_size=0"], "^propose_regions: --regions, --processes and --batch_size"),
-        (flags[:1], r"propose_regions: needs --config and --output=FILE\.jsonl, and knows no \[\]"),
-        ([*flags, "x"], r"knows no \['x'\]"),
+        (flags[:1], r"propose_regions: needs --config and --output=FILE\.jsonl$"),
+        ([*flags, "x"], r"knows no x$"),
         ([*flags, "--regions=x"], "^propose_regions: flag --regions=x"),
     ):
         monkeypatch.setattr(sys, "argv", ["propose_regions", *arguments])

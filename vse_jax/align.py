@@ -8,6 +8,7 @@ what its captions say of them, a JSON line each.
 
 import argparse
 import json
+import logging
 import math
 import sys
 from collections.abc import Sequence
@@ -22,6 +23,7 @@ from vse_jax.alignment import Alignment, AlignmentError, align_split, check
 from vse_jax.data import whole_file
 from vse_jax.errors import USER_ERRORS
 
+log = logging.getLogger("vse_jax.align")
 ADVICE = "name a file in a folder with room and permission to write"
 
 
@@ -65,8 +67,8 @@ def _parsed(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--json", action="store_true", help="print all in one JSON object")
     parser.add_argument("--snippets", type=Path, help="a .jsonl of the whole data set, instead")
     given = parser.parse_args(arguments)
-    if given.snippets is not None and not given.snippets.name:
-        parser.error("--snippets is empty: name a .jsonl to write")
+    if given.snippets is not None and given.snippets.suffix.lower() != ".jsonl":
+        parser.error(f"--snippets is {str(given.snippets)!r}; it must end in .jsonl")
     if given.snippets is None and given.sentence is None:
         parser.error("a picture and a sentence in quotes are missing, or --snippets=FILE.jsonl")
     of_one = (given.picture, given.output, given.boxes, given.json or None)
@@ -109,6 +111,8 @@ def _align(given: argparse.Namespace) -> None:
         drawn = alignment_picture.overlay(picture, found)
         whole_file.write(given.output, lambda file: drawn.save(file, "PNG"), ADVICE)
     print(json.dumps(as_json(found, picture)) if given.json else as_lines(found, picture))
+    if found.unknown:
+        log.warning("words that the model does not know: %s", ", ".join(found.unknown))
 
 
 def as_lines(found: Alignment, picture: Image.Image) -> str:
@@ -124,6 +128,7 @@ def as_json(found: Alignment, picture: Image.Image) -> dict[str, Any]:
     """Everything that is known of an alignment; boxes are shares, `pixels` (y0, x0, y1, x1)."""
     return {
         "words": found.words,
+        "unknown": list(found.unknown),
         "boxes": found.boxes.tolist(),
         "regions": found.regions.tolist(),
         "scores": found.scores.tolist(),
@@ -183,6 +188,8 @@ def write_snippets(folder: Path, output: Path, beta: float | None = None) -> Non
                     file.write(json.dumps(line).encode() + b"\n")
 
     whole_file.write(output, fill, ADVICE)
+    captions = sum(len(split.captions) for split in run.dataset.splits.values())
+    log.info("what %d captions say of regions is in %s", captions, output)
 
 
 if __name__ == "__main__":

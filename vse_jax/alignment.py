@@ -80,6 +80,7 @@ class Alignment:
       regions: of each word, the number of its box.
       scores: v_i . s_t of each word t with each region i.
       segments: the sentence in runs of words about one region, in order.
+      unknown: the sentence's words that the model does not know, where they are told.
     """
 
     words: list[str]
@@ -87,6 +88,7 @@ class Alignment:
     regions: Int[np.ndarray, " l"]
     scores: Float[np.ndarray, "l r"]
     segments: list[AlignedSegment]
+    unknown: tuple[str, ...] = ()
 
 
 def is_possible(config: ConfigDict) -> bool:
@@ -169,6 +171,14 @@ def known_words(tokenizer: Tokenizer, sentence: str) -> Int[np.ndarray, " l"]:
     if np.isin(found, tokenizer.special).all():
         raise DataError(f"the sentence {sentence!r} has no word that the model knows")
     return found
+
+
+def unknown_words(tokenizer: Tokenizer, sentence: str) -> tuple[str, ...]:
+    """The words of a sentence that the model does not know; a pretrained one spells them out."""
+    if tokenizer.preset == "pretrained":
+        return ()
+    words = tokenizer.words.normalizer.normalize_str(sentence).split()
+    return tuple(word for word in words if tokenizer.words.token_to_id(word) is None)
 
 
 def named(

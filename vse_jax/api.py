@@ -1,5 +1,6 @@
 """vse_jax.load(workdir) -> a trained model for pictures and sentences; needs no TensorFlow."""
 
+import dataclasses
 import functools
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
@@ -411,7 +412,9 @@ class Model:
         image = self.encode_images([picture], boxes=None if given is None else [given])
         dtype = assembly.compute_dtype(self.config)
         [pair] = alignment.align_pairs(image, text, beta=beta, dtype=dtype)
-        return alignment.named(pair, tokens, regions, self._tokenizer)
+        found = alignment.named(pair, tokens, regions, self._tokenizer)
+        unknown = alignment.unknown_words(self._tokenizer, sentence)
+        return dataclasses.replace(found, unknown=unknown)
 
     def _boxes_of_regions(self, picture: Picture, boxes: Boxes | None) -> Float[np.ndarray, "r 4"]:
         """Those of the regions of a picture, for which `boxes` were given."""

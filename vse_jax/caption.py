@@ -37,6 +37,9 @@ def main(arguments: Sequence[str]) -> None:
     console.set_up_logging()
     parallel.keep_compiled()
     try:
+        if {"-h", "--help"} & set(arguments):
+            print(f"{__doc__}\n{own.get_help()}")
+            return
         pictures = own(["caption", *arguments])[1:]
         if not pictures or not workdir.value:
             sys.exit(f"{__doc__}\ncaption: needs --workdir and the paths of pictures")

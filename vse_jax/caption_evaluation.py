@@ -133,6 +133,12 @@ def evaluate(
         "caption/distinct": 100 * len(set(written.sentences)) / len(written.sentences),
     }
     log.info("%d captions by %d beams in %.1f s", len(said.images), beams, written.seconds)
+    if empty := sum(not sentence for sentence in written.sentences):
+        log.warning(
+            "%d of %d captions have no word: to end at once is likelier than any caption; train "
+            "longer, or set evaluate.length_power above 0",
+            empty, len(written.sentences),
+        )  # fmt: skip
     if not can_measure():
         return metrics, written
     judged = _judged(said)

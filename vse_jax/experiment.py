@@ -250,8 +250,9 @@ def _tokenizer(
         other = workdir.read_config(start.folder).data.tokenizer
         if other != preset:
             raise workdir.WorkdirError(
-                f"{start.folder} reads words by data.tokenizer={other}, this run by {preset}: set "
-                "the field to that"
+                f"{start.folder} reads words by data.tokenizer={other}, this run by {preset}: "
+                "start from a model that reads them likewise, or with train.start_parts from a "
+                "part that reads none"
             )
         if preset == "pretrained":
             words = tokenizer.pretrained(conf.model.text.weights, most)

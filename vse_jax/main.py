@@ -146,7 +146,12 @@ def _raised_in_a_config(error: Exception) -> Exception:
 
 def start(arguments: Sequence[str]) -> None:
     """Runs the command line `arguments`, the program's name first."""
-    app.run(main, list(arguments), flags_parser=_parse)
+    try:
+        app.run(main, list(arguments), flags_parser=_parse)
+    except KeyboardInterrupt:
+        sys.stderr.write("vse_jax: interrupted; what was saved is whole\n")
+        # 128 and the signal's number, as of what a shell ends.
+        sys.exit(130)
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from typing import Any
 from PIL import Image, ImageOps
 
 from vse_jax import workdir as workdirs
+from vse_jax.config_checks import CAPTIONERS
 from vse_jax.report.alignments import aligned
 from vse_jax.report.curves import curves, distributions
 from vse_jax.report.queries import captioned, retrieved
@@ -28,6 +29,7 @@ from vse_jax.report.text import escaped, number, whole
 FACTS = {
     "Network": "model.network",
     "Sentences read by": "model.text.backbone",
+    "Captions written by": "model.captioner.cell",
     "Backbone": "model.image.backbone",
     "Image features": "model.image.features",
     "Dimension": "model.dimension",
@@ -221,6 +223,11 @@ def _facts(config: Any) -> dict[str, Any]:
         "train.epochs" if _at(config, "train.steps") is not None else None,
         "model.image.features" if _at(config, "model.image.backbone") == "none" else None,
         None if _at(config, "objective.triplet.semantic") else "objective.triplet.semantic",
+        *(
+            ("model.text.backbone", "model.dimension")
+            if _at(config, "model.network") in CAPTIONERS
+            else ("model.captioner.cell",)
+        ),
         *(
             path
             for path in FACTS.values()
