@@ -212,9 +212,32 @@ def test_the_least_report_is_a_page(tmp_path):
 
 
 def test_other_measures_are_shown_without_retrieval(tmp_path):
-    page = page_of(report.write(workdir(tmp_path, metrics={"caption/BLEU-4": 21.34})))
-    assert "caption/BLEU-421.3" in page.text
+    page = page_of(report.write(workdir(tmp_path, metrics={"align/accuracy": 21.34})))
+    assert "align/accuracy21.3" in page.text
     assert page.count("table") == 0
+
+
+def test_captions_have_a_table_of_whose_they_are(tmp_path):
+    found = {"caption/BLEU-4": 16.12, "caption/CIDEr": 134.4, "caption/distinct": 34.3}
+    found |= {"caption/nearest/BLEU-4": 7.74, "caption/nearest/CIDEr": 20.78}
+    config = {"model": {"network": "multimodal_rnn", "text": {"backbone": "gru"}, "dimension": 8}}
+    config["model"]["captioner"] = {"cell": "lstm"}
+    folder = workdir(tmp_path, metrics=found, config=config)
+    section = report.render(report.read(folder)).split("<h2>Results")[1].split("</section>")[0]
+    heads = re.findall(r"<th scope=col>([^<]+)", section)
+    assert heads == ["BLEU-4", "CIDEr"]
+    rows = re.findall(r"<th scope=row>([^<]+)</th><td>([^<]+)</td><td>([^<]+)</td>", section)
+    assert rows == [
+        ("the search's", "16.1", "134.4"),
+        ("of the most similar training picture", "7.7", "20.8"),
+    ]
+    text = page_of(report.write(folder)).text
+    assert "caption/distinct34.3" in text
+    assert "caption/BLEU" not in text
+    facts = text[: text.index("Results")]
+    assert "Captions written bylstm" in facts
+    assert "Sentences read by" not in facts
+    assert "Dimension" not in facts
 
 
 def test_correlations_have_three_decimals_and_counts_none(tmp_path):

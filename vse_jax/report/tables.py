@@ -9,6 +9,13 @@ from vse_jax.report.text import WAYS, escaped, finite, number, short, whole
 # How queries meet codes: as they are, or quantized too.
 CODES = ("asymmetric", "symmetric")
 MEASURES = ("R@1", "R@5", "R@10", "MedR", "MeanR")
+CAPTION_MEASURES = ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "METEOR", "ROUGE-L", "SPICE", "CIDEr")
+# Whose captions are measured, and where their measures are.
+CAPTIONS = {
+    "caption": "the search's",
+    "caption/greedy": "one word after the other",
+    "caption/nearest": "of the most similar training picture",
+}
 
 
 def results(
@@ -37,20 +44,50 @@ def results(
             rows.append(_row("share of it", share, "oracle"))
     table = ""
     if rows:
-        heads = "".join(f"<th scope=col>{measure}</th>" for measure in MEASURES)
         rows.append(_rsum(metrics, oracle, chance, protocols))
-        table = (
-            f"<div class=scroll><table><thead><tr><th></th>{heads}</tr></thead>"
-            f"<tbody>{''.join(rows)}</tbody></table></div><p class=muted>Recalls in percent; MedR "
-            "and MeanR: median and mean rank, 1 is best; ties count against the model.</p>"
+        table = _table(MEASURES, rows) + (
+            "<p class=muted>Recalls in percent; MedR and MeanR: median and mean rank, 1 is best; "
+            "ties count against the model.</p>"
         )
+    table += _captions(metrics)
     tabulated = (*WAYS, *(f"{kind}/{way}" for kind in CODES for way in WAYS))
     other = {
         key: _other(key, value)
         for key, value in metrics.items()
-        if key != "rsum" and not key.removeprefix("codes/").startswith(tabulated)
+        if key != "rsum"
+        and not key.removeprefix("codes/").startswith(tabulated)
+        and key.rpartition("/")[2] not in CAPTION_MEASURES
     }
     return f"<section><h2>Results</h2>{table}{pairs(other)}</section>" if metrics else ""
+
+
+def _captions(metrics: Mapping[str, Any]) -> str:
+    """The table of what captions are worth; nothing where none were measured."""
+    shown = [
+        measure
+        for measure in CAPTION_MEASURES
+        if any(f"{kind}/{measure}" in metrics for kind in CAPTIONS)
+    ]
+    rows = [
+        _row(title, [number(metrics.get(f"{kind}/{measure}")) for measure in shown], css)
+        for (kind, title), css in zip(CAPTIONS.items(), ("ours", "codes", "oracle"), strict=True)
+        if any(f"{kind}/{measure}" in metrics for measure in shown)
+    ]
+    if not rows:
+        return ""
+    return _table(shown, rows) + (
+        "<p class=muted>Captions, in percent (CIDEr: at most 1,000); vocabulary: words that can be "
+        "written; distinct: percent of the captions that are different ones.</p>"
+    )
+
+
+def _table(heads: Sequence[str], rows: Sequence[str]) -> str:
+    """Rows below the names of their columns."""
+    columns = "".join(f"<th scope=col>{head}</th>" for head in heads)
+    return (
+        f"<div class=scroll><table><thead><tr><th></th>{columns}</tr></thead>"
+        f"<tbody>{''.join(rows)}</tbody></table></div>"
+    )
 
 
 def _rsum(
