@@ -123,7 +123,7 @@ class Model:
             )
         if self._features is not None:
             return self._encode_features(pictures, self._features, batch_size)
-        pictures = _several(pictures)
+        pictures = _several(pictures, "encode_images")
         size = self.config.data.image_size
         _check_batch_size(batch_size)
         regions = self._looked_at(pictures, boxes, batch_size) if self.looks_at_boxes else []
@@ -330,7 +330,8 @@ class Model:
             if self.reads_features:
                 raise ValueError("this model was trained on features: give those of the regions")
             size = self.config.data.image_size
-            pictures = inputs.regions(_several(pictures), _listed(boxes, "boxes"), size)
+            several = _several(pictures, "caption")
+            pictures = inputs.regions(several, _listed(boxes, "boxes"), size)
         whole = self.encode_images(pictures, batch_size)
         if not len(whole):
             return []
@@ -467,11 +468,11 @@ class Model:
         return pooled
 
 
-def _several(pictures: Iterable[Picture]) -> Sequence[Picture]:
+def _several(pictures: Iterable[Picture], taken_by: str) -> Sequence[Picture]:
     """The pictures in order and countable; raises TypeError where it is a single one."""
     single = isinstance(pictures, str | bytes | os.PathLike)
     if single or (isinstance(pictures, np.ndarray) and pictures.ndim == 3):
-        raise TypeError("this takes a list of pictures, e.g. ['a.jpg']")
+        raise TypeError(f"{taken_by} takes a list of pictures, e.g. ['a.jpg']")
     return _listed(pictures, "pictures")
 
 
