@@ -395,9 +395,7 @@ def _example(config: ConfigDict, features: int | None = None) -> dict[str, Array
     }
 
 
-def with_variables(
-    built: Built, variables: Mapping[str, Any], source: str, parts: str = ".*"
-) -> Built:
+def with_variables(built: Built, variables: Mapping[str, Any], source: str, parts: str) -> Built:
     """The same starting from a trained model's variables, all of which must be this model's.
 
     Args:

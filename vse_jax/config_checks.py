@@ -68,6 +68,8 @@ NETWORKS = (
     "vsepp",
     "vsrn",
 )
+# Of `train.start_parts`: the whole model.
+WHOLE = ".*"
 # Readers of sentences without pretrained weights.
 FROM_NOTHING = ("brnn", "gru")
 # Fields whose value is at least the first and below, or at, the second.
@@ -199,7 +201,7 @@ def _check_together(given: Mapping[str, Any], devices: int) -> None:
             f"config field 'train.start_parts' is {given['train.start_parts']!r}: not a pattern: "
             f"{error}"
         ) from error
-    if given["train.start_from"] is None and given["train.start_parts"] != ".*":
+    if given["train.start_from"] is None and given["train.start_parts"] != WHOLE:
         raise ConfigError(
             f"config field 'train.start_parts' is {given['train.start_parts']!r}, but "
             "'train.start_from' names no model to take them from: set it"

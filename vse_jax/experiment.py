@@ -33,8 +33,6 @@ if TYPE_CHECKING:
     from vse_jax.data import pipeline
 
 log = logging.getLogger(__name__)
-# Of `train.start_parts`: the whole model.
-_WHOLE = ".*"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -190,7 +188,7 @@ class Start(NamedTuple):
     folder: Path
     variables: dict[str, Any]
     digest: str
-    parts: str = _WHOLE
+    parts: str = config_checks.WHOLE
 
 
 def _start(conf: ConfigDict, begun: Path | None) -> Start | None:
@@ -241,7 +239,7 @@ def _tokenizer(
     if begun is not None:
         workdir.check_tokenizer(begun)
         return tokenizer.load(begun / workdir.TOKENIZER, preset, most)
-    if start is None or start.parts != _WHOLE:
+    if start is None or start.parts != config_checks.WHOLE:
         if preset == "pretrained":
             return tokenizer.pretrained(conf.model.text.weights, most)
         return tokenizer.train(dataset.splits["train"].captions, preset, most)

@@ -153,7 +153,8 @@ def check_writing(
     ranges = {"beams": counts, "samples": counts, "top_k": (1, float("inf"))}
     for name, (least, most) in (ranges | {"seed": config_checks.RANGES["seed"]}).items():
         value = {**of_search, **of_draws}[name]
-        if value is not None and not (isinstance(value, int) and least <= value <= most):
+        is_whole = isinstance(value, int | np.integer)
+        if value is not None and not (is_whole and least <= value <= most):
             raise ValueError(f"{name} is {value}; expected a whole number from {least} to {most}")
 
 

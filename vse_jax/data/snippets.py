@@ -130,13 +130,14 @@ def _reader(
 
     def crops(numbers: Iterable[SupportsIndex]) -> list[bytes]:
         wanted = [int(number) for number in numbers]
+        chosen = boxes[wanted]
         places: dict[int, list[int]] = {}
         for place, number in enumerate(wanted):
             places.setdefault(int(source[number]), []).append(place)
         found = [b""] * len(wanted)
         for own, encoded in zip(places.values(), read(list(places)), strict=True):
             # One picture's pixels at a time: those of a batch of photos may be gigabytes.
-            for place, region in zip(own, _regions(encoded, boxes[wanted][own]), strict=True):
+            for place, region in zip(own, _regions(encoded, chosen[own]), strict=True):
                 found[place] = region
         return found
 
