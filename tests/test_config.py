@@ -112,6 +112,10 @@ def test_what_must_be_above_zero(field, value):
 @pytest.mark.parametrize(
     ("field", "wrong"),
     [
+        ("data.shapes_clutter", 8.1),
+        ("data.shapes_clutter", -0.1),
+        ("data.shapes_hidden", 0.71),
+        ("data.shapes_hidden", 0.3),
         ("data.bad_share", 1.01),
         ("data.bad_share", -0.01),
         ("model.image.dropout", 1.0),
@@ -158,6 +162,11 @@ def test_what_is_out_of_range(field, wrong):
         ({"data__shapes_sizes": (10, 10)}, "'data.shapes_sizes'"),
         ({"data__shapes_sizes": (10, 10, 0)}, "'data.shapes_sizes'"),
         ({"data__shapes_sizes": (10, 10, 1.5)}, "'data.shapes_sizes'"),
+        ({"data__shapes_objects": (4,)}, r"'data.shapes_objects' is \(4,\)"),
+        ({"data__shapes_objects": (0, 4)}, "1 <= fewest <= most <= 8"),
+        ({"data__shapes_objects": (5, 4)}, "1 <= fewest <= most <= 8"),
+        ({"data__shapes_objects": (2, 9)}, "1 <= fewest <= most <= 8"),
+        ({"data__shapes_objects": (1, 4.0)}, "'data.shapes_objects'"),
         ({"train__decay_steps": (1.0, "two")}, "'train.decay_steps'"),
         ({"data__max_tokens": 2}, "'data.max_tokens' must be at least 3"),
         (

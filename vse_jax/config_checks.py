@@ -68,6 +68,8 @@ NETWORKS = (
     "vsepp",
     "vsrn",
 )
+# Of a scene of "shapes": the words of its captions count so far.
+MOST_OBJECTS = 8
 # Of `train.start_parts`: the whole model.
 WHOLE = ".*"
 # Readers of sentences without pretrained weights.
@@ -75,6 +77,8 @@ FROM_NOTHING = ("brnn", "gru")
 # Fields whose value is at least the first and below, or at, the second.
 RANGES: Mapping[str, tuple[float, float]] = {
     "seed": (0, 2**31 - 1),
+    "data.shapes_clutter": (0.0, 8.0),
+    "data.shapes_hidden": (0.35, 0.7),
     "data.bad_share": (0.0, 1.0),
     "model.image.dropout": (0.0, 0.99),
     "model.image.drop_parts": (0.0, 0.99),
@@ -172,12 +176,7 @@ def _check_together(given: Mapping[str, Any], devices: int) -> None:
     _check_features(given)
     _check_protocol(given)
     _check_network(given)
-    sizes = given["data.shapes_sizes"]
-    if len(sizes) != 3 or not all(isinstance(size, int) and size > 0 for size in sizes):
-        raise ConfigError(
-            f"config field 'data.shapes_sizes' is {given['data.shapes_sizes']}; it must be three "
-            "numbers above 0: train, validation, test"
-        )
+    _check_shapes(given)
     if given["data.max_tokens"] < 3:
         raise ConfigError(
             "config field 'data.max_tokens' must be at least 3: <start>, a word, <end>"
@@ -220,6 +219,22 @@ def _check_together(given: Mapping[str, Any], devices: int) -> None:
             raise ConfigError(
                 f"config field 'train.freeze' holds {rule[0]!r}: not a pattern: {error}"
             ) from error
+
+
+def _check_shapes(given: Mapping[str, Any]) -> None:
+    """Raises ConfigError where there can be no such scenes, or not so many."""
+    sizes, objects = given["data.shapes_sizes"], given["data.shapes_objects"]
+    if len(sizes) != 3 or not all(isinstance(size, int) and size > 0 for size in sizes):
+        raise ConfigError(
+            f"config field 'data.shapes_sizes' is {sizes}; it must be three numbers above 0: "
+            "train, validation, test"
+        )
+    whole = len(objects) == 2 and all(isinstance(number, int) for number in objects)
+    if not whole or not 1 <= objects[0] <= objects[1] <= MOST_OBJECTS:
+        raise ConfigError(
+            f"config field 'data.shapes_objects' is {objects}; it must be (fewest, most), whole "
+            f"numbers with 1 <= fewest <= most <= {MOST_OBJECTS}"
+        )
 
 
 def _check_semantics(given: Mapping[str, Any]) -> None:

@@ -54,6 +54,12 @@ def _data() -> ConfigDict:
     data.data_dir = "~/.cache/vse_jax"
     # Training, validation and test pictures drawn for "shapes".
     data.shapes_sizes = (4000, 500, 500)
+    # Factor on the specks and scratches of "shapes"; those above 1 have the colours of objects.
+    data.shapes_clutter = 1.0
+    # Largest share of an object of "shapes" that those in front of it may cover.
+    data.shapes_hidden = 0.35
+    # Fewest and most objects of a scene of "shapes".
+    data.shapes_objects = (1, 4)
     # Whether the pictures that Karpathy calls "restval" are training pictures ("coco", "custom" and
     # "precomputed"), or are left out.
     data.restval = True

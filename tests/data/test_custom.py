@@ -139,6 +139,43 @@ def test_labels_are_numbered_in_sorted_order(tree):
     assert data.splits["train"].labels.tolist() == [9, 8, 7, 6, 5, 4, 3, 2]
 
 
+def test_classes_are_named_by_their_numbers(tree):
+    labels = ["dog", "cat", None, "bird"] + ["cat"] * 6
+    more = [{"label": label} if label else {} for label in labels]
+    data = load(jsonl(tree, [entry(n, split=part(n), **more[n]) for n in range(10)]))
+    assert data.classes == ("bird", "cat", "dog")
+    assert [data.classes[number] for number in data.splits["train"].labels if number >= 0] == [
+        label for label in labels[:8] if label
+    ]
+    data = load(jsonl(tree, [entry(n, split=part(n), label=10 - n) for n in range(10)]))
+    assert data.classes == tuple(map(str, range(1, 11)))
+    assert load(write_csv(tree)).classes == ()
+
+
+def test_a_picture_without_captions_is_kept_for_its_class(tree, caplog):
+    entries = [entry(n, split=part(n), label="ab"[n % 2]) for n in range(10)]
+    entries[0]["captions"] = []
+    entries[1]["captions"] = [" "]
+    entries[2]["captions"] = []
+    del entries[2]["label"]
+    del entries[3]["label"]
+    entries[4]["captions"] = []
+    (tree / "img" / "4.jpg").unlink()
+    data = load(jsonl(tree, entries), bad_share=0.2)
+    train = data.splits["train"]
+    assert train.images == [f"img/{n}.jpg" for n in (0, 1, 3, 5, 6, 7)]
+    assert train.labels.tolist() == [0, 1, -1, 1, 0, 1]
+    assert train.without_captions().tolist() == [0, 1]
+    assert train.caption_image.tolist() == [2, 3, 3, 3, 4, 5, 5]
+    assert data.skipped == {
+        "empty caption": ("img/1.jpg#0 (data.jsonl:2)",),
+        "photo without captions": ("img/2.jpg (data.jsonl:3)",),
+        "class of a photo that is not there": ("img/4.jpg (data.jsonl:5)",),
+    }
+    told = "data.jsonl: photo without captions, for their class only: 2 (img/0.jpg (data.jsonl:1), "
+    assert told in caplog.text
+
+
 def test_labels_in_a_csv(tree):
     rows = [f"img/{n}.jpg,words,{part(n)},{'ab'[n % 2] if n else ''}" for n in range(10)]
     (tree / "data.csv").write_text("\n".join(["image,caption,split,label", *rows]))

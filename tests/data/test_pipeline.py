@@ -9,6 +9,7 @@ from PIL import Image
 
 from vse_jax.data import pipeline
 from vse_jax.data.pipeline import Examples, Pictures
+from vse_jax.data.regions import Regions
 from vse_jax.data.split import DataError, Split
 
 COUNTS = [1, 3, 2, 2, 3, 1, 1]
@@ -198,6 +199,81 @@ def test_shuffled_captions_are_a_permutation_that_breaks_the_pairs():
     )
     assert first == second
     np.testing.assert_array_equal(column(found, "tokens")[:, 0], 7 * captions + 1)
+
+
+def by_hand(counts, position, seed, epoch):
+    """(picture, caption) at a position, from the rule: the caption is -1 where there is none."""
+    owner = [n for n, count in enumerate(counts) for _ in range(count)]
+    silent = [n for n, count in enumerate(counts) if not count]
+    size = len(owner) + len(silent) if epoch == "captions" else len(counts)
+    key = tf.constant([seed, position // size, 0], tf.int64)
+    place = tf.constant(position % size, tf.int64)
+    last = tf.constant(size - 1, tf.int64)
+    number = int(tf.raw_ops.RandomIndexShuffle(index=place, seed=key, max_index=last, rounds=4))
+    if epoch == "captions":
+        return (owner + silent)[number], number if number < len(owner) else -1
+    draw = float(tf.random.stateless_uniform([], [seed + 1, position], dtype=tf.float64))
+    first = sum(counts[:number])
+    return number, first + int(draw * counts[number]) if counts[number] else -1
+
+
+@pytest.mark.parametrize("epoch", ["captions", "images"])
+@pytest.mark.parametrize("counts", [COUNTS, [0, 2, 0, 1, 3, 0], [2, 1, 0]])
+def test_every_position_is_what_the_rule_says(counts, epoch):
+    found = batches(examples(counts), epoch=epoch, seed=11, steps=8)
+    expected = [by_hand(counts, position, 11, epoch) for position in range(32)]
+    pictures, captions = (column(found, name).tolist() for name in ("image_id", "caption_id"))
+    assert list(zip(pictures, captions, strict=True)) == expected
+
+
+@pytest.mark.parametrize("epoch", ["captions", "images"])
+@pytest.mark.parametrize("shuffled", [False, True])
+def test_pictures_without_captions_are_shown_with_nothing_said(epoch, shuffled):
+    counts = [0, 2, 0, 1, 3, 0]
+    given = examples(counts)
+    m, n = sum(counts), len(counts)
+    labels = np.arange(n, dtype=np.int32)
+    spoken = np.random.default_rng(1).normal(size=(m, 2, 5)).astype(np.float32)
+    given = dataclasses.replace(
+        given,
+        split=dataclasses.replace(given.split, labels=labels),
+        semantics=np.random.default_rng(0).normal(size=(m, 6)).astype(np.float32),
+        text_features=Regions.of(spoken),
+        pad=99,
+    )
+    size = given.split.epoch_size(epoch)
+    assert size == (m + 3 if epoch == "captions" else n)
+    found = batches(given, epoch=epoch, batch_size=size, steps=3, shuffle_captions=shuffled)
+    for batch in found:
+        silent = batch["caption_id"] < 0
+        assert sorted(batch["image_id"][silent]) == [0, 2, 5]
+        if epoch == "captions":
+            assert sorted(batch["caption_id"][~silent]) == list(range(m))
+        else:
+            assert sorted(batch["image_id"]) == list(range(n))
+        np.testing.assert_array_equal(batch["label"], batch["image_id"])
+        np.testing.assert_array_equal(batch["features"][:, 0, 0], batch["image_id"])
+        captions = batch["caption_id"][~silent]
+        for name, table in (
+            ("tokens", given.tokens),
+            ("token_mask", given.token_mask),
+            ("semantics", given.semantics),
+            ("text_features", spoken),
+        ):
+            np.testing.assert_array_equal(batch[name][~silent], table[captions])
+        assert batch["text_feature_mask"][~silent].all()
+        assert (batch["tokens"][silent] == 99).all()
+        for name in ("token_mask", "semantics", "text_features", "text_feature_mask"):
+            assert not batch[name][silent].any()
+        np.testing.assert_array_equal(batch["weight"], np.ones(size))
+
+
+def test_a_split_may_have_no_caption_at_all():
+    given = examples([0, 0, 0])
+    for epoch in ("captions", "images"):
+        found = batches(given, epoch=epoch, batch_size=3, steps=2)
+        assert sorted(column(found, "image_id")) == [0, 0, 1, 1, 2, 2]
+        assert not column(found, "token_mask").any()
 
 
 @pytest.mark.parametrize("counts", [[1], [2], [1, 1]])

@@ -104,10 +104,11 @@ def read_records(path: pathlib.Path) -> list[Record]:
     """One record a picture, in the order of the file; the format goes by suffix and content.
 
     `.jsonl`: objects `{"image": path, "captions": [...]}`, with `split`, `label` or `boxes` if
-    wanted. `.csv`: columns image, caption, and split or label if wanted, one caption a row.
-    `.json`: COCO captions (`images` and `annotations`) or Karpathy's (`images` with `sentences`).
-    A picture named again adds its captions to the first record. Raises DataError with the file and
-    line (or entry) of what is wrong.
+    wanted; of a picture that only shows its class `"captions": []` and a label. `.csv`: columns
+    image, caption, and split or label if wanted, one caption a row. `.json`: COCO captions
+    (`images` and `annotations`) or Karpathy's (`images` with `sentences`). A picture named again
+    adds its captions to the first record. Raises DataError with the file and line (or entry) of
+    what is wrong.
     """
     if not path.is_file():
         what = "is a folder" if path.is_dir() else "does not exist"

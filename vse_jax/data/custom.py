@@ -70,6 +70,7 @@ def assembled(
     Raises:
       DataError: labels of two kinds, or a split that is left empty.
     """
+    sift.log_class_only(path.name, sifted.records)
     classes = _classes(records)
     if classes:
         log.info("%s: %d classes: %s", path.name, len(classes), ", ".join(map(str, classes)))
@@ -86,6 +87,7 @@ def assembled(
         fingerprint=sift.fingerprint(sifted),
         protocol=f"custom_{len(last.images)}",
         skipped=sifted.skipped,
+        classes=tuple(map(str, classes)),
     )
 
 

@@ -64,7 +64,12 @@ def shapes(config: ConfigDict, seed: int) -> Dataset:
     from vse_jax.data import shapes as module
 
     train, validation, test = config.shapes_sizes
-    return module.load(_prepared(config), train=train, validation=validation, test=test)
+    difficulty = module.Difficulty(
+        clutter=config.shapes_clutter, hidden=config.shapes_hidden, objects=config.shapes_objects
+    )
+    return module.load(
+        _prepared(config), train=train, validation=validation, test=test, difficulty=difficulty
+    )
 
 
 def flickr8k(config: ConfigDict, seed: int) -> Dataset:

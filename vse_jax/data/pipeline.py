@@ -4,6 +4,9 @@ A position counts training examples from the start of the run: position p is exa
 `shuffle(p mod n)` of epoch `p div n`. So there is no shuffle buffer, resuming is starting
 the range later, and every number of processes sees the same global batches. A batch may
 straddle two epochs, so every example of an epoch counts exactly once.
+
+A picture without captions is an example too, for its class: its row has the caption -1, which is
+no token, no features and no semantics, all masked.
 """
 
 import dataclasses
@@ -49,6 +52,7 @@ class Examples:
         None for pixels.
       semantics: float32 [m, s] of every caption; None where nothing asks for them.
       text_features: of every caption, memory-mapped; None for tokens.
+      pad: the token behind shorter captions, and all of those of a picture without any.
     """
 
     split: Split
@@ -58,6 +62,7 @@ class Examples:
     features: Regions | np.ndarray | None = None
     semantics: np.ndarray | None = None
     text_features: Regions | None = None
+    pad: int = 0
 
 
 def train_batches(
@@ -80,8 +85,8 @@ def train_batches(
       batch_size: rows over all processes.
       start: number of the first batch.
       steps: number of the batch after the last.
-      epoch: "captions" (every caption once) or "images" (every picture once, with a caption
-        drawn at random).
+      epoch: "captions" (every caption once, and every picture without any once) or "images"
+        (every picture once, with a caption drawn at random).
       process: number of this process; it takes the process-th equal part of each batch.
       processes: how many there are.
       shuffle_captions: pairs pictures with captions of others, by one fixed permutation.
@@ -121,18 +126,21 @@ def _chooser(
     split: Split, seed: int, epoch: Literal["captions", "images"], shuffle_captions: bool
 ) -> Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tensor]]:
     """Positions in the stream -> (picture, caption) numbers; see `train_batches`."""
-    caption_image = split.caption_image
-    first_caption = np.searchsorted(caption_image, np.arange(len(split.images) + 1))
+    first_caption = np.searchsorted(split.caption_image, np.arange(len(split.images) + 1))
     pairing = np.arange(len(split.captions))
     if shuffle_captions:
         pairing = np.random.default_rng(seed).permutation(pairing)
+    # Behind the captions the pictures that have none, each with the caption -1.
+    silent = split.without_captions()
+    owner = np.concatenate([split.caption_image, silent])
+    pairing = np.concatenate([pairing, np.full(len(silent), -1)])
     size = split.epoch_size(epoch)
 
     def choose(position: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """Picture and caption numbers of each position."""
         number = _shuffled(position, size, seed)
         if epoch == "captions":
-            picture = tf.gather(tf.constant(caption_image, tf.int64), number)
+            picture = tf.gather(tf.constant(owner, tf.int64), number)
             return picture, tf.gather(tf.constant(pairing, tf.int64), number)
         first = tf.gather(tf.constant(first_caption, tf.int64), number)
         count = tf.gather(tf.constant(first_caption, tf.int64), number + 1) - first
@@ -143,7 +151,9 @@ def _chooser(
         )
         # A product of a draw below 1 can still round up to the count itself.
         offset = tf.minimum(tf.cast(drawn * tf.cast(count, tf.float64), tf.int64), count - 1)
-        return number, tf.gather(tf.constant(pairing, tf.int64), first + offset)
+        # Of a picture without captions the place of the first that has none.
+        place = tf.where(count > 0, first + offset, tf.constant(len(split.captions), tf.int64))
+        return number, tf.gather(tf.constant(pairing, tf.int64), place)
 
     return choose
 
@@ -268,13 +278,13 @@ def _annotations(split: Split) -> Callable[[tf.Tensor], dict]:
 
 
 def _semantics(examples: Examples) -> Callable[[tf.Tensor], dict]:
-    """Caption numbers -> their `semantics` [b, s], where there are any."""
+    """Caption numbers -> their `semantics` [b, s], where there are any; 0 of no caption."""
     table = examples.semantics
     if table is None:
         return lambda _: {}
 
     def look_up(caption: np.ndarray) -> np.ndarray:
-        return table[caption]
+        return np.where(caption[:, None] < 0, np.float32(0), table[caption])
 
     def meant(caption: tf.Tensor) -> dict:
         # Not a constant of the graph: 400 numbers a caption are a gigabyte for COCO.
@@ -287,23 +297,32 @@ def _semantics(examples: Examples) -> Callable[[tf.Tensor], dict]:
 def _said(examples: Examples, share: int) -> Callable[[tf.Tensor], dict]:
     """Caption numbers -> `tokens` and `token_mask`; and `text_features`, if any, and their mask.
 
-    A loss that generates captions needs the tokens, whatever reads them.
+    Of no caption, -1, all of it is masked. A loss that generates captions needs the tokens,
+    whatever reads them.
     """
     features = examples.text_features
+    # The row behind those of the captions is of none.
+    none, length = examples.tokens.shape
+    rows = np.concatenate([examples.tokens, np.full((1, length), examples.pad, np.int32)])
+    real = np.concatenate([examples.token_mask, np.zeros((1, length), bool)])
 
     def tokens(caption: tf.Tensor) -> dict:
+        row = tf.where(caption < 0, tf.constant(none, tf.int64), caption)
         return {
-            "tokens": tf.gather(tf.constant(examples.tokens), caption),
-            "token_mask": tf.gather(tf.constant(examples.token_mask), caption),
+            "tokens": tf.gather(tf.constant(rows), row),
+            "token_mask": tf.gather(tf.constant(real), row),
         }
 
     if features is None:
         return tokens
 
+    def look_up(caption: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        found, mask = features.gather(np.maximum(caption, 0))
+        found[caption < 0], mask[caption < 0] = 0.0, False
+        return found, mask
+
     def said(caption: tf.Tensor) -> dict:
-        found, mask = tf.numpy_function(
-            features.gather, [caption], (tf.float32, tf.bool), stateful=False
-        )
+        found, mask = tf.numpy_function(look_up, [caption], (tf.float32, tf.bool), stateful=False)
         return tokens(caption) | {
             "text_features": tf.ensure_shape(found, (share, features.most, features.width)),
             "text_feature_mask": tf.ensure_shape(mask, (share, features.most)),

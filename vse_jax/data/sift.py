@@ -12,13 +12,13 @@ import types
 from collections.abc import Mapping, Sequence
 
 from vse_jax.data import captions_files, pictures
-from vse_jax.data.split import DataError, count_and_name
+from vse_jax.data.split import NO_CAPTIONS, DataError, count_and_name
 
 log = logging.getLogger(__name__)
 
 NON_RGB = ("skip", "convert")
-NO_CAPTIONS = "photo without captions"
 NO_PHOTO = "caption without photo"
+NO_PHOTO_OF_CLASS = "class of a photo that is not there"
 EMPTY_CAPTION = "empty caption"
 _PLACE = re.compile(r" \([^()]*\)\Z")
 
@@ -28,17 +28,19 @@ class Sifted:
     """What is left of a list of records.
 
     Attributes:
-      records: those with a sound picture and a caption; captions stripped, none empty.
+      records: those with a sound picture and a caption or a label; captions stripped, none empty.
       paths: the picture's file, by image name.
       digests: SHA-256 (hex) of the picture, by image name.
       skipped: reason -> names of what was left out, with their place (`placed`) where the fault
         is not in the picture's own file.
+      classes: names of the classes, where the labels of the records are their numbers.
     """
 
     records: list[captions_files.Record]
     paths: Mapping[str, str]
     digests: Mapping[str, str]
     skipped: Mapping[str, tuple[str, ...]]
+    classes: Sequence[str] = ()
 
 
 def check_options(bad_share: float, non_rgb: str) -> None:
@@ -58,7 +60,7 @@ def sift(
     non_rgb: str,
     unfit: Mapping[str, Sequence[str]] = types.MappingProxyType({}),
 ) -> Sifted:
-    """The records whose picture is sound and which have a caption.
+    """The records whose picture is sound and which have a caption or, alone, a label.
 
     Args:
       records: as read from the files.
@@ -71,17 +73,17 @@ def sift(
     Raises:
       DataError: if no picture is there, or more than `bad_share` of them are unfit.
     """
-    with_captions, skipped = captioned(records)
+    useful, skipped = captioned(records)
     root = os.path.abspath(folder)
-    paths = {record.image: os.path.join(root, record.image) for record in with_captions}
+    paths = {record.image: os.path.join(root, record.image) for record in useful}
     by_path = pictures.verify_files(list(paths.values()), cache)
     findings = {image: by_path[path] for image, path in paths.items()}
-    if with_captions and all(found.fault == pictures.MISSING for found in findings.values()):
+    if useful and all(found.fault == pictures.MISSING for found in findings.values()):
         raise DataError(
-            f"none of the {len(paths)} pictures is there; the first, {with_captions[0].where}, is "
-            f"looked for at {paths[with_captions[0].image]}"
+            f"none of the {len(paths)} pictures is there; the first, {useful[0].where}, is "
+            f"looked for at {paths[useful[0].image]}"
         )
-    kept = _sound(with_captions, findings, skipped, unfit, bad_share=bad_share, non_rgb=non_rgb)
+    kept = _sound(useful, findings, skipped, unfit, bad_share=bad_share, non_rgb=non_rgb)
     return dataclasses.replace(kept, paths=paths)
 
 
@@ -96,8 +98,8 @@ def sift_verified(
 
     `paths` is empty. Raises DataError if more than `bad_share` of the pictures are unfit.
     """
-    with_captions, skipped = captioned(records)
-    return _sound(with_captions, findings, skipped, {}, bad_share=bad_share, non_rgb=non_rgb)
+    useful, skipped = captioned(records)
+    return _sound(useful, findings, skipped, {}, bad_share=bad_share, non_rgb=non_rgb)
 
 
 def _sound(
@@ -115,7 +117,8 @@ def _sound(
     for record in records:
         reason = findings[record.image].problem(non_rgb)
         if reason == pictures.MISSING:
-            bad[NO_PHOTO].append(placed(record.image, record.where))
+            why = NO_PHOTO if record.captions else NO_PHOTO_OF_CLASS
+            bad[why].append(placed(record.image, record.where))
         elif reason:
             bad[reason].append(record.image)
         else:
@@ -159,6 +162,13 @@ def log_skipped(name: str, skipped: Mapping[str, Sequence[str]]) -> None:
         log.warning("%s: left out, %s: %s", name, reason, count_and_name(names))
 
 
+def log_class_only(name: str, records: Sequence[captions_files.Record]) -> None:
+    """Logs how many of the records have no caption and are kept for their label."""
+    silent = [placed(record.image, record.where) for record in records if not record.captions]
+    if silent:
+        log.warning("%s: %s, for their class only: %s", name, NO_CAPTIONS, count_and_name(silent))
+
+
 def placed(name: str, where: str) -> str:
     """The name of what was left out with the file and line that named it: "a.jpg (list.csv:7)"."""
     return f"{name} ({os.path.basename(where)})"
@@ -172,12 +182,15 @@ def unplaced(name: str) -> str:
 def _with_captions(
     record: captions_files.Record, skipped: dict[str, list[str]]
 ) -> captions_files.Record | None:
-    """The record with its captions stripped and the empty ones dropped; None with none left."""
+    """The record with its captions stripped and the empty ones dropped.
+
+    None where none is left, unless the record has a label: a picture can show its class.
+    """
     captions = [caption.strip() for caption in record.captions]
     for number, caption in enumerate(captions):
         if not caption:
             skipped[EMPTY_CAPTION].append(placed(f"{record.image}#{number}", record.where))
-    if not any(captions):
+    if not any(captions) and record.label is None:
         skipped[NO_CAPTIONS].append(placed(record.image, record.where))
         return None
     return dataclasses.replace(record, captions=[caption for caption in captions if caption])
@@ -186,7 +199,7 @@ def _with_captions(
 def captioned(
     records: Sequence[captions_files.Record],
 ) -> tuple[list[captions_files.Record], dict[str, list[str]]]:
-    """The records that have a caption, and reason -> names of what has none."""
+    """The records that have a caption or a label, and reason -> names of what has neither."""
     skipped: dict[str, list[str]] = collections.defaultdict(list)
     kept = [found for record in records if (found := _with_captions(record, skipped))]
     return kept, skipped

@@ -101,6 +101,7 @@ def regions(dataset: Dataset, path: Path) -> Dataset:
         fingerprint=digest.hexdigest(),
         protocol=f"all_{len(last.images)}",
         skipped={**dataset.skipped, **skipped},
+        classes=(),
     )
 
 

@@ -8,6 +8,9 @@ import numpy as np
 
 from vse_jax.data.regions import Regions
 
+# Why a picture that has no caption is left out of what learns from pairs.
+NO_CAPTIONS = "photo without captions"
+
 
 class DataError(Exception):
     """A mistake in the user's data: says where, what was met and what would be right."""
@@ -25,7 +28,8 @@ class Split:
       caption_image: int32 [m], the picture number of each caption, ascending.
       read: encoded pictures (JPEG, PNG, ...) by picture numbers, in the order asked for; None
         where there are only features of them.
-      labels: int32 [n] class of each picture, -1 where it has none; None without classes.
+      labels: int32 [n] class of each picture, its number in the data set's `classes`, -1 where it
+        has none; None without classes.
       boxes: n arrays float32 [r_i, 4] as (y0, x0, y1, x1) in [0, 1]; None without boxes.
       scenes: n JSON-like descriptions of what is in the picture (`shapes` only).
       meanings: m JSON-like descriptions of what each caption says (`shapes` only).
@@ -47,9 +51,19 @@ class Split:
         first, last = np.searchsorted(self.caption_image, (picture, picture + 1))
         return list(self.captions[first:last])
 
+    def without_captions(self) -> np.ndarray:
+        """int64 [k], the numbers of the pictures that have no caption, ascending."""
+        return np.setdiff1d(np.arange(len(self.images)), self.caption_image)
+
     def epoch_size(self, epoch: Literal["captions", "images"]) -> int:
-        """Examples in an epoch: every caption once, or every picture once."""
-        return len(self.captions) if epoch == "captions" else len(self.images)
+        """Examples in an epoch, of either kind.
+
+        "captions": every caption once, and every picture without captions once. "images": every
+        picture once.
+        """
+        if epoch == "images":
+            return len(self.images)
+        return len(self.captions) + len(self.without_captions())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,6 +76,7 @@ class Dataset:
       fingerprint: hex digest that changes whenever a picture, a caption or a split changes.
       protocol: name of the test protocol, e.g. "flickr8k_1k"; says the expected test size.
       skipped: reason -> names of what was left out, e.g. {"not a picture": ("a.jpg",)}.
+      classes: names of the classes by their number in `Split.labels`; empty without any.
     """
 
     name: str
@@ -69,6 +84,16 @@ class Dataset:
     fingerprint: str
     protocol: str
     skipped: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
+    classes: Sequence[str] = ()
+
+
+def without_training(dataset: Dataset) -> tuple[str, ...]:
+    """Names of the classes that no training picture has, which a classifier cannot learn."""
+    labels = dataset.splits["train"].labels
+    if labels is None:
+        return ()
+    shown = set(labels.tolist())
+    return tuple(name for number, name in enumerate(dataset.classes) if number not in shown)
 
 
 def count_and_name(names: Sequence[str], shown: int = 5) -> str:
