@@ -65,7 +65,9 @@ def shapes(config: ConfigDict, seed: int) -> Dataset:
 
     train, validation, test = config.shapes_sizes
     difficulty = module.Difficulty(
-        clutter=config.shapes_clutter, hidden=config.shapes_hidden, objects=config.shapes_objects
+        clutter=float(config.shapes_clutter),
+        hidden=float(config.shapes_hidden),
+        objects=config.shapes_objects,
     )
     return module.load(
         _prepared(config), train=train, validation=validation, test=test, difficulty=difficulty

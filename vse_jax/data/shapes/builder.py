@@ -13,6 +13,7 @@ from vse_jax.data import records
 from vse_jax.data.shapes import drawing, scene
 from vse_jax.data.shapes.attributes import SHAPES
 from vse_jax.data.shapes.grammar import Grammar
+from vse_jax.data.shapes.scene import USUAL, Difficulty
 
 SPLITS = ("train", "validation", "test")
 
@@ -24,13 +25,19 @@ class ShapesConfig(tfds.core.BuilderConfig):
     name: str = ""
     seed: int = 0
     sizes: tuple[int, int, int] = (4000, 500, 500)
+    difficulty: Difficulty = USUAL
 
     def __post_init__(self) -> None:
-        self.name = "_".join([f"seed{self.seed}", *(str(size) for size in self.sizes)])
+        told = [f"seed{self.seed}", *(str(size) for size in self.sizes)]
+        if self.difficulty != USUAL:
+            least, most = self.difficulty.objects
+            told += [f"clutter{float(self.difficulty.clutter)}"]
+            told += [f"hidden{float(self.difficulty.hidden)}", f"objects{least}-{most}"]
+        self.name = "_".join(told)
 
 
 class Shapes(tfds.core.GeneratorBasedBuilder):
-    """Scenes of 1 to 4 shapes with five captions each, drawn and described from a seed."""
+    """Scenes of shapes with five captions each, drawn and described from a seed."""
 
     # Any change of what is drawn or said is a new version: prepared folders carry it.
     VERSION = tfds.core.Version("1.0.0")
@@ -51,14 +58,15 @@ class Shapes(tfds.core.GeneratorBasedBuilder):
         return {split: self._generate_examples(split, size) for split, size in sizes.items()}
 
     def _generate_examples(self, split: str, size: int) -> Iterator[tuple[int, dict[str, Any]]]:
+        config = self.builder_config
         for number in range(size):
-            yield number, example(self.builder_config.seed, split, number)
+            yield number, example(config.seed, split, number, config.difficulty)
 
 
-def example(seed: int, split: str, number: int) -> dict[str, Any]:
+def example(seed: int, split: str, number: int, difficulty: Difficulty = USUAL) -> dict[str, Any]:
     """One record, under the names of `records.features`: picture, captions, scene, meanings."""
     rng = np.random.default_rng([seed, SPLITS.index(split), number])
-    drawn = scene.sample(rng)
+    drawn = scene.sample(rng, difficulty)
     picture = drawing.jpeg(drawing.render(drawn, rng))
     grammar = Grammar(rng)
     for thing in drawn["objects"]:

@@ -56,6 +56,8 @@ def render(scene: dict[str, Any], rng: np.random.Generator) -> np.ndarray:
     """
     canvas = _background(scene["background"], rng)
     _clutter(canvas, scene["clutter"], rng)
+    if "distractors" in scene:
+        canvas = distract(canvas, scene["distractors"], rng)
     noise = 5 * rng.standard_normal(canvas.shape, np.float32)
     for thing in scene["objects"]:
         _paint(canvas, thing, rng)
@@ -135,6 +137,31 @@ def _clutter(canvas: np.ndarray, count: int, rng: np.random.Generator) -> None:
         top = rng.integers(PICTURE - height)
         left = rng.integers(PICTURE - width)
         canvas[top : top + height, left : left + width] = rng.uniform(60, 200)
+
+
+def distract(canvas: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
+    """The canvas float32 [96, 96, 3] with dots and strokes in the colours of objects.
+
+    A dot is 4 to 7 pixels wide, a stroke 6 to 12 long and 2 to 3 wide, turned at random: the
+    smallest object, of 16 pixels, is larger. As all clutter they lie behind the objects.
+    """
+    layer = Image.new("RGBA", (PICTURE * _SHARPER, PICTURE * _SHARPER))
+    draw = ImageDraw.Draw(layer)
+    for _ in range(count):
+        colour = np.array(list(_PALETTE.values())[rng.integers(len(_PALETTE))])
+        fill = (*np.clip(colour + rng.uniform(-12, 12, 3), 0, 255).astype(int).tolist(), 255)
+        y, x = rng.uniform(0, PICTURE * _SHARPER, 2)
+        if rng.random() < 0.5:
+            r = rng.uniform(4, 7) * _SHARPER / 2
+            draw.ellipse((x - r, y - r, x + r, y + r), fill)
+        else:
+            length, turn = rng.uniform(6, 12) * _SHARPER, rng.uniform(0, math.pi)
+            end = (x + length * math.cos(turn), y + length * math.sin(turn))
+            draw.line([(x, y), end], fill, width=round(rng.uniform(2, 3) * _SHARPER))
+    # The mean over nothing, which is black, and paint is the paint times its coverage.
+    paint = np.asarray(layer, np.float32).reshape(PICTURE, _SHARPER, PICTURE, _SHARPER, 4)
+    paint = paint.mean((1, 3))
+    return canvas * (1 - paint[..., 3:] / 255) + paint[..., :3]
 
 
 def _paint(canvas: np.ndarray, thing: dict[str, Any], rng: np.random.Generator) -> None:

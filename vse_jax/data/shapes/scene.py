@@ -1,5 +1,6 @@
 """Scenes: which objects there are, where they lie, and how they lie to each other."""
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -9,33 +10,72 @@ from vse_jax.data.shapes.attributes import BACKGROUND, DIAMETERS, OBJECT, PICTUR
 
 MOST_HIDDEN = 0.35  # Share of an object that those in front of it may cover.
 APART = 0.1  # Distance of two centres, of the picture's side, from which one is beside the other.
+# Shares of scenes with 1, 2, 3 and 4 objects; in any other range all numbers are as frequent.
+_COUNTS = (0.1, 0.3, 0.35, 0.25)
+# Objects that find no place in so many tries are drawn anew: eight may never find one.
+_TRIES = 10_000
 
 
-def sample(rng: np.random.Generator) -> dict[str, Any]:
-    """A scene of 1 to 4 objects, JSON-like.
+@dataclasses.dataclass(frozen=True)
+class Difficulty:
+    """What makes scenes hard to recognise; the defaults are those of the data set as published.
+
+    Attributes:
+      clutter: factor on the number of specks and scratches. Those beyond the usual number, of
+        factors above 1, have the colours of objects: `drawing.distract`.
+      hidden: largest share of an object that those in front of it may cover.
+      objects: fewest and most objects of a scene.
+    """
+
+    clutter: float = 1.0
+    hidden: float = MOST_HIDDEN
+    objects: tuple[int, int] = (1, len(_COUNTS))
+
+
+USUAL = Difficulty()
+
+
+def sample(rng: np.random.Generator, difficulty: Difficulty = USUAL) -> dict[str, Any]:
+    """A scene, JSON-like.
 
     Returns:
       {"background": {"tone", "pattern"},
        "clutter": number of specks,
+       "distractors": number of specks and strokes in the colours of objects; not there if 0,
        "objects": from back to front [{"shape", "colour", "size", "fill", "diameter" in pixels,
          "turn" in degrees, "corner": [top, left] in pixels, "box": [y0, x0, y1, x1] in [0, 1],
          of the whole object where part of it is hidden}],
        "main": number of the largest object,
        "relations": all that hold, [[i, "left" | "above" | "front", j]]: i is left of j, ...}
     """
-    count = int(rng.choice([1, 2, 3, 4], p=[0.1, 0.3, 0.35, 0.25]))
-    things = _looks(count, rng)
-    main = _main(things, rng)
-    covers = _measure(things, main, rng)
-    while not _place(things, covers, rng):
-        pass
+    count = _count(difficulty.objects, rng)
+    while True:
+        things = _looks(count, rng)
+        main = _main(things, rng)
+        covers = _measure(things, main, rng)
+        if any(_place(things, covers, difficulty.hidden, rng) for _ in range(_TRIES)):
+            break
     return {
         "background": {name: str(rng.choice(values)) for name, values in BACKGROUND.items()},
-        "clutter": int(rng.integers(4, 19)),
+        **_specks(difficulty.clutter, rng),
         "objects": things,
         "main": main,
         "relations": _relations(things, covers),
     }
+
+
+def _count(objects: tuple[int, int], rng: np.random.Generator) -> int:
+    least, most = objects
+    shares = _COUNTS if tuple(objects) == USUAL.objects else None
+    return int(rng.choice(range(least, most + 1), p=shares))
+
+
+def _specks(factor: float, rng: np.random.Generator) -> dict[str, int]:
+    """The usual number of grey ones at most; what is more is coloured."""
+    usual = int(rng.integers(4, 19))
+    total = round(factor * usual)
+    found = {"clutter": min(usual, total)}
+    return found | {"distractors": total - usual} if total > usual else found
 
 
 def _looks(count: int, rng: np.random.Generator) -> list[dict[str, Any]]:
@@ -65,7 +105,7 @@ def _measure(things: list[dict[str, Any]], main: int, rng: np.random.Generator) 
 
 
 def _place(
-    things: list[dict[str, Any]], covers: list[np.ndarray], rng: np.random.Generator
+    things: list[dict[str, Any]], covers: list[np.ndarray], hidden: float, rng: np.random.Generator
 ) -> bool:
     """Gives every object its place; False where one is too well hidden."""
     for thing, cover in zip(things, covers, strict=True):
@@ -83,7 +123,7 @@ def _place(
             if thing["colour"] == things[number]["colour"] and (stamp & other).any():
                 return False
             front |= other
-        if _share(stamp, front) > MOST_HIDDEN:
+        if _share(stamp, front) > hidden:
             return False
     return True
 

@@ -10,11 +10,13 @@ Every statement weighs as many bits as it tells (attributes.py).
 """
 
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float
+from scipy.optimize import linear_sum_assignment
 
 from vse_jax.data.shapes.attributes import (
     ATTRIBUTE_BITS,
@@ -26,7 +28,9 @@ from vse_jax.data.shapes.attributes import (
     RELATION_BITS,
 )
 
-_MOST = 4  # Objects in a scene.
+# Ways to match objects that are all tried; of more the best is found by assignment, unless there
+# are relations, which captions of two objects have.
+_MOST_WAYS = 100
 
 
 def bits(meaning: Mapping[str, Any]) -> float:
@@ -46,7 +50,7 @@ def scene_similarity(meaning: Mapping[str, Any], scene: Mapping[str, Any]) -> fl
     The caption's objects are matched with different objects of the scene in the way that
     makes most of it true.
     """
-    return float(_shares(_Scenes([scene]), meaning)[0])
+    return float(_shares(_Scenes([scene], [meaning]), meaning)[0])
 
 
 def caption_similarity(first: Mapping[str, Any], second: Mapping[str, Any]) -> float:
@@ -56,12 +60,7 @@ def caption_similarity(first: Mapping[str, Any], second: Mapping[str, Any]) -> f
     Symmetrical, and 1 exactly for captions of the same meaning.
     """
     few, many = sorted((first, second), key=lambda meaning: len(meaning.get("objects", [])))
-    shared = max(
-        _shared_objects(few, many, match)
-        for match in itertools.permutations(
-            range(len(many.get("objects", []))), len(few.get("objects", []))
-        )
-    )
+    shared = _shared_objects(few, many)
     counts = [count for count in few.get("counts", []) if count in many.get("counts", [])]
     shared += sum(_count_bits(count) for count in counts)
     ground = many.get("background", {})
@@ -79,7 +78,7 @@ def oracle_scores(
     comes before all others; for one scene its true captions come first, those that say most
     before those that fit many scenes. Scenes that a caption fits equally well are tied.
     """
-    table = _Scenes(scenes)
+    table = _Scenes(scenes, meanings)
     scores = np.empty((len(scenes), len(meanings)), np.float32)
     for column, meaning in enumerate(meanings):
         share = _shares(table, meaning)
@@ -89,13 +88,19 @@ def oracle_scores(
 
 
 class _Scenes:
-    """Scenes as arrays: which object has which attribute, which pair stands in which relation."""
+    """Scenes as arrays: which object has which attribute, which pair stands in which relation.
 
-    def __init__(self, scenes: Sequence[Mapping[str, Any]]) -> None:
+    There are as many columns as the scenes or the captions to be matched have objects at most.
+    """
+
+    def __init__(
+        self, scenes: Sequence[Mapping[str, Any]], meanings: Sequence[Mapping[str, Any]]
+    ) -> None:
         size = len(scenes)
-        self.present = np.zeros((size, _MOST), bool)
+        most = max((len(said.get("objects", [])) for said in (*scenes, *meanings)), default=0)
+        self.present = np.zeros((size, most), bool)
         self.has = {
-            (name, value): np.zeros((size, _MOST), bool)
+            (name, value): np.zeros((size, most), bool)
             for name, values in OBJECT.items()
             for value in values
         }
@@ -104,7 +109,7 @@ class _Scenes:
             for name, values in BACKGROUND.items()
             for value in values
         }
-        self.related = {name: np.zeros((size, _MOST, _MOST), bool) for name in RELATION_BITS}
+        self.related = {name: np.zeros((size, most, most), bool) for name in RELATION_BITS}
         for row, scene in enumerate(scenes):
             for column, thing in enumerate(scene["objects"]):
                 self.present[row, column] = True
@@ -126,20 +131,8 @@ class _Scenes:
 def _shares(scenes: _Scenes, meaning: Mapping[str, Any]) -> np.ndarray:
     """Float64 [n]: the true share of what is said; exactly 1 where all is true."""
     true = np.zeros(len(scenes.present))
-    objects = meaning.get("objects", [])
-    if objects:
-        # Columns are the ways to match: `ways[w, i]` is the scene's object for the caption's i.
-        ways = np.array(list(itertools.permutations(range(_MOST), len(objects))))
-        best = np.zeros((len(true), len(ways)))
-        for i, thing in enumerate(objects):
-            weights = np.zeros(scenes.present.shape)
-            for name, value in thing.items():
-                weights += ATTRIBUTE_BITS[name] * scenes.has[name, value]
-            best += weights[:, ways[:, i]]
-        for i, relation, j in meaning.get("relations", []):
-            held = scenes.related[relation][:, ways[:, i], ways[:, j]]
-            best += RELATION_BITS[relation] * held
-        true += best.max(1)
+    if meaning.get("objects"):
+        true += _matched(scenes, meaning["objects"], meaning.get("relations", []))
     for count in meaning.get("counts", []):
         found = scenes.count(count["of"])
         number = count["number"]
@@ -149,16 +142,52 @@ def _shares(scenes: _Scenes, meaning: Mapping[str, Any]) -> np.ndarray:
     return true / bits(meaning)
 
 
-def _shared_objects(few: Mapping[str, Any], many: Mapping[str, Any], match: Sequence[int]) -> float:
-    """Bits of the objects and relations that agree; object i of `few` is match[i] of `many`."""
-    shared = 0.0
-    for thing, number in zip(few.get("objects", []), match, strict=True):
-        other = many["objects"][number]
-        shared += sum(ATTRIBUTE_BITS[name] * (other.get(name) == thing[name]) for name in thing)
-    for i, name, j in few.get("relations", []):
-        held = [match[i], name, match[j]] in many.get("relations", [])
-        shared += RELATION_BITS[name] * held
-    return shared
+def _matched(
+    scenes: _Scenes, objects: Sequence[Mapping[str, str]], relations: Sequence[Any]
+) -> np.ndarray:
+    """Float64 [n]: bits of a caption's objects and relations, in the way that makes most true."""
+    size, places = scenes.present.shape
+    weights = np.zeros((size, len(objects), places))
+    for i, thing in enumerate(objects):
+        for name, value in thing.items():
+            weights[:, i] += ATTRIBUTE_BITS[name] * scenes.has[name, value]
+    if not relations and math.perm(places, len(objects)) > _MOST_WAYS:
+        return np.array([_assigned(each) for each in weights])
+    # Columns are the ways to match: `ways[w, i]` is the scene's object for the caption's i.
+    ways = np.array(list(itertools.permutations(range(places), len(objects))))
+    best = np.zeros((size, len(ways)))
+    for i in range(len(objects)):
+        best += weights[:, i, ways[:, i]]
+    for i, relation, j in relations:
+        best += RELATION_BITS[relation] * scenes.related[relation][:, ways[:, i], ways[:, j]]
+    return best.max(1)
+
+
+def _shared_objects(few: Mapping[str, Any], many: Mapping[str, Any]) -> float:
+    """Bits of the objects and relations that agree, in the way to match them that shares most."""
+    first, second = (meaning.get("objects", []) for meaning in (few, many))
+    weights = np.array([[_agreeing(thing, other) for other in second] for thing in first])
+    weights = weights.reshape(len(first), len(second))
+    relations, known = (meaning.get("relations", []) for meaning in (few, many))
+    if not relations or not known:
+        return _assigned(weights)
+    return max(
+        float(sum(weights[i, j] for i, j in enumerate(match)))
+        + sum(RELATION_BITS[name] * ([match[i], name, match[j]] in known)
+              for i, name, j in relations)
+        for match in itertools.permutations(range(len(second)), len(first))
+    )  # fmt: skip
+
+
+def _assigned(weights: np.ndarray) -> float:
+    """The largest sum of one weight in each row, no two in one column."""
+    return float(weights[linear_sum_assignment(weights, maximize=True)].sum())
+
+
+def _agreeing(thing: Mapping[str, str], other: Mapping[str, str]) -> float:
+    return sum(
+        (ATTRIBUTE_BITS[name] for name in thing if other.get(name) == thing[name]), start=0.0
+    )
 
 
 def _attribute_bits(attributes: Mapping[str, str]) -> float:

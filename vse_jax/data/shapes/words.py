@@ -37,7 +37,15 @@ PATTERN_WORDS = {
     "checked": ("checked", "chequered"),
 }
 PLURALS = {"box": "boxes", "cross": "crosses", "plus": "pluses"}
-NUMBERS = {2: ("two", "a pair of"), 3: ("three",), 4: ("four",)}
+NUMBERS = {
+    2: ("two", "a pair of"),
+    3: ("three",),
+    4: ("four",),
+    5: ("five",),
+    6: ("six",),
+    7: ("seven",),
+    8: ("eight",),
+}
 # At least so many.
 AMOUNTS = {
     2: ("more than one shape", "two or more shapes", "at least two figures"),
