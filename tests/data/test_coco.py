@@ -8,7 +8,7 @@ import tensorflow_datasets as tfds
 from tensorflow_datasets.object_detection import coco_captions as tfds_coco
 
 from vse_jax.config import default_config
-from vse_jax.data import coco, coco_captions, datasets, pictures
+from vse_jax.data import coco, datasets, pictures, tfds_prepared
 from vse_jax.data.split import DataError
 
 # Karpathy's splits of TFDS' names; "restval" is of the year's validation photos, as the others.
@@ -262,7 +262,7 @@ def test_what_tfds_prepared_is_gone_through_once(tfds_dir, monkeypatch):
     folder = tfds_dir("tfrecord")
     first = load(folder)
     with monkeypatch.context() as patch:
-        patch.setattr(coco_captions, "_serialized", None)
+        patch.setattr(tfds_prepared, "_serialized", None)
         assert load(folder).fingerprint == first.fingerprint
     (record,) = folder.glob("coco_captions/2014/*/*-test.tfrecord*")
     os.utime(record, ns=(1, 1))
@@ -278,10 +278,10 @@ def test_files_count_before_what_tfds_prepared(root, tfds_dir):
 
 def test_the_newest_version_counts(tmp_path):
     for version in ("1.1.0", "1.10.0", "1.9.0"):
-        (tmp_path / coco_captions.FOLDER / version).mkdir(parents=True)
-        (tmp_path / coco_captions.FOLDER / version / "dataset_info.json").touch()
-    assert coco_captions.find(tmp_path) == tmp_path / coco_captions.FOLDER / "1.10.0"
-    assert coco_captions.find(tmp_path / "elsewhere") is None
+        (tmp_path / coco.TFDS.folder / version).mkdir(parents=True)
+        (tmp_path / coco.TFDS.folder / version / "dataset_info.json").touch()
+    assert tfds_prepared.find(tmp_path, coco.TFDS) == tmp_path / coco.TFDS.folder / "1.10.0"
+    assert tfds_prepared.find(tmp_path / "elsewhere", coco.TFDS) is None
 
 
 def test_what_tfds_prepared_may_be_damaged(tfds_dir):

@@ -10,10 +10,9 @@ Image Descriptions", CVPR 2015.
 import dataclasses
 import os
 import pathlib
-from collections.abc import Iterator, Sequence
 from typing import ClassVar
 
-from vse_jax.data import captions_files, coco_captions, photo_sets, sift
+from vse_jax.data import captions_files, photo_sets, tfds_prepared
 from vse_jax.data.photo_sets import PhotoSetConfig, Tree
 from vse_jax.data.split import DataError, Dataset
 
@@ -28,6 +27,13 @@ HELP = (
 )
 PHOTO_FOLDERS = (".", "images")
 YEARS = ("train2014", "val2014")
+# TFDS' own splits are Karpathy's, "restval" apart.
+TFDS = tfds_prepared.Layout(
+    folder="coco_captions/2014",
+    splits={"train": "train", "restval": "restval", "val": "validation", "test": "test"},
+    sources={"train": ("train", "restval"), "validation": ("val",), "test": ("test",)},
+    captions="captions/text",
+)
 KARPATHY_FILES = (
     "dataset_coco.json",
     "caption_datasets/dataset_coco.json",
@@ -68,6 +74,7 @@ class Coco(photo_sets.PhotoSet, skip_registration=True):  # type: ignore[call-ar
     MANUAL_DOWNLOAD_INSTRUCTIONS = HELP
     DESCRIPTION = str(__doc__)
     CITATION = CITATION
+    TFDS = TFDS
     BUILDER_CONFIGS: ClassVar[list[PhotoSetConfig]] = [
         CocoConfig(name="skip"),
         CocoConfig(name="convert", non_rgb="convert"),
@@ -82,34 +89,17 @@ class Coco(photo_sets.PhotoSet, skip_registration=True):  # type: ignore[call-ar
         return tree._replace(listed=captions_files.as_trained(tree.listed, config.restval))
 
     @classmethod
-    def sifted(cls, config: CocoConfig, root: pathlib.Path, data_dir: pathlib.Path) -> sift.Sifted:
-        """As that of every set of photos, or from what TFDS has prepared."""
-        prepared = _prepared(root)
-        if prepared is None:
-            return super().sifted(config, root, data_dir)
-        cache = data_dir / f"{cls.name}_captions_pictures.json"
-        listed, findings = coco_captions.read(prepared, cache)
-        return sift.sift_verified(
-            captions_files.as_trained(listed, config.restval),
-            findings,
-            bad_share=config.bad_share,
-            non_rgb=config.non_rgb,
-        )
+    def has_files(cls, root: pathlib.Path) -> bool:
+        """Whether Karpathy's file is there."""
+        return photo_sets.first_file(root, KARPATHY_FILES) is not None
 
-    def encoded(
-        self, sifted: sift.Sifted, chosen: Sequence[captions_files.Record]
-    ) -> Iterator[bytes]:
-        """The encoded photos of the chosen records, in their order."""
-        prepared = None if sifted.paths else _prepared(self.root)
-        if prepared is None:
-            yield from super().encoded(sifted, chosen)
-            return
-        ours = {chosen[0].split, "restval"} if chosen[0].split == "train" else {chosen[0].split}
-        theirs = tuple(name for name, split in coco_captions.SPLITS.items() if split in ours)
-        wanted = {record.image for record in chosen}
-        for name, image in coco_captions.encoded(prepared, theirs):
-            if name in wanted:
-                yield image
+    @classmethod
+    def tree_of_prepared(
+        cls, config: CocoConfig, root: pathlib.Path, prepared: tfds_prepared.Prepared
+    ) -> Tree:
+        """What TFDS has prepared, as it is trained."""
+        del root  # the captions are in the records
+        return Tree(pathlib.Path(), captions_files.as_trained(prepared.listed, config.restval))
 
 
 def load(
@@ -145,19 +135,12 @@ def load(
     return photo_sets.load(Coco, config, data_dir)
 
 
-def _prepared(root: pathlib.Path) -> pathlib.Path | None:
-    """What TFDS has prepared in the folder, unless Karpathy's file is there."""
-    if photo_sets.first_file(root, KARPATHY_FILES):
-        return None
-    return coco_captions.find(root)
-
-
 def _karpathy_file(root: pathlib.Path) -> pathlib.Path:
     photo_sets.check_root(root, HELP)
     path = photo_sets.first_file(root, KARPATHY_FILES)
     if path is None:
         names = " or ".join(KARPATHY_FILES)
-        raise DataError(f"{root}: neither {names} nor {coco_captions.FOLDER}/* of TFDS. {HELP}")
+        raise DataError(f"{root}: neither {names} nor {TFDS.folder}/* of TFDS. {HELP}")
     return path
 
 

@@ -19,7 +19,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from vse_jax import protocols
-from vse_jax.data import captions_files, pictures, records, sift
+from vse_jax.data import captions_files, pictures, records, sift, tfds_prepared
 from vse_jax.data.split import DataError, Dataset, Split
 
 SPLITS = ("train", "validation", "test")
@@ -53,12 +53,14 @@ class Tree(NamedTuple):
       left_out: reason -> names of what no split has. No run misses it, so that it does not count
         as unfit: Flickr8k's own token file names photos that do not exist.
       unfit: reason -> names of what only a split has, which counts.
+      classes: names of the classes, where the labels of the records are their numbers.
     """
 
     folder: pathlib.Path
     listed: list[captions_files.Record]
-    left_out: Mapping[str, list[str]]
+    left_out: Mapping[str, list[str]] = types.MappingProxyType({})
     unfit: Mapping[str, list[str]] = types.MappingProxyType({})
+    classes: Sequence[str] = ()
 
 
 class PhotoSet(
@@ -71,6 +73,9 @@ class PhotoSet(
       DESCRIPTION: what the data set is.
       CITATION: BibTeX of who made it.
       MANUAL_DOWNLOAD_INSTRUCTIONS: which files go where, and who has them.
+      TFDS: the same data as TFDS' own builder prepares them; None where it has none.
+      LABELS: whether the photos have classes.
+      BOXES: whether they have boxes.
       root: folder of the files, once they are asked for.
     """
 
@@ -81,6 +86,9 @@ class PhotoSet(
     ]
     DESCRIPTION: ClassVar[str]
     CITATION: ClassVar[str]
+    TFDS: ClassVar[tfds_prepared.Layout | None] = None
+    LABELS: ClassVar[bool] = False
+    BOXES: ClassVar[bool] = False
     root: pathlib.Path
 
     @classmethod
@@ -93,36 +101,64 @@ class PhotoSet(
         """
 
     @classmethod
+    def has_files(cls, root: pathlib.Path) -> bool:
+        """Whether the files as released are in `root`, which count before what TFDS prepared."""
+        del root  # there is nothing else
+        return True
+
+    @classmethod
+    def tree_of_prepared(
+        cls, config: Any, root: pathlib.Path, prepared: tfds_prepared.Prepared
+    ) -> Tree:
+        """What TFDS has prepared in `root`, with what lies beside it; see `read_tree`."""
+        raise NotImplementedError(f"{cls.name} has no builder of TFDS' own")
+
+    @classmethod
     def sifted(cls, config: Any, root: pathlib.Path, data_dir: pathlib.Path) -> sift.Sifted:
-        """The records with sound photos and captions, and all that is left out."""
-        tree = cls.read_tree(config, root)
-        cache = data_dir / f"{cls.name}_pictures.json"
-        sifted = sift.sift(
-            tree.listed,
-            tree.folder,
-            cache,
-            bad_share=config.bad_share,
-            non_rgb=config.non_rgb,
-            unfit=tree.unfit,
-        )
+        """The records with sound photos and a caption or a class, and all that is left out."""
+        options = {"bad_share": config.bad_share, "non_rgb": config.non_rgb}
+        folder = cls._prepared(root)
+        if folder is None or cls.TFDS is None:
+            tree = cls.read_tree(config, root)
+            cache = data_dir / f"{cls.name}_pictures.json"
+            sifted = sift.sift(tree.listed, tree.folder, cache, unfit=tree.unfit, **options)
+        else:
+            cache = data_dir / f"{cls.TFDS.builder}_pictures.json"
+            prepared = tfds_prepared.read(folder, cls.TFDS, cache)
+            tree = cls.tree_of_prepared(config, root, prepared)
+            sifted = sift.sift_verified(tree.listed, prepared.findings, **options)
         skipped = {
             reason: (*tree.left_out.get(reason, ()), *sifted.skipped.get(reason, ()))
             for reason in {**tree.left_out, **sifted.skipped}
         }
-        return dataclasses.replace(sifted, skipped=skipped)
+        return dataclasses.replace(sifted, skipped=skipped, classes=tree.classes)
 
     def encoded(
         self, sifted: sift.Sifted, chosen: Sequence[captions_files.Record]
     ) -> Iterator[bytes]:
-        """The encoded photos of the chosen records, in their order."""
-        for record in chosen:
-            yield pictures.read_file(sifted.paths[record.image])
+        """The encoded photos of the chosen records of one split, in their order."""
+        folder = None if sifted.paths else self._prepared(self.root)
+        if folder is None or self.TFDS is None:
+            for record in chosen:
+                yield pictures.read_file(sifted.paths[record.image])
+            return
+        wanted = {record.image for record in chosen}
+        for name, image in tfds_prepared.encoded(folder, self.TFDS, str(chosen[0].split)):
+            if name in wanted:
+                yield image
+
+    @classmethod
+    def _prepared(cls, root: pathlib.Path) -> pathlib.Path | None:
+        """What TFDS has prepared in `root`; None where the files count."""
+        if cls.TFDS is None or cls.has_files(root):
+            return None
+        return tfds_prepared.find(root, cls.TFDS)
 
     def _info(self) -> tfds.core.DatasetInfo:
         return tfds.core.DatasetInfo(
             builder=self,
             description=self.DESCRIPTION,
-            features=records.features(),
+            features=records.features(labels=() if self.LABELS else None, boxes=self.BOXES),
             citation=self.CITATION,
             disable_shuffling=True,
             metadata=tfds.core.MetadataDict(),
@@ -132,6 +168,8 @@ class PhotoSet(
         self.root = pathlib.Path(self.builder_config.manual_dir or dl_manager.manual_dir)
         data_dir = pathlib.Path(self.data_dir_root)
         sifted = _checked(type(self), self.builder_config, self.root, data_dir)
+        if self.LABELS:
+            self.info.features["label"].names = list(sifted.classes)
         self.info.metadata["skipped"] = {k: list(v) for k, v in sifted.skipped.items()}
         return {name: self._generate_examples(sifted, name) for name in SPLITS}
 
@@ -141,7 +179,13 @@ class PhotoSet(
         chosen = _of_split(sifted, split)
         pairs = zip(chosen, self.encoded(sifted, chosen), strict=True)
         for number, (record, image) in enumerate(pairs):
-            yield number, {"image": image, "name": record.image, "captions": record.captions}
+            example: dict[str, Any] = {"image": image, "name": record.image}
+            example["captions"] = record.captions
+            if self.LABELS:
+                example["label"] = _label(record)
+            if self.BOXES:
+                example["boxes"] = _boxes(record)
+            yield number, example
 
 
 def load(
@@ -164,12 +208,14 @@ def load(
     sift.check_options(config.bad_share, config.non_rgb)
     sifted = _checked(made_by, config, pathlib.Path(config.manual_dir), pathlib.Path(data_dir))
     sift.log_skipped(made_by.name, sifted.skipped)
+    sift.log_class_only(made_by.name, sifted.records)
     # On which line of which file a name stands is no part of the data.
     left_out = sorted(
         (reason, tuple(map(sift.unplaced, names))) for reason, names in sifted.skipped.items()
     )
+    classes = f" {list(sifted.classes)}" if sifted.classes else ""
     fingerprint = hashlib.sha256(
-        f"{config.non_rgb} {left_out} {sift.fingerprint(sifted)}".encode()
+        f"{config.non_rgb} {left_out} {sift.fingerprint(sifted)}{classes}".encode()
     ).hexdigest()
     config = copy.copy(config)
     config.name = f"{config.non_rgb}_{fingerprint[:12]}"
@@ -182,6 +228,7 @@ def load(
         fingerprint=fingerprint,
         protocol=protocols.own(made_by.name, len(splits["test"].images)),
         skipped=sifted.skipped,
+        classes=tuple(sifted.classes),
     )
 
 
@@ -296,4 +343,17 @@ def _split(builder: PhotoSet, sifted: sift.Sifted, name: str) -> Split:
             np.arange(len(chosen), dtype=np.int32), [len(record.captions) for record in chosen]
         ),
         read=records.reader(builder, name),
+        labels=np.array([_label(record) for record in chosen], np.int32)
+        if builder.LABELS
+        else None,
+        boxes=[_boxes(record) for record in chosen] if builder.BOXES else None,
     )
+
+
+def _label(record: captions_files.Record) -> int:
+    """The number of the photo's class, -1 without any."""
+    return -1 if record.label is None else int(record.label)
+
+
+def _boxes(record: captions_files.Record) -> np.ndarray:
+    return np.zeros((0, 4), np.float32) if record.boxes is None else record.boxes

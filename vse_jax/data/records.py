@@ -29,7 +29,8 @@ def features(
     "captions": list of str} and, where asked for:
 
     Args:
-      labels: names of the classes; adds "label", a name or a number.
+      labels: names of the classes; adds "label", a name or a number, -1 for none. Without any
+        name in it the builder gives the names before it makes examples.
       boxes: adds "boxes", float32 [r,4] as (y0, x0, y1, x1) in [0, 1].
       meanings: adds "scene", JSON text, and "meanings", JSON text for each caption.
     """
@@ -39,7 +40,7 @@ def features(
         "captions": tfds.features.Sequence(tfds.features.Text()),
     }
     if labels is not None:
-        parts["label"] = tfds.features.ClassLabel(names=list(labels))
+        parts["label"] = tfds.features.ClassLabel(names=list(labels) or None)
     if boxes:
         parts["boxes"] = tfds.features.Tensor(shape=(None, 4), dtype=np.float32)
     if meanings:
