@@ -120,7 +120,7 @@ def from_json(text: str) -> ConfigDict:
 # changes what is trained.
 PATHS = (
     "data.manual_dir", "data.path", "data.images", "data.features", "data.boxes", "data.snippets",
-    "data.semantics", "data.data_dir", "model.image.weights", "model.text.weights",
+    "data.labels", "data.semantics", "data.data_dir", "model.image.weights", "model.text.weights",
     "model.text.glove", "train.start_from", "evaluate.expert", "evaluate.crowdflower",
 )  # fmt: skip
 FREE = (

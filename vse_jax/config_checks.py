@@ -301,7 +301,7 @@ def _check_snippets(given: Mapping[str, Any]) -> None:
             f"{told}: each region is a picture of its own then, which has no boxes; set "
             "'model.image.features' to 'pooled'"
         )
-    for name in ("evaluate.expert", "evaluate.crowdflower"):
+    for name in ("data.labels", "evaluate.expert", "evaluate.crowdflower"):
         if given[name] is not None:
             raise ConfigError(f"{told}, and {name!r} is of whole pictures: unset one of them")
 

@@ -48,6 +48,9 @@ def _data() -> ConfigDict:
     # python -m vse_jax.align --snippets, or of your own, with lines {"image": name, "box": [y0, x0,
     # y1, x1], "snippet": words}. Limits count whole pictures.
     data.snippets = placeholder(str)
+    # Classes of the pictures: a file of scripts/head_noun_labels.py, or of your own, with lines
+    # {"image": name, "label": class name}; unset: the data's own labels, if they have any.
+    data.labels = placeholder(str)
     # The folder that the paths in that file of pictures are relative to; unset: the file's own.
     data.images = placeholder(str)
     # Where prepared data sets and cached features go.

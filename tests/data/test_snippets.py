@@ -174,6 +174,7 @@ def test_of_shapes_the_true_boxes_are_what_is_measured(tiny_shapes, tmp_path):
     [
         ({"model.image.features": "boxes"}, "which has no boxes; set 'model.image.features'"),
         ({"evaluate.expert": "x"}, "'evaluate.expert' is of whole pictures"),
+        ({"data.labels": "x"}, "'data.labels' is of whole pictures"),
         (
             {"data.dataset": "precomputed", "model.image.backbone": "none"},
             "the data set 'precomputed' has only features: unset it",

@@ -10,7 +10,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from vse_jax.config import ConfigError, blaming, choose
-from vse_jax.data import snippets, subset
+from vse_jax.data import labels, snippets, subset
 from vse_jax.data.split import DataError, Dataset
 from vse_jax.protocols import PROTOCOLS
 
@@ -36,7 +36,7 @@ def are_missing(config: ConfigDict) -> bool:
 def load(config: ConfigDict, seed: int) -> Dataset:
     """The data set that `data.dataset` names, under `data.protocol`, no split beyond its limit.
 
-    With `data.snippets` the regions of its pictures.
+    With `data.labels` the classes of that file, with `data.snippets` the regions of its pictures.
 
     Args:
       config: the section `data`, its protocol one that `config_checks.validate` lets through.
@@ -52,6 +52,9 @@ def load(config: ConfigDict, seed: int) -> Dataset:
         dataset = _under(config.protocol, dataset)
     for split in ("train", "validation"):
         dataset = subset.with_limit(dataset, split, config[f"{split}_limit"])
+    if config.labels is not None:
+        with blaming("data.labels", DataError):
+            dataset = labels.with_labels(dataset, Path(config.labels).expanduser())
     if config.snippets is not None:
         with blaming("data.snippets", DataError):
             dataset = snippets.regions(dataset, Path(config.snippets))
