@@ -4,7 +4,8 @@ configs/shapes.py[:system[,objective=NAME][,text=bert]], with the systems and ob
 configs/flickr8k.py. "vsepp" (one vector a picture, one a sentence) has "infonce" as its default
 here, for it learns fastest from nothing; "lmh", "lseh" and "lsh" are the hinge with the hardest
 negatives, with the hardest by what captions mean too, and with all. Networks of regions look at the
-whole grid of the backbone, "dvsa" at the boxes of the objects. "multimodal_rnn" writes captions.
+whole grid of the backbone, "dvsa" at the boxes of the objects. "multimodal_rnn" writes captions, "cam"
+tells the shape of the largest object too.
 """
 
 from ml_collections import ConfigDict
@@ -36,6 +37,10 @@ def get_config(choice: str = "vsepp") -> ConfigDict:
         _boxes_by_adam(config)
     if config.model.network == "multimodal_rnn":
         _few_words_by_adam(config)
+    if config.model.network == "cam":
+        _few_words_by_adam(config)
+        config.model.dimension = 256
+        config.train.learning_rate = 1e-3
     return config
 
 

@@ -68,9 +68,10 @@ class Model:
         )
         origin = workdir.read_origin(path)
         self._features: int | None = origin.get("features")
-        words = origin["words"] | {"special": tuple(origin["words"]["special"])}
         model = assembly.make_model(
-            self.config, assembly.Words(**words), assembly.Sources(**origin["sources"])
+            self.config,
+            assembly.Words.from_json(origin["words"]),
+            assembly.Sources(**origin["sources"]),
         )
         tree = checkpoint.read_newest(path / "checkpoints" / "best")
         self.step = int(tree["step"])

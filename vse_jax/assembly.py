@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 
 from vse_jax import config as configs
 from vse_jax import config_checks, parallel
+from vse_jax.data.content_words import function_words
 from vse_jax.data.tokenizer import SPECIAL, Tokenizer
 from vse_jax.models import networks
 from vse_jax.models.backbones import catalogue, text_catalogue
@@ -50,23 +51,42 @@ class Sources(NamedTuple):
 
 
 class Words(NamedTuple):
-    """What a model needs to know of token numbers.
+    """What a model needs to know of token numbers and of class names.
 
     Attributes:
-      vocabulary: how many there are.
+      vocabulary: how many token numbers there are.
       mask: stands for a masked word.
       special: are never altered.
+      function_words: are about nothing in a picture.
+      classes: how many a picture may be of.
     """
 
     vocabulary: int
     mask: int
     special: tuple[int, ...]
+    function_words: tuple[int, ...] = ()
+    classes: int = 1
 
     @classmethod
-    def of(cls, tokenizer: Tokenizer, altered: bool) -> "Words":
-        """Those of a tokenizer; raises DataError where tokens are `altered` and it has no mask."""
-        mask = tokenizer.mask_token if altered else 0
-        return cls(tokenizer.vocabulary, mask, tokenizer.special if altered else ())
+    def of(cls, tokenizer: Tokenizer, config: ConfigDict, classes: int) -> "Words":
+        """Those of a tokenizer and so many classes, as far as the config's model needs them.
+
+        Raises:
+          DataError: tokens are altered, and the tokenizer has none that stands for a masked one.
+        """
+        altered = config.model.text.alter > 0
+        return cls(
+            tokenizer.vocabulary,
+            tokenizer.mask_token if altered else 0,
+            tokenizer.special if altered else (),
+            function_words(tokenizer) if classifies(config) else (),
+            classes if classifies(config) else 1,
+        )
+
+    @classmethod
+    def from_json(cls, found: Mapping[str, Any]) -> "Words":
+        """Those that `_asdict` made JSON of."""
+        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in found.items()})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -183,8 +203,18 @@ def is_pairwise(config: ConfigDict) -> bool:
 
 
 def writes_captions(config: ConfigDict) -> bool:
-    """Whether the model writes captions, and compares nothing."""
-    return config.model.network in config_checks.CAPTIONERS
+    """Whether the model writes captions."""
+    return not compares(config) and config.objective.generation.weight > 0
+
+
+def classifies(config: ConfigDict) -> bool:
+    """Whether the model tells classes."""
+    return config.objective.classification.weight > 0
+
+
+def compares(config: ConfigDict) -> bool:
+    """Whether the model compares pictures and sentences."""
+    return config.model.network not in config_checks.CAPTIONERS
 
 
 def _shapes(config: ConfigDict, features: int | None = None) -> dict[str, Any]:
@@ -260,17 +290,23 @@ def make_model(
         words=section.text.words,
         cell=section.captioner.cell,
         drop_words=section.captioner.dropout,
+        classes=words.classes,
         dtype=compute_dtype(config),
         axis_name=parallel.AXIS,
     )
     network = configs.choose(networks, section.network, "model.network")(options)
-    generates = config.objective.generation.weight > 0
+    generates, disagreement = config.objective.generation.weight > 0, config.objective.disagreement
     return VisualSemanticModel(
         image=_image_encoder(config, network.image, sources.image or {}, frozen.image),
         text=_text_encoder(config, network, sources.text or {}, frozen.text, words),
         pairwise=network.pairwise,
         generator=network.generator if generates else None,
-        captioner=network.captioner,
+        captioner=network.captioner if generates else None,
+        classifier=network.classifier if classifies(config) else None,
+        maps=("whole" if disagreement.second_order else "constant")
+        if disagreement.weight
+        else None,
+        function_words=words.function_words,
     )
 
 
@@ -297,7 +333,7 @@ def _text_encoder(
     frozen: bool,
     words: Words,
 ) -> TextEncoder | None:
-    if network.text is None:
+    if network.text is None or not (compares(config) or config.objective.embedding.weight):
         return None
     section, pretrained = config.model.text, text_backbone_of(config)
     alter = partial(
@@ -392,6 +428,7 @@ def _example(config: ConfigDict, features: int | None = None) -> dict[str, Array
     return seen | {
         "tokens": jnp.zeros((1, 3), jnp.int32),
         "token_mask": jnp.ones((1, 3), bool),
+        "label": jnp.zeros(1, jnp.int32),
     }
 
 

@@ -28,6 +28,7 @@ CHOICES: Mapping[str, tuple[str, ...]] = {
     "objective.leap.warmup": ("all", "infonce"),
     "objective.leap.rule": ("fixed", "gap", "active"),
     "objective.leap.quantized_distance": ("asymmetric", "symmetric"),
+    "objective.disagreement.kind": ("cosine", "l2", "kl"),
     "objective.center.kind": ("table", "batch"),
     "objective.quantizer.rule": ("average", "gradient"),
     "train.optimizer": ("adam", "rmsprop", "sgd"),
@@ -55,9 +56,10 @@ RANKING = ("objective.triplet.weight", "objective.infonce.weight", "objective.le
 BROUGHT = ("custom", "precomputed")
 # Networks that look at a picture and a sentence together; there are no embeddings to compare.
 PAIRWISE = ("dvsa", "saf", "sgr")
-# Networks that write captions; there is nothing to compare.
-CAPTIONERS = ("multimodal_rnn",)
+# Networks that write captions or tell classes; there is nothing to compare.
+CAPTIONERS = ("cam", "multimodal_rnn")
 NETWORKS = (
+    "cam",
     "dvsa",
     "multimodal_rnn",
     "none",
@@ -68,6 +70,10 @@ NETWORKS = (
     "vsepp",
     "vsrn",
 )
+# The terms of the network "cam" alone.
+CAM = (
+    "objective.classification.weight", "objective.disagreement.weight", "objective.embedding.weight"
+)  # fmt: skip
 # Of a scene of "shapes": the words of its captions count so far.
 MOST_OBJECTS = 8
 # Of `train.start_parts`: the whole model.
@@ -86,6 +92,9 @@ RANGES: Mapping[str, tuple[float, float]] = {
     "model.text.alter": (0.0, 0.99),
     "model.captioner.dropout": (0.0, 0.99),
     "objective.generation.weight": (0.0, float("inf")),
+    "objective.classification.weight": (0.0, float("inf")),
+    "objective.disagreement.weight": (0.0, float("inf")),
+    "objective.embedding.weight": (0.0, float("inf")),
     "objective.triplet.weight": (0.0, float("inf")),
     "objective.infonce.weight": (0.0, float("inf")),
     "objective.leap.weight": (0.0, float("inf")),
@@ -359,9 +368,50 @@ def _check_network(given: Mapping[str, Any]) -> None:
             f"{given['objective.generation.weight']}, but the network {network!r} generates no "
             "captions: set it to 0, or 'model.network' to 'vsrn'"
         )
+    for name in CAM:
+        if given[name] and network != "cam":
+            raise ConfigError(
+                f"config field {name!r} is {given[name]}, a term of the network 'cam', but "
+                f"'model.network' is {network!r}: set it to 0"
+            )
+    if network == "cam":
+        _check_cam(given)
     if network in CAPTIONERS:
         _check_captioner(given)
     _check_reader(given)
+
+
+def _check_cam(given: Mapping[str, Any]) -> None:
+    """Raises ConfigError where classes, captions and their maps cannot be had together."""
+    features = given["model.image.features"]
+    if features != "grid":
+        raise ConfigError(
+            f"config field 'model.image.features' is {features!r}, but the network 'cam' draws "
+            "maps of where it looks: set it to 'grid'"
+        )
+    if given["data.dataset"] == "precomputed":
+        raise ConfigError(
+            "config field 'model.network' is 'cam', which learns classes from pictures, and the "
+            "data set 'precomputed' has only features: bring the pictures ('custom')"
+        )
+    tasks = ("objective.classification.weight", "objective.generation.weight")
+    if not any(given[name] for name in tasks):
+        raise ConfigError(
+            f"config fields {' and '.join(map(repr, tasks))} are 0, and nothing else teaches the "
+            "network 'cam': set one above 0"
+        )
+    if given["objective.disagreement.weight"] and not all(given[name] for name in tasks):
+        raise ConfigError(
+            "config field 'objective.disagreement.weight' is "
+            f"{given['objective.disagreement.weight']}, which compares where a classifier and a "
+            f"captioner look: set {' and '.join(map(repr, tasks))} above 0, or it to 0"
+        )
+    if given["objective.embedding.weight"] and not given["objective.generation.weight"]:
+        raise ConfigError(
+            f"config field 'objective.embedding.weight' is {given['objective.embedding.weight']}, "
+            "of the sentences that a captioner learns from, but 'objective.generation.weight' is "
+            "0: set it to 0 too"
+        )
 
 
 def _check_captioner(given: Mapping[str, Any]) -> None:
@@ -379,7 +429,7 @@ def _check_captioner(given: Mapping[str, Any]) -> None:
             "a picture as a whole: set it to 'pooled' or 'grid', and 'data.snippets' to regions "
             "that are to be pictures"
         )
-    if not given["objective.generation.weight"]:
+    if network != "cam" and not given["objective.generation.weight"]:
         raise ConfigError(
             "config field 'objective.generation.weight' is 0, and nothing else teaches the network "
             f"{network!r} to write captions: set it above 0"

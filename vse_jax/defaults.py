@@ -29,9 +29,9 @@ def _data() -> ConfigDict:
     """Data sets, pictures and tokens."""
     data = ConfigDict()
     # A function of vse_jax.data.datasets: "shapes", "flickr8k", "flickr30k", "coco", "iaprtc12",
-    # "custom" or "precomputed".
+    # "cub", "flowers", "custom" or "precomputed".
     data.dataset = "shapes"
-    # Where the data set as downloaded lies, or TFDS' data_dir with coco_captions ("coco").
+    # Where the data set as downloaded lies, or TFDS' data_dir ("coco", "cub" and "flowers").
     data.manual_dir = placeholder(str)
     # The file that lists your own pictures and captions ("custom"); or a folder of features and
     # captions in the layout of SCAN ("precomputed").
@@ -105,11 +105,12 @@ def _model() -> ConfigDict:
     model = ConfigDict()
     # What is put on top of the features, a function of vse_jax.models.networks: "vsepp", "vsrn",
     # "saf", "sgr", "vse_infinity", "dvsa", "residual" (a perceptron for good features), or "none",
-    # for features that are in one space already; or "multimodal_rnn", which writes captions.
+    # for features that are in one space already; "multimodal_rnn", which writes captions; or "cam",
+    # which tells classes and writes captions.
     model.network = "vsepp"
     # Width of the common space; that of the features for "none".
     model.dimension = 1024
-    # Units between, of the network "residual"; of the states of "brnn" and "multimodal_rnn".
+    # Units between, of the network "residual"; of the states of "brnn" and of what writes captions.
     model.hidden = 1024
     # (pictures, captions) that a pairwise network ("saf", "sgr", "dvsa") looks at at a time; in
     # training SAF holds what it knows of all the batch's pictures with so many captions.
@@ -179,9 +180,25 @@ def _objective() -> ConfigDict:
     objective.triplet = _triplet()
     objective.infonce = _infonce()
     objective.generation = generation = ConfigDict()
-    # Weight in the loss of telling the caption from the picture ("vsrn", "multimodal_rnn"); 0
-    # leaves it out.
+    # Weight in the loss of telling the caption from the picture ("vsrn", "multimodal_rnn", "cam");
+    # 0 leaves it out.
     generation.weight = 0.0
+    objective.classification = classification = ConfigDict()
+    # Weight in the loss of telling the class of a picture ("cam"); 0 leaves it out.
+    classification.weight = 0.0
+    objective.disagreement = disagreement = ConfigDict()
+    # Weight in the loss of the class's map and the caption's being different ("cam"); 0 leaves it
+    # out.
+    disagreement.weight = 0.0
+    # How different: "cosine" (1 - cos), or of maps with a sum of 1 the squared distance ("l2") or
+    # the symmetric divergence ("kl").
+    disagreement.kind = "cosine"
+    # Whether the gradients that weigh the caption's map are differentiated too, and no constants.
+    disagreement.second_order = False
+    objective.embedding = embedding = ConfigDict()
+    # Weight in the loss of pictures' embeddings being far from their sentences' ("cam"); 0 leaves
+    # it out, and with it what reads sentences.
+    embedding.weight = 0.0
     objective.leap = _leap()
     objective.center = _center()
     objective.quantizer = _quantizer()

@@ -52,6 +52,11 @@ class Encoder:
             found = model.apply(variables, images, texts, method=model.compare)
             return parallel.all_gather(found)
 
+        def looks(variables: Any, batch: Batch) -> tuple[Any, Array]:
+            found = model.apply(variables, batch, method=model.looks)
+            return _everywhere(found), parallel.all_gather(batch["weight"])
+
+        self._looks = devices.map(looks, ("replicated", "split"), "replicated")
         self._image, self._text = of(model.encode_image), of(model.encode_text)
         self._image_features, self._text_features = (
             devices.map(function, ("replicated", "split"), "replicated")
@@ -70,6 +75,10 @@ class Encoder:
     def texts(self, variables: Any, batches: Iterable[HostBatch]) -> Encoded:
         """Embeddings of every sentence of the batches that is not padding, in order."""
         return self._collect(self._text, variables, batches)
+
+    def looks(self, variables: Any, batches: Iterable[HostBatch]) -> dict[str, np.ndarray]:
+        """What `VisualSemanticModel.looks` tells of every picture that is not padding, in order."""
+        return self._collect(self._looks, variables, batches)
 
     def image_features(self, variables: Any, batches: Iterable[HostBatch]) -> Iterator[np.ndarray]:
         """float32 [b, n, f] features of each batch of pixels, padding included."""

@@ -22,7 +22,7 @@ from vse_jax import (
 )
 from vse_jax.caption_writer import CaptionWriter, special_tokens
 from vse_jax.captioning.beam_search import check_beams
-from vse_jax.data import box_files, semantics, tokenizer
+from vse_jax.data import box_files, semantics, subset, tokenizer
 from vse_jax.data.split import DataError, Dataset
 from vse_jax.encode import Encoder
 from vse_jax.evaluators import judgement
@@ -94,7 +94,7 @@ def prepare(conf: ConfigDict, folder: Path, *, training: bool = False) -> Experi
     words = _tokenizer(conf, dataset, begun, start)
     if assembly.writes_captions(conf):
         _check_captions(conf, words)
-    known = assembly.Words.of(words, conf.model.text.alter > 0)
+    known = assembly.Words.of(words, conf, len(dataset.classes))
     examples = _examples(conf, dataset, words)
     pretrained = _with_words(
         assembly.build_model(conf, known, frozen, width), conf, words, examples["train"]
@@ -152,8 +152,23 @@ def _loaded(conf: ConfigDict) -> tuple[Dataset, assembly.Frozen]:
             dataset = box_files.with_regions(
                 dataset, None if conf.data.boxes is None else Path(conf.data.boxes)
             )
+    if assembly.classifies(conf):
+        _check_classes(conf, dataset)
+    else:
+        dataset = subset.with_captions(dataset)
     _describe(dataset)
     return dataset, frozen
+
+
+def _check_classes(conf: ConfigDict, dataset: Dataset) -> None:
+    """Raises DataError where there are no two classes to tell apart; warns of those not shown."""
+    if len(dataset.classes) < 2:
+        raise DataError(
+            f"config field 'objective.classification.weight' is "
+            f"{conf.objective.classification.weight}, but the pictures of {dataset.name} are of "
+            f"{len(dataset.classes)} classes: bring labels of two or more ('data.labels', or "
+            '"label" in your own file), or set it to 0'
+        )
 
 
 def _with_words(
@@ -283,7 +298,8 @@ def _examples(
 
     examples = {}
     for name, split in dataset.splits.items():
-        if not len(split.images) or not len(split.captions):
+        writes = not assembly.classifies(conf) or assembly.writes_captions(conf)
+        if not len(split.images) or (writes and not len(split.captions)):
             raise DataError(f"{dataset.name}: the {name} split is empty")
         tokens, mask = words.tokenize(split.captions)
         pictures = pipeline.Pictures(conf.data.image_size, conf.data.crop_area, conf.data.flip)

@@ -78,10 +78,10 @@ def together(folders: Sequence[Path], output: Path, command: str | None = None) 
         raise WorkdirError(f"{output} is a workdir: name another --output, or its report is lost")
     # What can be told at once is told before minutes of scoring.
     for number, folder in enumerate(folders):
-        if assembly.writes_captions(workdir.read_config(folder)):
+        if not assembly.compares(workdir.read_config(folder)):
             raise WorkdirError(
-                f"{folder} has a model that writes captions; only models that compare pictures and "
-                "sentences are measured together"
+                f"{folder} has a model that writes captions or tells classes; only models that "
+                "compare pictures and sentences are measured together"
             )
         best = folder / "checkpoints" / "best"
         if not checkpoint.any_in(best):

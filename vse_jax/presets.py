@@ -273,6 +273,47 @@ def likelihood(config: ConfigDict) -> None:
     config.objective.generation.weight = 1.0
 
 
+def cam(config: ConfigDict) -> None:
+    """Classes and captions of one embedding, read from the grid of the backbone."""
+    config.data.tokenizer = "dvsa"
+    config.model.network = "cam"
+    config.model.normalize = False
+    config.model.dimension = 512
+    config.model.hidden = 512
+    config.model.image.features = "grid"
+    config.model.image.pooling = "mean"
+    # Of length 1 the cells of a grid would all weigh the same, whatever is in them.
+    config.model.image.normalize_features = False
+    config.model.captioner.cell = "lstm"
+    config.model.text.words = 512
+    config.model.text.bidirectional = False
+
+
+def cam_classifier(config: ConfigDict) -> None:
+    """The classifier alone."""
+    config.objective.triplet.weight = 0.0
+    config.objective.classification.weight = 1.0
+
+
+def cam_captioner(config: ConfigDict) -> None:
+    """The captioner alone."""
+    likelihood(config)
+    config.objective.generation.weight = 0.2
+    config.objective.embedding.weight = 1.0
+
+
+def cam_joint(config: ConfigDict) -> None:
+    """Both."""
+    cam_captioner(config)
+    cam_classifier(config)
+
+
+def cam_disagreement(config: ConfigDict) -> None:
+    """Both, and what their maps disagree by. Idea: Yoon et al., ETRI Journal 42(1), 2020."""
+    cam_joint(config)
+    config.objective.disagreement.weight = 1.0
+
+
 # Of each system the objectives it can be trained with.
 _RANKING: dict[str, Setting] = {"lmh": lmh, "lseh": lseh, "lsh": lsh, "infonce": infonce}
 _GOOD_FEATURES: dict[str, Setting] = {"infonce": infonce, **_RANKING}
@@ -284,6 +325,12 @@ SYSTEMS: dict[str, dict[str, Setting]] = {
     "sgr": _RANKING,
     "dvsa": {"lsh": lsh, "lmh": lmh, "infonce": infonce},
     "multimodal_rnn": {"likelihood": likelihood},
+    "cam": {
+        "disagreement": cam_disagreement,
+        "joint": cam_joint,
+        "classifier": cam_classifier,
+        "captioner": cam_captioner,
+    },
     "frozen": _GOOD_FEATURES,
     "clip": _GOOD_FEATURES,
     "siglip": _GOOD_FEATURES,
@@ -299,7 +346,7 @@ SYSTEMS: dict[str, dict[str, Setting]] = {
 # What reads sentences, where it is not a GRU.
 READERS: dict[str, Setting] = {"bert": bert}
 # Systems that say what reads sentences.
-_OWN_READER = ("frozen", "clip", "siglip", "multimodal_rnn")
+_OWN_READER = ("frozen", "clip", "siglip", "multimodal_rnn", "cam")
 # What a system is besides its objective.
 NETWORKS: dict[str, Setting] = {
     "vse_infinity": vse_infinity,
@@ -308,6 +355,7 @@ NETWORKS: dict[str, Setting] = {
     "sgr": sgr,
     "dvsa": dvsa,
     "multimodal_rnn": multimodal_rnn,
+    "cam": cam,
     "frozen": frozen,
     "clip": clip,
     "siglip": siglip,

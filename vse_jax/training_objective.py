@@ -12,6 +12,8 @@ from vse_jax import config as configs
 from vse_jax.codebook import Codebook
 from vse_jax.objectives.base import Objective, weighted_sum
 from vse_jax.objectives.centers import Center
+from vse_jax.objectives.classification import classification
+from vse_jax.objectives.disagreement import disagreement, joint_embedding
 from vse_jax.objectives.generation import generation
 from vse_jax.objectives.infonce import infonce
 from vse_jax.objectives.leap import leap
@@ -45,6 +47,13 @@ def build(config: ConfigDict) -> Objective:
         terms["infonce"] = (section.weight, objective)
     if config.objective.generation.weight:
         terms["generation"] = (config.objective.generation.weight, generation())
+    if config.objective.classification.weight:
+        terms["classification"] = (config.objective.classification.weight, classification())
+    section = config.objective.disagreement
+    if section.weight:
+        terms["disagreement"] = (section.weight, disagreement(section.kind))
+    if config.objective.embedding.weight:
+        terms["embedding"] = (config.objective.embedding.weight, joint_embedding())
     given = dict(configs.fields(config))
     if any(given[name] for name in config_checks.LEAP):
         terms["leap"] = (1.0, _leap(config.objective))

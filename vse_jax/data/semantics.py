@@ -2,7 +2,6 @@
 
 import functools
 import hashlib
-import importlib.resources
 import logging
 import os
 import re
@@ -15,6 +14,7 @@ import numpy as np
 from jaxtyping import Float
 
 from vse_jax.data import feature_files, whole_file
+from vse_jax.data.content_words import stop_words
 from vse_jax.data.split import DataError
 
 if TYPE_CHECKING:
@@ -135,13 +135,7 @@ def latent(captions: Sequence[str]) -> Float[np.ndarray, "m s"]:
 def stems(caption: str) -> str:
     """The stems of a caption's words that are no stop words, parted by spaces."""
     words = NOT_LETTERS.sub(" ", caption).lower().split()
-    return " ".join(_stem(word) for word in words if word not in _stop_words())
-
-
-@functools.cache
-def _stop_words() -> frozenset[str]:
-    text = importlib.resources.files("vse_jax.data") / "stop_words" / "english.txt"
-    return frozenset(text.read_text(encoding="utf-8").split())
+    return " ".join(_stem(word) for word in words if word not in stop_words())
 
 
 @functools.cache

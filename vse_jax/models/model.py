@@ -1,12 +1,15 @@
 """The assembled model: encoders and, of some networks, what compares their results or writes."""
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import flax.linen as nn
+import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from vse_jax.encoding import Encoding
+from vse_jax.models import cam
 
 # Encodings of this device's items -> of every device's.
 Gather = Callable[[Any], Any]
@@ -25,6 +28,12 @@ class VisualSemanticModel(nn.Module):
         likelihood of each caption given its picture, a loss of training; None without one.
       captioner: writes captions, a `MultimodalRNN`: called with (whole pictures, tokens, mask,
         train=) for the same; None without one.
+      classifier: a `cam.Classifier` of whole pictures, which are those of a `cam.JointHead`
+        then; None without one.
+      maps: whether training looks at where classifier and captioner look: not at all (None), with
+        the gradients that weigh the caption's map taken for constants ("constant"), or as what
+        they are, functions of the parameters ("whole").
+      function_words: token numbers that no map is made of.
     """
 
     image: nn.Module
@@ -32,6 +41,9 @@ class VisualSemanticModel(nn.Module):
     pairwise: nn.Module | None = None
     generator: nn.Module | None = None
     captioner: nn.Module | None = None
+    classifier: nn.Module | None = None
+    maps: Literal["constant", "whole"] | None = None
+    function_words: tuple[int, ...] = ()
 
     def __call__(
         self, batch: Mapping[str, Array], *, train: bool, gather: Gather = lambda tree: tree
@@ -46,7 +58,9 @@ class VisualSemanticModel(nn.Module):
         Returns:
           `image` and `text`, the encodings; `scores` [pictures of every device, captions of this
           one] where the model is pairwise; `generation` [b], minus the log likelihood of each
-          caption, where it has a generator or a captioner.
+          caption, where it has a generator or a captioner; `logits` [b, classes] where it has a
+          classifier; where it looks at them, the rectified maps `class_map` of the `label` and
+          `caption_map`, both [b, n], and `has_caption_map` [b].
         """
         image = self.encode_image(batch, train=train)
         outputs: dict[str, Any] = {"image": image}
@@ -59,7 +73,54 @@ class VisualSemanticModel(nn.Module):
             outputs["generation"] = self.generator(image.local, image.mask, *said, train=train)
         if self.captioner is not None:
             outputs["generation"] = self.captioner(image.pooled, *said, train=train)
+        if self.classifier is not None:
+            outputs["logits"] = self.classifier(image.pooled)
+        if self.maps is not None:
+            outputs["class_map"] = self._class_map(image, batch["label"])
+            outputs["caption_map"], outputs["has_caption_map"] = self._caption_map(image, *said)
         return outputs
+
+    def looks(self, batch: Mapping[str, Array]) -> dict[str, Array]:
+        """Of pictures, as far as the model has what it takes: classes, and where it looks.
+
+        Args:
+          batch: of this device, as of training; `label` is the class whose map is wanted, below 0
+            that of the likeliest, and the tokens are those of the caption whose map is wanted.
+
+        Returns:
+          `logits` and `class_map`; `caption_map` and `has_caption_map`.
+        """
+        image, found = self.encode_image(batch, train=False), {}
+        if self.classifier is not None:
+            found["logits"] = logits = self.classifier(image.pooled)
+            label = batch["label"]
+            found["class_map"] = self._class_map(
+                image, jnp.where(label < 0, jnp.argmax(logits, axis=1), label)
+            )
+        if self.captioner is not None:
+            found["caption_map"], found["has_caption_map"] = self._caption_map(
+                image, batch["tokens"], batch["token_mask"]
+            )
+        return found
+
+    def _class_map(self, image: Encoding, label: Int[Array, " b"]) -> Float[Array, "b n"]:
+        assert self.classifier is not None
+        weights = self.classifier.variables["params"]["weights"]
+        return nn.relu(cam.class_map(image.local, weights, jnp.maximum(label, 0)))
+
+    def _caption_map(
+        self, image: Encoding, tokens: Int[Array, "b l"], mask: Bool[Array, "b l"]
+    ) -> tuple[Float[Array, "b n"], Bool[Array, " b"]]:
+        """The map, and whether the caption has a content word to make one of."""
+        assert self.captioner is not None
+        captioner, variables = self.captioner.unbind()
+        pooled = image.pooled
+        if self.maps != "whole":
+            # Of constants, so that nothing is kept for a second derivative.
+            variables, pooled = jax.lax.stop_gradient((variables, pooled))
+        content = cam.content_words(tokens, mask, self.function_words)
+        gradients, real = cam.word_gradients(captioner, variables, pooled, tokens, mask, content)
+        return cam.caption_map(image.local, image.mask, gradients, real), jnp.any(real, axis=1)
 
     def encode_image(self, batch: Mapping[str, Array], *, train: bool) -> Encoding:
         """The pictures of a batch: its `image` and their `boxes`, or else its `features`."""

@@ -56,6 +56,7 @@ class MultimodalRNN(nn.Module):
       cell: "rnn" or "lstm".
       dropout: rate in training on the words' vectors, on b_v and on what the output layer reads,
         not in the recurrence; needs the rng "dropout". The released code's rate is 0.5.
+      squash: whether the picture's features go through tanh first.
       dtype: of the operands of matrix products; sums, states and the rest are float32.
     """
 
@@ -64,6 +65,7 @@ class MultimodalRNN(nn.Module):
     words: int = 512
     cell: Literal["rnn", "lstm"] = "rnn"
     dropout: float = 0.0
+    squash: bool = False
     dtype: DTypeLike = jnp.float32
 
     def setup(self) -> None:
@@ -106,14 +108,33 @@ class MultimodalRNN(nn.Module):
           mask: which tokens are real.
           train: whether to drop out.
         """
+        states = self.drop(self.states(features, tokens, mask, train=train), train=train)
+        return jnp.sum(self.word_costs(states, tokens, mask), axis=1)
+
+    def states(
+        self,
+        features: Float[Array, "b f"],
+        tokens: Int[Array, "b l"],
+        mask: Bool[Array, "b l"],
+        *,
+        train: bool = False,
+    ) -> Float[Array, "b t {self.hidden}"]:
+        """h after each token but the last, of which each tells the next; as of `__call__`."""
         drop = partial(self.drop, train=train)
         given = jnp.where(mask, tokens, self.vocabulary)[:, :-1]
         vectors = drop(self.table.at[given].get(mode="fill", fill_value=0))
         from_words = self._product(vectors, self.weight_hx) + self.bias_h[None, None]
         state = self._start(drop(self._picture(features)))
-        real = mask[:, 1:]
-        states = drop(self._states(state, from_words, real))
-        return self._costs(states, tokens[:, 1:], real)
+        return self._states(state, from_words, mask[:, 1:])
+
+    def word_costs(
+        self,
+        states: Float[Array, "b t {self.hidden}"],
+        tokens: Int[Array, "b l"],
+        mask: Bool[Array, "b l"],
+    ) -> Float[Array, "b t"]:
+        """-log p of each token from the second on, by the state before it; 0 of padding."""
+        return self._costs(states, tokens[:, 1:], mask[:, 1:])
 
     def start(self, features: Float[Array, "b f"]) -> State:
         """The state before the first word, which is to be <start>."""
@@ -128,6 +149,7 @@ class MultimodalRNN(nn.Module):
         return state, self._product(hidden, self.weight_oh) + self.bias_o[None]
 
     def _picture(self, features: Float[Array, "b f"]) -> Float[Array, "b h"]:
+        features = jnp.tanh(features) if self.squash else features
         return self.image(features).astype(jnp.float32)
 
     def _start(self, picture: Float[Array, "b h"]) -> State:
@@ -172,8 +194,8 @@ class MultimodalRNN(nn.Module):
         states: Float[Array, "b t h"],
         targets: Int[Array, "b t"],
         real: Bool[Array, "b t"],
-    ) -> Float[Array, " b"]:
-        """The sum of -log p over the real targets of each caption."""
+    ) -> Float[Array, "b t"]:
+        """-log p of each target; 0 of those that are not real."""
         count = real.size
         rows = min(_ROWS, max(count, 1))
         order = jnp.argsort(~real.reshape(-1), stable=True)  # Real ones first.
@@ -201,7 +223,7 @@ class MultimodalRNN(nn.Module):
         blocks = jax.tree.map(lambda x: x.reshape(-1, rows, *x.shape[1:]), inputs)
         _, costs = jax.lax.scan(block, None, blocks)
         placed = jnp.zeros(count).at[order].set(costs.reshape(-1), mode="drop")
-        return jnp.sum(placed.reshape(real.shape), axis=1)
+        return placed.reshape(real.shape)
 
     def _product(
         self, x: Float[Array, "*b i"], weight: Float[Array, "i o"]

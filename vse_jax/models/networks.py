@@ -5,6 +5,7 @@ from typing import Literal, NamedTuple
 import flax.linen as nn
 from jax.typing import DTypeLike
 
+from vse_jax.models.cam import Classifier, JointHead
 from vse_jax.models.dvsa import FragmentScore, RectifiedHead
 from vse_jax.models.heads import LinearHead, Pooling, ResidualHead
 from vse_jax.models.multimodal_rnn import MultimodalRNN
@@ -14,6 +15,7 @@ from vse_jax.models.vse_infinity import VSEInfinityImage, VSEInfinityText
 from vse_jax.models.vsrn import CaptionGenerator, VSRNImage
 
 __all__ = [
+    "cam",
     "dvsa",
     "multimodal_rnn",
     "none",
@@ -42,6 +44,7 @@ class Options(NamedTuple):
       words: width of the vectors of words that a captioner reads.
       cell: of a captioner, "rnn" or "lstm".
       drop_words: rate of a captioner's dropout.
+      classes: that a picture may be of.
       dtype: of the computation.
       axis_name: mapped axis over which batch statistics are shared.
     """
@@ -58,6 +61,7 @@ class Options(NamedTuple):
     words: int
     cell: Literal["rnn", "lstm"]
     drop_words: float
+    classes: int
     dtype: DTypeLike
     axis_name: str
 
@@ -71,6 +75,7 @@ class Network(NamedTuple):
       pairwise: what compares them, if not a product of embeddings.
       generator: of captions, for a loss of training.
       captioner: writes captions.
+      classifier: says what a picture is.
       words_only: whether the tokens that open and close a sentence are no parts of it.
     """
 
@@ -79,6 +84,7 @@ class Network(NamedTuple):
     pairwise: nn.Module | None = None
     generator: nn.Module | None = None
     captioner: nn.Module | None = None
+    classifier: nn.Module | None = None
     words_only: bool = False
 
 
@@ -137,7 +143,23 @@ def multimodal_rnn(options: Options) -> Network:
     o = options
     return Network(
         LinearHead(None, o.image_pooling, o.normalize),
-        captioner=MultimodalRNN(o.vocabulary, o.hidden, o.words, o.cell, o.drop_words, o.dtype),
+        captioner=MultimodalRNN(
+            o.vocabulary, o.hidden, o.words, o.cell, o.drop_words, dtype=o.dtype
+        ),
+    )
+
+
+def cam(options: Options) -> Network:
+    """Classes and captions of one embedding, with maps of where each looks. See `models/cam.py`."""
+    o = options
+    captioner = MultimodalRNN(
+        o.vocabulary, o.hidden, o.words, o.cell, o.drop_words, squash=True, dtype=o.dtype
+    )
+    return Network(
+        JointHead(o.dimension, o.dtype),
+        LinearHead(o.dimension, o.text_pooling, normalize=False, dtype=o.dtype),
+        captioner=captioner,
+        classifier=Classifier(o.classes),
     )
 
 

@@ -5,7 +5,10 @@ from typing import Any, NamedTuple
 
 import flax.struct
 import jax
-from jaxtyping import Array, Float, PRNGKeyArray
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, PRNGKeyArray
+
+from vse_jax import parallel
 
 State = Any
 Outputs = Mapping[str, Any]
@@ -42,6 +45,15 @@ class Objective(NamedTuple):
 
     init: Callable[[PRNGKeyArray, Spec], State]
     apply: Callable[[State, Outputs, Batch], tuple[Float[Array, ""], State, Metrics]]
+
+
+def mean_over(costs: Float[Array, " b"], where: Bool[Array, " b"]) -> Float[Array, ""]:
+    """This device's share of the mean over the rows of the global batch that `where` keeps.
+
+    The mean over the devices of the shares is that mean; 0, without gradient, where none is kept.
+    """
+    count = jnp.maximum(parallel.total(jnp.sum(where)), 1)
+    return parallel.device_count() * jnp.sum(jnp.where(where, costs, 0.0)) / count
 
 
 def weighted_sum(terms: Mapping[str, tuple[float, Objective]]) -> Objective:

@@ -6,13 +6,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from vse_jax import parallel
-from vse_jax.objectives.base import Batch, Metrics, Objective, Outputs, Spec
+from vse_jax.objectives.base import Batch, Metrics, Objective, Outputs, Spec, mean_over
 
 
 def generation() -> Objective:
     """The mean over the global batch of minus the log likelihood of each pair's caption.
 
-    Source: Li et al., VSRN, ICCV 2019, section 3.4.
+    Pictures without a caption do not count. Source: Li et al., VSRN, ICCV 2019, section 3.4.
     """
 
     def init(rng: PRNGKeyArray, spec: Spec) -> dict[str, Any]:
@@ -22,10 +22,8 @@ def generation() -> Objective:
     def apply(
         state: dict[str, Any], outputs: Outputs, batch: Batch
     ) -> tuple[Float[Array, ""], dict[str, Any], Metrics]:
-        where = batch["weight"] > 0
-        count = jnp.maximum(parallel.total(jnp.sum(where)), 1)
-        costs = jnp.where(where, outputs["generation"], 0.0)
-        loss = parallel.device_count() * jnp.sum(costs) / count
+        where = (batch["weight"] > 0) & jnp.any(batch["token_mask"], axis=1)
+        loss = mean_over(outputs["generation"], where)
         return loss, state, {"loss_per_pair": parallel.mean(loss)}
 
     return Objective(init, apply)

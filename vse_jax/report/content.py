@@ -11,6 +11,7 @@ import numpy as np
 from vse_jax import (
     alignment,
     assembly,
+    cam_evaluation,
     caption_evaluation,
     evaluation,
     parallel,
@@ -64,8 +65,8 @@ def report_state(
       The metrics.
     """
     facts = {"config": experiment.config.to_dict(), "step": int(state.step), "command": command}
-    if assembly.writes_captions(experiment.config):
-        return _report_captions(experiment, state, facts, warnings)
+    if not assembly.compares(experiment.config):
+        return _report_tasks(experiment, state, facts, warnings)
     name = evaluation.reported_split(experiment.dataset)
     return write_reports(
         experiment.workdir,
@@ -78,20 +79,28 @@ def report_state(
     )
 
 
-def _report_captions(
+def _report_tasks(
     experiment: Experiment, state: TrainState, facts: Mapping[str, Any], warnings: Sequence[str]
 ) -> dict[str, float]:
-    """Measures a model that writes captions; writes the two reports."""
-    name = evaluation.reported_split(experiment.dataset)
-    metrics, written = caption_evaluation.evaluate(experiment, state, name)
-    shown = caption_evaluation.summary(metrics)
-    log.info("%s %s %s", experiment.dataset.name, name, shown)
-    if not caption_evaluation.can_measure():
-        more = "BLEU, ROUGE-L and CIDEr are left out: they need pip install 'vse-jax[caption]'"
-        log.warning(more)
-        warnings = [*warnings, more]
+    """Measures a model that writes captions, tells classes, or both; writes the two reports."""
+    config, name = experiment.config, evaluation.reported_split(experiment.dataset)
     split = experiment.dataset.splits[name]
-    queries = {"captions": _captioned(experiment, split, written)}
+    metrics: dict[str, float] = {}
+    queries: dict[str, Any] = {}
+    written = None
+    if assembly.writes_captions(config):
+        metrics, written = caption_evaluation.evaluate(experiment, state, name)
+        log.info("%s %s %s", experiment.dataset.name, name, caption_evaluation.summary(metrics))
+        if not caption_evaluation.can_measure():
+            more = "BLEU, ROUGE-L and CIDEr are left out: they need pip install 'vse-jax[caption]'"
+            log.warning(more)
+            warnings = [*warnings, more]
+        queries["captions"] = _captioned(experiment, split, written)
+    if config.model.network == "cam":
+        sentences = None if written is None else written.sentences
+        seen = cam_evaluation.evaluate(experiment, state, name, sentences)
+        log.info("%s %s %s", experiment.dataset.name, name, cam_evaluation.summary(seen.metrics))
+        metrics |= seen.metrics
     save(experiment.workdir, experiment, {**facts, "metrics": metrics}, warnings, queries)
     return metrics
 

@@ -1,0 +1,185 @@
+"""Classification and captions of one embedding, and maps of where each looks in a picture.
+
+This formulation is ours. The idea, to reward a classifier and a captioner that look at the same
+parts, is that of Yoon et al., "Image classification and captioning model considering a CAM-based
+disagreement loss", ETRI Journal 42(1), 2020, of which the abstract alone was at hand. Class
+activation maps: Zhou et al., CVPR 2016; Grad-CAM: Selvaraju et al., ICCV 2017.
+"""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Bool, Float, Int
+
+from vse_jax.encoding import Encoding
+from vse_jax.models.rows_product import rows_product
+
+# Words of a caption whose gradients are in memory together.
+WORDS = 8
+
+
+class JointHead(nn.Module):
+    """z = mean over the cells of f V, plus c: the linear part of what both tasks read.
+
+    `local` is f V, each cell by itself and without c, so that `pooled` is the mean of `local` plus
+    c: what is linear in z has an exact map over the cells, and f is needed no more. A picture
+    without cells has z = c.
+
+    Attributes:
+      dimension: of z.
+      dtype: of the operands of the product; the rest is float32.
+    """
+
+    dimension: int
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, parts: Float[Array, "b n f"], mask: Bool[Array, "b n"], *, train: bool
+    ) -> Encoding:
+        """The encoding of a batch of grids."""
+        del train
+        project = nn.Dense(
+            self.dimension,
+            use_bias=False,
+            kernel_init=nn.initializers.xavier_uniform(),
+            dtype=self.dtype,
+            dot_general=rows_product,
+            name="project",
+        )
+        bias = self.param("bias", nn.initializers.zeros, (self.dimension,))
+        local = jnp.where(mask[..., None], project(parts).astype(jnp.float32), 0.0)
+        count = jnp.maximum(jnp.sum(mask, axis=1, keepdims=True), 1)
+        return Encoding(local=local, mask=mask, pooled=jnp.sum(local, axis=1) / count + bias[None])
+
+
+class Classifier(nn.Module):
+    """logits = z W + b. Parameters: `weights` [d, classes], `bias` [classes].
+
+    Attributes:
+      classes: how many there are.
+    """
+
+    classes: int
+
+    @nn.compact
+    def __call__(self, pooled: Float[Array, "b d"]) -> Float[Array, "b {self.classes}"]:
+        """The logits of a batch."""
+        weights = self.param(
+            "weights",
+            nn.initializers.variance_scaling(1.0, "fan_in", "uniform"),
+            (pooled.shape[-1], self.classes),
+        )
+        bias = self.param("bias", nn.initializers.zeros, (self.classes,))
+        return pooled @ weights + bias[None]
+
+
+def class_map(
+    local: Float[Array, "b n d"], weights: Float[Array, "d c"], classes: Int[Array, " b"]
+) -> Float[Array, "b n"]:
+    """M_y = sum_k w_k^y f_k of each cell, w = V W, not rectified.
+
+    Its mean over the cells is the logit less what the biases c W + b have in it. Source: Zhou et
+    al., CVPR 2016, eq. 2.
+
+    Args:
+      local: f V of each cell, as `JointHead` gives it.
+      weights: W.
+      classes: y of each picture.
+    """
+    return jnp.einsum("bnd,db->bn", local, weights[:, classes])
+
+
+def word_gradients(
+    captioner: nn.Module,
+    variables: Any,
+    pooled: Float[Array, "b d"],
+    tokens: Int[Array, "b l"],
+    mask: Bool[Array, "b l"],
+    content: Bool[Array, "b t"],
+) -> tuple[Float[Array, "b t d"], Bool[Array, "b t"]]:
+    """(d log p(w_t) / d z of each content word, which rows are such words), theirs in front.
+
+    p is that of the word given those before it, without dropout.
+
+    Args:
+      captioner: a `MultimodalRNN`, bound to nothing.
+      variables: of it.
+      pooled: z of each picture.
+      tokens: <start>, words, <end>.
+      mask: which tokens are real.
+      content: which of the tokens from the second on are asked for.
+    """
+
+    def states(pooled: Float[Array, "b d"]) -> Float[Array, "b t h"]:
+        return captioner.apply(variables, pooled, tokens, mask, method="states")
+
+    def likelihood(states: Float[Array, "b t h"]) -> Float[Array, ""]:
+        return -jnp.sum(captioner.apply(variables, states, tokens, mask, method="word_costs"))
+
+    found, back = jax.vjp(states, pooled)
+    # Each word's log p depends on its own state alone, so one gradient tells them all apart.
+    of_states = jax.grad(likelihood)(found)
+    count = content.shape[1]
+    chunks = -(-count // WORDS)
+    # Those asked for come first, in their order.
+    places = jnp.argsort(~content, axis=1, stable=True)
+    asked = jnp.sum(content, axis=1)
+    places = jnp.pad(places, ((0, 0), (0, chunks * WORDS - count)))
+
+    def of_word(place: Int[Array, " b"]) -> Float[Array, "b d"]:
+        here = jnp.arange(count)[None] == place[:, None]
+        [found] = back(jnp.where(here[..., None], of_states, 0.0))
+        return found
+
+    # Recomputed on the way back: what every word leaves behind would not fit in memory.
+    @jax.checkpoint
+    def of_chunk(inputs: tuple[Int[Array, "w b"], Int[Array, ""]]) -> Float[Array, "w b d"]:
+        own, first = inputs
+        return jax.lax.cond(
+            jnp.any(asked > first),
+            jax.vmap(of_word),
+            lambda own: jnp.zeros((*own.shape, pooled.shape[-1])),
+            own,
+        )
+
+    by_chunk = places.T.reshape(chunks, WORDS, len(pooled))
+    gradients = jax.lax.map(of_chunk, (by_chunk, jnp.arange(chunks) * WORDS))
+    gradients = gradients.reshape(chunks * WORDS, *pooled.shape)[:count].swapaxes(0, 1)
+    real = jnp.arange(count)[None] < asked[:, None]
+    return jnp.where(real[..., None], gradients, 0.0), real
+
+
+def caption_map(
+    local: Float[Array, "b n d"],
+    mask: Bool[Array, "b n"],
+    gradients: Float[Array, "b t d"],
+    real: Bool[Array, "b t"],
+) -> Float[Array, "b n"]:
+    """Mean over the content words t of ReLU(sum_k alpha_k^t f_k); 0 without any such word.
+
+    alpha_k^t, the mean over the cells of d log p(w_t) / d f_k, is V (d log p(w_t) / d z) / n, for f
+    has its part in z through the mean alone; so sum_k alpha_k^t f_k = (f V) . (d log p / d z) / n.
+    Source: Selvaraju et al., ICCV 2017, eq. 1 and 2.
+
+    Args:
+      local: f V of each cell.
+      mask: which cells are real.
+      gradients: as `word_gradients` gives them.
+      real: which of these are of words.
+    """
+    cells = jnp.maximum(jnp.sum(mask, axis=1), 1)[:, None, None]
+    of_words = nn.relu(jnp.einsum("bnd,btd->btn", local, gradients) / cells)
+    words = jnp.maximum(jnp.sum(real, axis=1), 1)[:, None]
+    return jnp.sum(jnp.where(real[..., None], of_words, 0.0), axis=1) / words
+
+
+def content_words(
+    tokens: Int[Array, "b l"], mask: Bool[Array, "b l"], function_words: tuple[int, ...]
+) -> Bool[Array, "b t"]:
+    """Which of the tokens from the second on are real and none of `function_words`."""
+    known = jnp.asarray(sorted(function_words), jnp.int32)
+    return mask[:, 1:] & ~jnp.isin(tokens[:, 1:], known)
