@@ -271,7 +271,7 @@ def test_every_field_has_a_comment_right_above_it():
     assert sorted(commented) == sorted(fields)
 
 
-PHOTO_SETS = ("flickr8k", "flickr30k", "coco", "iaprtc12")
+PHOTO_SETS = ("flickr8k", "flickr30k", "coco", "iaprtc12", "cub", "flowers")
 CHOICES = [
     None,
     *SYSTEMS,

@@ -117,6 +117,7 @@ def prepare(conf: ConfigDict, folder: Path, *, training: bool = False) -> Experi
         "sources": built.sources._asdict(),
         "words": known._asdict(),
         "features": width,
+        "classes": list(dataset.classes) if assembly.classifies(conf) else [],
     }
     examples = FrozenFeatures(conf, devices, built, encoder, examples).of(
         assembly.features_are_cached(conf, frozen),

@@ -18,11 +18,19 @@ PROTOCOLS: Mapping[str, Protocol] = MappingProxyType(
         "flickr30k_1k": Protocol(1000),
         "coco_5k": Protocol(5000),
         "coco_1k_5fold": Protocol(5000, folds=5),
+        "cub_5794": Protocol(5794),
+        "flowers_6149": Protocol(6149),
     }
 )
 # Of a data set as it is released, the protocol of its whole test split.
 OWN: Mapping[str, str] = MappingProxyType(
-    {"flickr8k": "flickr8k_1k", "flickr30k": "flickr30k_1k", "coco": "coco_5k"}
+    {
+        "flickr8k": "flickr8k_1k",
+        "flickr30k": "flickr30k_1k",
+        "coco": "coco_5k",
+        "cub": "cub_5794",
+        "flowers": "flowers_6149",
+    }
 )
 
 

@@ -107,7 +107,8 @@ def claim(workdir: Path, config: ConfigDict, tokenizer: str, origin: Mapping[str
       origin: JSON-like: digests of the `data`, the `weights`, the caption `semantics` and the
         checkpoint to `start_from`; for who
         loads the workdir without these, the configuration of the pretrained `backbone`, and the
-        width of the pictures' `features` where the data are such.
+        width of the pictures' `features` where the data are such, and the names of the
+        `classes`.
 
     Raises:
       WorkdirError: it belongs to another config or other data, or cannot be written.

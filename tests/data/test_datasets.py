@@ -3,8 +3,10 @@ import pytest
 
 from vse_jax import evaluation
 from vse_jax.config import ConfigError, default_config
-from vse_jax.data import datasets
-from vse_jax.data.split import DataError
+from vse_jax.data import datasets, shapes
+from vse_jax.data.split import DataError, without_training
+
+PHOTO_SETS = ("flickr8k", "flickr30k", "coco", "iaprtc12", "cub", "flowers")
 
 
 def section(**values):
@@ -16,7 +18,7 @@ def section(**values):
 @pytest.mark.parametrize(
     ("name", "field"),
     [
-        *((name, "data.manual_dir") for name in ("flickr8k", "flickr30k", "coco", "iaprtc12")),
+        *((name, "data.manual_dir") for name in PHOTO_SETS),
         ("custom", "data.path"),
     ],
 )
@@ -31,7 +33,7 @@ def test_an_unknown_data_set_lists_the_known():
 
 
 def test_nothing_where_a_data_set_should_be_is_told_at_once(tmp_path):
-    for name in ("flickr8k", "flickr30k", "coco", "iaprtc12"):
+    for name in PHOTO_SETS:
         assert datasets.are_missing(section(dataset=name, manual_dir=str(tmp_path / "nothing")))
         assert not datasets.are_missing(section(dataset=name, manual_dir=str(tmp_path)))
     assert not datasets.are_missing(section(dataset="shapes"))
@@ -46,6 +48,19 @@ def test_training_and_validation_are_limited_to_their_first_pictures(tmp_path):
     assert limited.splits["validation"].captions == whole.splits["validation"].captions[:10]
     assert limited.splits["validation"].read([1]) == whole.splits["validation"].read([1])
     assert [len(split.images) for split in limited.splits.values()] == [1, 2, 2]
+
+
+def test_classes_that_no_training_picture_shows_are_told(tmp_path, caplog):
+    config = section(shapes_sizes=(6, 4, 2), data_dir=str(tmp_path))
+    whole = datasets.load(config, 0)
+    assert whole.classes == shapes.SHAPES
+    first = whole.classes[whole.splits["train"].labels[0]]
+    caplog.clear()
+    config.train_limit = 1
+    limited = datasets.load(config, 0)
+    others = tuple(name for name in shapes.SHAPES if name != first)
+    assert without_training(limited) == others
+    assert f"shapes: classes without a training picture: {len(others)} ({others[0]}" in caplog.text
 
 
 def scan(folder, test):

@@ -1,6 +1,7 @@
 """The data sets a config can name: `load` loads it, by the function of its name."""
 
 import dataclasses
+import logging
 import os
 import sys
 from collections.abc import Callable
@@ -11,10 +12,22 @@ from ml_collections import ConfigDict
 
 from vse_jax.config import ConfigError, blaming, choose
 from vse_jax.data import labels, snippets, subset
-from vse_jax.data.split import DataError, Dataset
+from vse_jax.data.split import DataError, Dataset, count_and_name, without_training
 from vse_jax.protocols import PROTOCOLS
 
-__all__ = ["coco", "custom", "flickr8k", "flickr30k", "iaprtc12", "precomputed", "shapes"]
+__all__ = [
+    "coco",
+    "cub",
+    "custom",
+    "flickr8k",
+    "flickr30k",
+    "flowers",
+    "iaprtc12",
+    "precomputed",
+    "shapes",
+]
+
+log = logging.getLogger(__name__)
 
 # Of the data sets that are not drawn here, the field that says where they are.
 _PLACES = {
@@ -22,6 +35,8 @@ _PLACES = {
     "flickr30k": "manual_dir",
     "coco": "manual_dir",
     "iaprtc12": "manual_dir",
+    "cub": "manual_dir",
+    "flowers": "manual_dir",
     "custom": "path",
     "precomputed": "path",
 }
@@ -58,6 +73,10 @@ def load(config: ConfigDict, seed: int) -> Dataset:
     if config.snippets is not None:
         with blaming("data.snippets", DataError):
             dataset = snippets.regions(dataset, Path(config.snippets))
+    if unknown := without_training(dataset):
+        log.warning(
+            "%s: classes without a training picture: %s", dataset.name, count_and_name(unknown)
+        )
     return dataset
 
 
@@ -105,6 +124,22 @@ def iaprtc12(config: ConfigDict, seed: int) -> Dataset:
     """IAPR TC-12 from `data.manual_dir`."""
     del seed  # the splits are the same for every run, so that results compare
     from vse_jax.data import iaprtc12 as module
+
+    return _photos(config, module.load)
+
+
+def cub(config: ConfigDict, seed: int) -> Dataset:
+    """CUB-200-2011 from `data.manual_dir`."""
+    del seed  # the validation split is the same for every run, so that results compare
+    from vse_jax.data import cub as module
+
+    return _photos(config, module.load)
+
+
+def flowers(config: ConfigDict, seed: int) -> Dataset:
+    """Oxford Flowers-102 from `data.manual_dir`."""
+    del seed  # the splits are the official ones
+    from vse_jax.data import flowers as module
 
     return _photos(config, module.load)
 
