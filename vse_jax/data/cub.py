@@ -131,9 +131,10 @@ class Cub(photo_sets.PhotoSet):
             return sifted
         boxes = _pixel_boxes(base)
         records = [
-            dataclasses.replace(record, boxes=_shares(*boxes[record.image], path))
+            dataclasses.replace(
+                record, boxes=_shares(*boxes[record.image], sifted.paths[record.image])
+            )
             for record in sifted.records
-            for path in [sifted.paths[record.image]]
         ]
         return dataclasses.replace(sifted, records=records)
 
