@@ -37,6 +37,17 @@ COLUMNS = {
     "t2i R@5": "t2i/R@5",
     "t2i R@10": "t2i/R@10",
     "rsum of the codes": "codes/asymmetric/rsum",
+    "dev accuracy": "dev/classify/accuracy",
+    "dev perplexity": "dev/caption/perplexity",
+    "dev cost": "dev/cost",
+    "accuracy": "classify/accuracy",
+    "perplexity": "caption/perplexity",
+    "BLEU-4": "caption/BLEU-4",
+    "CIDEr": "caption/CIDEr",
+    "maps agree": "maps/agreement",
+    "class points at it": "maps/class_pointing",
+    "caption points at it": "maps/caption_pointing",
+    "a random cell does": "maps/chance_pointing",
     "epochs to best": "dev/epoch",
     "seconds an epoch": "epoch_seconds",
     "Spearman": "scenes/spearman",
@@ -162,14 +173,18 @@ def measured(command: Sequence[str], folder: Path) -> dict[str, float]:
     if not _is_finished(command, folder):
         return {}
     rows = workdirs.read_metrics(folder)
-    validations = [row for row in rows if "validation/rsum" in row]
-    best = max(validations, key=lambda row: row["validation/rsum"])
+    report = json.loads((folder / workdirs.REPORT).read_text())
+    # The report is of the best checkpoint, which is saved when it is validated.
+    best = next(
+        row
+        for row in rows
+        if row["step"] == report["step"] and any(name.startswith("validation/") for name in row)
+    )
     dev = {
         f"dev/{name.removeprefix('validation/')}": value
         for name, value in best.items()
         if name.startswith("validation/")
     }
-    report = json.loads((folder / workdirs.REPORT).read_text())
     batch = report["config"]["train"]["batch_size"]
     seconds = [
         row["step"] / row["epoch"] * batch / row["time/images_per_second"]

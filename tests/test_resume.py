@@ -45,8 +45,10 @@ OBJECTIVES = (
 # Networks with statistics of their own; with the momentum of SGD, the mean squares of RMSprop.
 SAF = ("--config=configs/shapes.py:saf,objective=lseh", "--config.train.optimizer=sgd")
 VSRN = ("--config=configs/shapes.py:vsrn,objective=lmh",)
-CAPTIONS = (
-    "--config=configs/shapes.py:multimodal_rnn",
+# Captions, classes, and all that can be told of their maps.
+TASKS = (
+    "--config=configs/shapes.py:cam",
+    "--config.objective.disagreement.second_order=True",
     "--config.model.hidden=16",
     "--config.model.captioner.dropout=0.5",
     "--config.train.optimizer=rmsprop",
@@ -68,7 +70,7 @@ SETUPS = {
     "two by two": Setup(2, 2),
     "saf": Setup(1, 2, SAF + WARMUP),
     "vsrn": Setup(1, 2, VSRN + WARMUP),
-    "captions": Setup(1, 2, CAPTIONS),
+    "captions and classes": Setup(1, 2, TASKS),
 }
 SAME = [name for name, setup in SETUPS.items() if setup.flags == OBJECTIVES]
 FLAGS = [

@@ -37,7 +37,8 @@ rows = [{"step": 1, "epoch": 0.5, "validation/rsum": 1.0},
         {"step": 3, "epoch": 1.5, "validation/rsum": rsum + 10},
         {"step": 4, "epoch": 2.0, "validation/rsum": 2.0}]
 (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\\n" for row in rows))
-report = {"metrics": {"rsum": rsum, "i2t/R@1": 7.0}, "config": {"train": {"batch_size": 8}}}
+metrics, config = {"rsum": rsum, "i2t/R@1": 7.0}, {"train": {"batch_size": 8}}
+report = {"step": 3, "metrics": metrics, "config": config}
 (folder / "report.json").write_text(json.dumps(report))
 """
 SWEEP = """flags = ["--config.common=1"]

@@ -12,16 +12,20 @@ import pytest
 from vse_jax import parallel, train_step
 from vse_jax.encoding import Encoding
 from vse_jax.models.backbones.small_resnet import SmallResNet
+from vse_jax.models.cam import Classifier, JointHead
 from vse_jax.models.dvsa import FragmentScore, RectifiedHead
 from vse_jax.models.heads import LinearHead
 from vse_jax.models.image import ImageEncoder
 from vse_jax.models.model import VisualSemanticModel
+from vse_jax.models.multimodal_rnn import MultimodalRNN
 from vse_jax.models.pairwise import Tile
 from vse_jax.models.sgraf import SAF, SGR, SGRAFHead
 from vse_jax.models.text import GRUReader, TextEncoder
 from vse_jax.models.vse_infinity import VSEInfinityImage, VSEInfinityText
 from vse_jax.models.vsrn import CaptionGenerator, VSRNImage
 from vse_jax.objectives.base import Objective, Spec, weighted_sum
+from vse_jax.objectives.classification import classification
+from vse_jax.objectives.disagreement import disagreement, joint_embedding
 from vse_jax.objectives.generation import generation
 from vse_jax.objectives.triplet import triplet
 from vse_jax.optimizer import flatten, partition
@@ -75,10 +79,26 @@ def batch(path):
         "image_id": np.asarray([0, 1, 2, 0, 4, 5, 6, 7], np.int32),
         "weight": np.asarray([1, 1, 1, 1, 1, 1, 1, 0], np.float32),
         "semantics": rng.standard_normal((8, 4)).astype(np.float32),
+        # Some pictures have no class.
+        "label": np.asarray([0, -1, 2, 1, -1, 0, 2, 2], np.int32),
     }
 
 
+def cam_model():
+    """A classifier and a captioner, with all that their maps depend on differentiated."""
+    return VisualSemanticModel(
+        ImageEncoder(JointHead(6), None),
+        TextEncoder(GRUReader(vocabulary=9, width=4, hidden=6), LinearHead(6)),
+        captioner=MultimodalRNN(9, 5, 4, "lstm", squash=True),
+        classifier=Classifier(3),
+        maps="whole",
+        function_words=(0, 1),
+    )
+
+
 def model(path):
+    if path == "cam":
+        return cam_model()
     backbone = SmallResNet(stem=4, widths=(6,), blocks=(1,), head=8, axis_name=AXIS)
     if path in NETWORKS:
         image, text, pairwise, generator = NETWORKS[path]()
@@ -97,7 +117,7 @@ def model(path):
 
 def variables(path):
     """Random where the model's own start has zeros or ones, so that everything matters."""
-    given = batch(path if path in NETWORKS else "pixels")
+    given = batch("pixels" if path in SETUPS else path)
     one_row = jax.tree.map(lambda rows: jnp.asarray(rows[:1]), given)
     init = partial(model(path).init, train=False)
     shapes = jax.eval_shape(init, jax.random.key(0), one_row)
@@ -110,7 +130,13 @@ def one_step(path, mode, count):
     """(state before, state after, metrics), on the host."""
     devices = Devices(mode, tuple(jax.devices()[:count]))
     terms = {"triplet": (1.0, triplet(0.2, "hardest", warmup_epochs=0.0, chunk=3, semantic=0.1))}
-    if path == "vsrn":
+    if path == "cam":
+        terms = {
+            "classification": (1.0, classification()),
+            "disagreement": (0.7, disagreement("cosine")),
+            "embedding": (0.5, joint_embedding()),
+        }
+    if path in ("vsrn", "cam"):
         terms["generation"] = (1.0, generation())
     objective = weighted_sum(terms)
     optimizer, rules = optax.sgd(RATE), FROZEN.get(path, ())
@@ -154,7 +180,7 @@ def assert_close(found, expected, name):
     np.testing.assert_allclose(found / scale, expected / scale, atol=1e-5, err_msg=name)
 
 
-@pytest.mark.parametrize("path", [*SETUPS, *NETWORKS])
+@pytest.mark.parametrize("path", [*SETUPS, *NETWORKS, "cam"])
 def test_devices_and_maps_agree(path):
     first, *others = SETUPS.get(path, [("shard_map", 1), ("shard_map", 4), ("pmap", 4)])
     before, expected, expected_metrics = one_step(path, *first)

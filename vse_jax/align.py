@@ -4,6 +4,10 @@ Tells which region of a picture each part of a sentence is about, by a trained m
 line for each part, with the sum of its words' products with the region and the region's box in
 pixels. With --snippets=FILE.jsonl and no picture, the regions of the whole data set of the run with
 what its captions say of them, a JSON line each.
+
+With --cam photo.jpg ["a sentence"], by a trained model of "cam": the likeliest classes, the caption
+(its own, or the sentence), how well the maps of where it looks for the two agree (their cosine),
+and the cell, in pixels, where each is highest. --output draws both maps over the photo.
 """
 
 import argparse
@@ -18,12 +22,24 @@ from typing import IO, Any, NoReturn
 import numpy as np
 from PIL import Image
 
-from vse_jax import alignment_picture, api, console, inputs, parallel, workdir
+from vse_jax import (
+    alignment_picture,
+    api,
+    console,
+    inputs,
+    look,
+    look_picture,
+    parallel,
+    workdir,
+)
 from vse_jax.alignment import Alignment, AlignmentError, align_split, check
 from vse_jax.data import whole_file
 from vse_jax.errors import USER_ERRORS
+from vse_jax.look import Look, LookError
 
 log = logging.getLogger("vse_jax.align")
+# Classes that are told of a picture.
+TOLD = 3
 ADVICE = "name a file in a folder with room and permission to write"
 
 
@@ -39,11 +55,13 @@ def main(arguments: Sequence[str]) -> None:
     console.set_up_logging()
     parallel.keep_compiled()
     try:
-        if given.snippets is None:
+        if given.cam:
+            _look(given)
+        elif given.snippets is None:
             _align(given)
         else:
             write_snippets(given.workdir, given.snippets, given.beta)
-    except (*USER_ERRORS, AlignmentError, OSError) as error:
+    except (*USER_ERRORS, AlignmentError, LookError, OSError) as error:
         sys.stderr.write(f"align: {error}\n")
         sys.exit(1)
 
@@ -55,7 +73,7 @@ def _parsed(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("picture", nargs="?", type=Path, help="a JPEG, PNG, ...")
     parser.add_argument("sentence", nargs="?", help="what is said of it")
     parser.add_argument("--workdir", type=Path, required=True, help="folder of the trained run")
-    parser.add_argument("--output", type=Path, help="a .png: the picture, boxes and words coloured")
+    parser.add_argument("--output", type=Path, help="a .png of the picture and what is tied to it")
     parser.add_argument(
         "--boxes",
         help="regions to look at, '[[y0, x0, y1, x1], ...]' as shares of height and width, or a "
@@ -66,10 +84,18 @@ def _parsed(arguments: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--json", action="store_true", help="print all in one JSON object")
     parser.add_argument("--snippets", type=Path, help="a .jsonl of the whole data set, instead")
+    parser.add_argument(
+        "--cam", action="store_true", help='where a model of "cam" looks; needs no sentence'
+    )
     given = parser.parse_args(arguments)
     if given.snippets is not None and given.snippets.suffix.lower() != ".jsonl":
         parser.error(f"--snippets is {str(given.snippets)!r}; it must end in .jsonl")
-    if given.snippets is None and given.sentence is None:
+    of_regions = (given.snippets, given.boxes, given.beta)
+    if given.cam and any(value is not None for value in of_regions):
+        parser.error("--cam is of classes and captions: it takes no --snippets, --boxes or --beta")
+    if given.cam and given.picture is None:
+        parser.error("--cam needs a picture")
+    if not given.cam and given.snippets is None and given.sentence is None:
         parser.error("a picture and a sentence in quotes are missing, or --snippets=FILE.jsonl")
     of_one = (given.picture, given.output, given.boxes, given.json or None)
     if given.snippets is not None and any(value is not None for value in of_one):
@@ -94,6 +120,11 @@ def _beta(text: str) -> float:
 def _align(given: argparse.Namespace) -> None:
     """Prints the alignment of one picture and sentence, and draws it where that is asked for."""
     model = api.load(given.workdir)
+    if look.is_possible(model.config):
+        raise AlignmentError(
+            f"the model is of the network {look.NETWORK!r}, which ties no words to regions, but "
+            "shows where it looks: give --cam"
+        )
     check(model.config)
     if model.reads_features:
         raise AlignmentError(
@@ -113,6 +144,58 @@ def _align(given: argparse.Namespace) -> None:
     print(json.dumps(as_json(found, picture)) if given.json else as_lines(found, picture))
     if found.unknown:
         log.warning("words that the model does not know: %s", ", ".join(found.unknown))
+
+
+def _look(given: argparse.Namespace) -> None:
+    """Prints what a model tells of one picture and where it looks, and draws it where asked for."""
+    model = api.load(given.workdir)
+    look.check(model.config, (), given.sentence)
+    picture = inputs.opened(given.picture)
+    found = model.look(np.asarray(picture), given.sentence)
+    if given.output is not None:
+        drawn = look_picture.side_by_side(picture, look_picture.panels(found))
+        whole_file.write(given.output, lambda file: drawn.save(file, "PNG"), ADVICE)
+    told = look_as_json(found, picture)
+    print(json.dumps(told) if given.json else look_as_lines(found, picture))
+    if found.unknown:
+        log.warning("words that the model does not know: %s", ", ".join(found.unknown))
+
+
+def look_as_lines(found: Look, picture: Image.Image) -> str:
+    """A line for each of what is known of where a model looks; boxes (y0, x0, y1, x1) in pixels."""
+    likeliest = [f"{name} {100 * probability:.1f}%" for name, probability in found.classes[:TOLD]]
+    peaks = {name: _peak(shown, picture) for name, shown in _maps(found).items()}
+    lines = {
+        "class": ", ".join(likeliest) or None,
+        "caption": found.caption,
+        "agreement": None if found.agreement is None else f"{found.agreement:.3f}",
+        **{f"{name} map": f"highest at {peak}" for name, peak in peaks.items() if peak},
+    }
+    return "\n".join(f"{name:<12} {line}" for name, line in lines.items() if line is not None)
+
+
+def look_as_json(found: Look, picture: Image.Image) -> dict[str, Any]:
+    """Everything that is known of where a model looks; peaks are (y0, x0, y1, x1) in pixels."""
+    shown = _maps(found)
+    return {
+        "classes": [told._asdict() for told in found.classes],
+        "caption": found.caption,
+        "agreement": found.agreement,
+        "unknown": list(found.unknown),
+        "maps": {name: values.tolist() for name, values in shown.items()},
+        "peaks": {name: _peak(values, picture) for name, values in shown.items()},
+    }
+
+
+def _maps(found: Look) -> dict[str, np.ndarray]:
+    """Those that there are, by what they are of."""
+    both = {"class": found.class_map, "caption": found.caption_map}
+    return {name: values for name, values in both.items() if values is not None}
+
+
+def _peak(shown: np.ndarray, picture: Image.Image) -> list[int] | None:
+    box = look.peak(shown)
+    return None if box is None else _in_pixels(box, picture)
 
 
 def as_lines(found: Alignment, picture: Image.Image) -> str:

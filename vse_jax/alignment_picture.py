@@ -37,7 +37,7 @@ def overlay(picture: Image.Image, alignment: Alignment) -> Image.Image:
     Small pictures are enlarged and large ones made smaller, to a longer side of LEAST to MOST
     pixels. Larger boxes lie below smaller ones; lines are drawn inside the boxes.
     """
-    drawn = _resized(picture.convert("RGB"))
+    drawn = resized(picture.convert("RGB"))
     segments = alignment.segments
     boxes = [segment.box for segment in segments]
     hues = dict(zip(map(_key, boxes), colours(boxes), strict=True))
@@ -54,24 +54,30 @@ def overlay(picture: Image.Image, alignment: Alignment) -> Image.Image:
     return page
 
 
-def _resized(picture: Image.Image) -> Image.Image:
+def resized(picture: Image.Image) -> Image.Image:
+    """The picture at the size that it is drawn on, its longer side LEAST to MOST pixels."""
     longest = max(picture.size)
     scale = min(max(longest, LEAST), MOST) / longest
     width, height = (max(round(side * scale), 1) for side in picture.size)
     return picture.resize((width, height), Image.Resampling.LANCZOS)
 
 
+def font(size: int) -> ImageFont.FreeTypeFont:
+    """What words are written in, so many pixels high."""
+    fonts = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
+    return ImageFont.truetype(fonts / "DejaVuSans.ttf", size)
+
+
 def _strip(segments: Sequence[tuple[str, str]], width: int) -> Image.Image:
     """Words on patches of their segment's colour, in as many lines as they need."""
     size = max(width // 28, 18)
-    fonts = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
-    font = ImageFont.truetype(fonts / "DejaVuSans.ttf", size)
+    type_ = font(size)
     margin, inside, gap, height = size // 2, size // 3, size // 3, size * 7 // 4
     x, y, placed = margin, margin, []
 
     def place(run: str, hue: str) -> int:
         """Puts words where the last ones ended; returns where these end."""
-        end = x + round(font.getlength(run)) + 2 * inside
+        end = x + round(type_.getlength(run)) + 2 * inside
         placed.append((x, y, end, run, hue))
         return end + gap
 
@@ -79,7 +85,7 @@ def _strip(segments: Sequence[tuple[str, str]], width: int) -> Image.Image:
         run = ""
         for word in text.split():
             longer = f"{run} {word}".strip()
-            fits = x + font.getlength(longer) + 2 * inside <= width - margin
+            fits = x + type_.getlength(longer) + 2 * inside <= width - margin
             if fits or (not run and x == margin):
                 run = longer
                 continue
@@ -92,7 +98,7 @@ def _strip(segments: Sequence[tuple[str, str]], width: int) -> Image.Image:
     for x, y, end, run, hue in placed:
         canvas.rounded_rectangle((x, y, end - 1, y + height - 1), inside, fill=hue)
         middle = ((x + end) / 2, y + height / 2)
-        canvas.text(middle, run, fill="white", font=font, anchor="mm")
+        canvas.text(middle, run, fill="white", font=type_, anchor="mm")
     return strip
 
 

@@ -19,6 +19,7 @@ from vse_jax import (
     checkpoint,
     confidence,
     inputs,
+    look,
     parallel,
     train_step,
     training_objective,
@@ -31,6 +32,8 @@ from vse_jax.data.split import DataError
 from vse_jax.encode import Encoded, Encoder, HostBatch
 from vse_jax.encoding import Encoding
 from vse_jax.inputs import Boxes, Picture
+from vse_jax.look import Class, Look
+from vse_jax.models.cam import Classifier
 
 T = TypeVar("T")
 
@@ -50,7 +53,7 @@ class Caption(NamedTuple):
 
 
 class Model:
-    """A trained workdir, ready to encode and compare, or to write captions.
+    """A trained workdir, ready to encode and compare, to write captions, or to tell classes.
 
     Attributes:
       config: of the run.
@@ -68,6 +71,7 @@ class Model:
         )
         origin = workdir.read_origin(path)
         self._features: int | None = origin.get("features")
+        self._classes: list[str] = origin.get("classes", [])
         model = assembly.make_model(
             self.config,
             assembly.Words.from_json(origin["words"]),
@@ -78,6 +82,7 @@ class Model:
         self.codebook = training_objective.codebook_of(tree.get("objective_state", {}))
         self._devices = parallel.Devices.all(self.config.parallel)
         self._backbone = model.image.backbone
+        self._function_words = model.function_words
         self._encoder = Encoder(model, self._devices)
         writes = assembly.writes_captions(self.config)
         self._writer = caption_writer.CaptionWriter(model, self._devices) if writes else None
@@ -229,20 +234,15 @@ class Model:
         Raises:
           TypeError: `sentences` is a single string, or holds something else.
           DataError: a sentence is no Unicode text; says which.
-          ValueError: the model writes captions, and reads none.
+          ValueError: the model writes captions or tells classes, and reads none.
         """
-        if self._writer is not None:
-            raise ValueError("this model writes captions, and reads no sentences")
+        if not assembly.compares(self.config):
+            does = "writes captions" if self._writer is not None else "tells classes of pictures"
+            raise ValueError(f"this model {does}, and reads no sentences")
         if isinstance(sentences, str | bytes):
             raise TypeError("encode_texts takes a list of strings, e.g. ['two dogs in snow']")
         sentences = _listed(sentences, "sentences")
-        for number, text in enumerate(sentences):
-            if not isinstance(text, str):
-                raise TypeError(f"sentence {number} is a {type(text).__name__}; expected a string")
-            try:
-                text.encode()
-            except UnicodeEncodeError as error:
-                raise DataError(f"sentence {number} is no Unicode text: {error}") from error
+        _check_sentences(sentences)
 
         def batches() -> Iterator[HostBatch]:
             for start, count, padded in self._slices(len(sentences), batch_size):
@@ -374,12 +374,84 @@ class Model:
 
     def _captioner(self) -> tuple[caption_writer.CaptionWriter, tokenizer.Tokenizer]:
         """What writes captions and its words; raises ValueError where the model has none."""
+        if self._writer is None and not assembly.compares(self.config):
+            raise ValueError(
+                "this model tells classes and writes no captions, as its "
+                "objective.generation.weight is 0: train one where it is above 0, as "
+                "configs/shapes.py:cam,objective=joint"
+            )
         if self._writer is None:
             raise ValueError(
                 f"the network {self.config.model.network!r} compares pictures and sentences and "
                 "writes no captions; train one that does, as configs/flickr8k.py:multimodal_rnn"
             )
         return self._writer, self._tokenizer
+
+    def classify(
+        self, pictures: Iterable[Picture] | np.ndarray, batch_size: int = 64
+    ) -> list[list[Class]]:
+        """Every class of each picture with its probability, the likeliest first.
+
+        Args:
+          pictures: as of `encode_images`.
+          batch_size: pictures at a time.
+
+        Raises:
+          ValueError: the model tells no classes.
+          DataError, TypeError: as `encode_images`.
+        """
+        look.check_classifies(self._classes, self.config.model.network)
+        whole = self.encode_images(_several(pictures, "classify"), batch_size)
+        if not len(whole):
+            return []
+        classifier = Classifier(len(self._classes))
+        params = self._devices.fetch(self._variables["params"]["classifier"])
+        logits = np.asarray(classifier.apply({"params": params}, whole))
+        return look.classes(logits, self._classes)
+
+    def look(self, picture: Picture, sentence: str | None = None, name: str | None = None) -> Look:
+        """What a model of "cam" tells of a picture, and where it looks for it.
+
+        Args:
+          picture: as of `encode_images`.
+          sentence: for whose words it is to look; None: for those of its own caption.
+          name: of the class for which it is to look; None: for the likeliest.
+
+        Raises:
+          ValueError: the model is of another network, writes no captions where a sentence is given,
+            or tells no classes, or none of this name, where one is given.
+          DataError: the model knows no content word of the sentence, or the picture cannot be read.
+          TypeError: the sentence is no string.
+        """
+        look.check(self.config, self._classes, sentence, name)
+        image = np.asarray(inputs.in_own_size(0, picture))
+        unknown: tuple[str, ...] = ()
+        if sentence is not None:
+            _check_sentences([sentence])
+            unknown = look.check_sentence(self._tokenizer, sentence, self._function_words)
+        elif self._writer is not None:
+            [[own]] = self.caption([image])
+            sentence = own.text
+        number = -1 if name is None else look.number_of(name, self._classes)
+        batch = self._look_batch(image, sentence or "", number)
+        found = self._encoder.looks(self._variables, [batch])
+        cells = alignment.cell_boxes(self.config, self._backbone)
+        return look.named(found, cells, self._classes, number, sentence, unknown)
+
+    def _look_batch(self, image: np.ndarray, sentence: str, number: int) -> HostBatch:
+        """A picture, a sentence and the number of a class, for `Encoder.looks`."""
+        size, most = self.config.data.image_size, self.config.data.max_tokens
+        [(_, _, padded)] = self._slices(1, 1)
+        known, mask = self._tokenizer.tokenize([sentence])
+        # As long as sentences can be, so that all share one compilation.
+        behind = ((0, padded - 1), (0, most - known.shape[1]))
+        return {
+            "image": np.repeat(inputs.pixels(0, image, size)[None], padded, axis=0),
+            "tokens": np.pad(known, behind),
+            "token_mask": np.pad(mask, behind),
+            "label": np.full(padded, number, np.int32),
+            "weight": _weight(1, padded),
+        }
 
     def align(
         self,
@@ -482,6 +554,17 @@ def _listed(items: Iterable[T], what: str) -> Sequence[T]:
     if isinstance(items, Mapping | Set) or not isinstance(items, Iterable):
         raise TypeError(f"{what} is a {type(items).__name__}; expected a list")
     return items if isinstance(items, Sequence) else list(items)
+
+
+def _check_sentences(sentences: Sequence[str]) -> None:
+    """Raises TypeError or DataError that names the sentence which is no text."""
+    for number, text in enumerate(sentences):
+        if not isinstance(text, str):
+            raise TypeError(f"sentence {number} is a {type(text).__name__}; expected a string")
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise DataError(f"sentence {number} is no Unicode text: {error}") from error
 
 
 def load(folder: str | os.PathLike[str]) -> Model:

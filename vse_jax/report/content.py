@@ -19,11 +19,11 @@ from vse_jax import (
     workdir,
 )
 from vse_jax.codebook import Codebook
-from vse_jax.data.split import Split
+from vse_jax.data.split import Split, count_and_name, without_training
 from vse_jax.evaluation import Embeddings
 from vse_jax.evaluators import codes, retrieval
 from vse_jax.experiment import Experiment
-from vse_jax.report import page
+from vse_jax.report import page, seen
 from vse_jax.train_state import TrainState
 
 log = logging.getLogger(__name__)
@@ -87,7 +87,10 @@ def _report_tasks(
     split = experiment.dataset.splits[name]
     metrics: dict[str, float] = {}
     queries: dict[str, Any] = {}
-    written = None
+    written, told = None, None
+    if assembly.classifies(config) and (unknown := without_training(experiment.dataset)):
+        more = f"no training picture shows these classes: {count_and_name(unknown)}"
+        warnings = [*warnings, more]
     if assembly.writes_captions(config):
         metrics, written = caption_evaluation.evaluate(experiment, state, name)
         log.info("%s %s %s", experiment.dataset.name, name, caption_evaluation.summary(metrics))
@@ -98,10 +101,13 @@ def _report_tasks(
         queries["captions"] = _captioned(experiment, split, written)
     if config.model.network == "cam":
         sentences = None if written is None else written.sentences
-        seen = cam_evaluation.evaluate(experiment, state, name, sentences)
-        log.info("%s %s %s", experiment.dataset.name, name, cam_evaluation.summary(seen.metrics))
-        metrics |= seen.metrics
-    save(experiment.workdir, experiment, {**facts, "metrics": metrics}, warnings, queries)
+        found = cam_evaluation.evaluate(experiment, state, name, sentences)
+        log.info("%s %s %s", experiment.dataset.name, name, cam_evaluation.summary(found.metrics))
+        metrics |= found.metrics
+        told = seen.of_classes(experiment.dataset.classes, found.classified)
+        queries["looks"] = seen.looked(experiment, split, found, sentences)
+    measured = {**facts, "metrics": metrics, "classification": told}
+    save(experiment.workdir, experiment, measured, warnings, queries)
     return metrics
 
 

@@ -17,6 +17,9 @@ def curves(history: Iterable[Mapping[str, Any]], step: Any) -> str:
         for way, title in WAYS.items()
     }
     grouped["Validation rsum"] = ["validation/rsum"]
+    told = ("accuracy", "per_class", "top5")
+    grouped["Validation, classes told right, %"] = [f"validation/classify/{name}" for name in told]
+    grouped["Validation cost"] = ["validation/cost"]
     for measure, title in (("MedR", "median rank"), ("MeanR", "mean rank")):
         grouped[f"Validation {title}"] = [f"validation/{way}/{measure}" for way in WAYS]
     distances = ("positive", "negative", "hardest_negative")

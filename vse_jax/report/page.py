@@ -20,10 +20,12 @@ from PIL import Image, ImageOps
 from vse_jax import workdir as workdirs
 from vse_jax.config_checks import CAPTIONERS
 from vse_jax.report.alignments import aligned
+from vse_jax.report.classes import classes
 from vse_jax.report.curves import curves, distributions
+from vse_jax.report.looks import looked
 from vse_jax.report.queries import captioned, retrieved
 from vse_jax.report.tables import pairs, results
-from vse_jax.report.text import escaped, number, whole
+from vse_jax.report.text import escaped, number, three, whole
 
 # What a reader asks first, where the config says it.
 FACTS = {
@@ -42,6 +44,11 @@ FACTS = {
     "Quantizer, bytes": "objective.quantizer.parts",
     "Quantizer, codes a byte": "objective.quantizer.codes",
     "Multitask, weight": "objective.multitask.weight",
+    "Classes, weight": "objective.classification.weight",
+    "Captions, weight": "objective.generation.weight",
+    "Embedding, weight": "objective.embedding.weight",
+    "Disagreement, weight": "objective.disagreement.weight",
+    "Disagreement, by": "objective.disagreement.kind",
     "Started from": "train.start_from",
     "Batch size": "train.batch_size",
     "Optimizer": "train.optimizer",
@@ -68,7 +75,7 @@ class Run:
         known `protocols` (name -> the same measures by a further protocol), `oracle` (the same
         names as `metrics`, of the best possible model),
         `scores` (histograms, `edges`, `right`, `wrong` and the name of the `measure`),
-        `code_usage` (of each rank, 1 is even),
+        `code_usage` (of each rank, 1 is even), `classification` (see `seen.of_classes`),
         `skipped` (reason -> names), `warnings` (sentences), `timing` (what -> value), `name` (of
         the system) and `command` (what reproduces the run).
       history: one dict a line of `metrics.jsonl`; a training row has `step`, `epoch`, `loss`, ...,
@@ -100,7 +107,8 @@ def write(
                    ...],
            "captions": [{"image": str, "name": str, "written": str, "log_probability": float,
                          "said": [str, ...]}, ...],
-           "alignments": as `alignments.aligned` has them}
+           "alignments": as `alignments.aligned` has them,
+           "looks": as `looks.looked` has them}
 
     Raises:
       ReportError: there is no readable `report.json`.
@@ -153,10 +161,12 @@ def render(run: Run) -> str:
             run.report.get("chance", {}).get("rsum"),
             run.report.get("protocols", {}),
         ),
+        classes(run.report.get("classification", {})),
         curves(run.history, run.report.get("step")),
         distributions(run.report),
         retrieved(run.queries),
         aligned(run.queries.get("alignments", ())),
+        looked(run.queries.get("looks", ())),
         captioned(run.queries),
         _notes(run.report),
         _reproduction(run),
@@ -179,13 +189,18 @@ def thumbnail(data: bytes, size: int = 128) -> str:
     picture.thumbnail((size, size))
     page = Image.new("RGB", picture.size, "white")
     page.paste(picture, mask=picture)
+    return as_uri(page)
+
+
+def as_uri(picture: Image.Image) -> str:
+    """An RGB picture as a JPEG data URI, in its own size."""
     encoded = io.BytesIO()
-    page.save(encoded, "JPEG", quality=80)
+    picture.save(encoded, "JPEG", quality=80)
     return "data:image/jpeg;base64," + base64.b64encode(encoded.getvalue()).decode("ascii")
 
 
 def _header(run: Run, title: str) -> str:
-    """Title, what was trained, and the three numbers that sum it up."""
+    """Title, what was trained, and the numbers that sum it up."""
     report = run.report
     metrics = report.get("metrics", {})
     line = [
@@ -200,6 +215,8 @@ def _header(run: Run, title: str) -> str:
         "image → text, R@1": number(metrics.get("i2t/R@1"), "%"),
         "text → image, R@1": number(metrics.get("t2i/R@1"), "%"),
         "words found": number(metrics.get("align/accuracy"), "%"),
+        "classes told right": number(metrics.get("classify/accuracy"), "%"),
+        "maps agree": three(metrics.get("maps/agreement")),
         "BLEU-4": number(metrics.get("caption/BLEU-4")),
         "CIDEr": number(metrics.get("caption/CIDEr")),
         "perplexity": number(metrics.get("caption/perplexity")),
@@ -219,15 +236,17 @@ def _header(run: Run, title: str) -> str:
 
 def _facts(config: Any) -> dict[str, Any]:
     """What the config says of `FACTS`, without what has no effect."""
+    network, writes = _at(config, "model.network"), _at(config, "objective.generation.weight")
     ineffective = {
         "train.epochs" if _at(config, "train.steps") is not None else None,
         "model.image.features" if _at(config, "model.image.backbone") == "none" else None,
         None if _at(config, "objective.triplet.semantic") else "objective.triplet.semantic",
         *(
-            ("model.text.backbone", "model.dimension")
-            if _at(config, "model.network") in CAPTIONERS
-            else ("model.captioner.cell",)
+            ("model.text.backbone", None if network == "cam" else "model.dimension")
+            if network in CAPTIONERS
+            else ()
         ),
+        None if network in CAPTIONERS and writes else "model.captioner.cell",
         *(
             path
             for path in FACTS.values()

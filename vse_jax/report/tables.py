@@ -4,7 +4,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from vse_jax.report.text import WAYS, escaped, finite, number, short, whole
+from vse_jax.report import classes
+from vse_jax.report.text import WAYS, escaped, finite, number, short, three, whole
 
 # How queries meet codes: as they are, or quantized too.
 CODES = ("asymmetric", "symmetric")
@@ -49,12 +50,12 @@ def results(
             "<p class=muted>Recalls in percent; MedR and MeanR: median and mean rank, 1 is best; "
             "ties count against the model.</p>"
         )
-    table += _captions(metrics)
+    table += classes.measures(metrics) + _captions(metrics)
     tabulated = (*WAYS, *(f"{kind}/{way}" for kind in CODES for way in WAYS))
     other = {
         key: _other(key, value)
         for key, value in metrics.items()
-        if key != "rsum"
+        if key not in ("rsum", *classes.SHOWN)
         and not key.removeprefix("codes/").startswith(tabulated)
         and key.rpartition("/")[2] not in CAPTION_MEASURES
     }
@@ -138,7 +139,7 @@ def pairs(values: Mapping[str, Any]) -> str:
 def _other(key: str, value: Any) -> str:
     """A measure beside the table: a correlation with three decimals, a count whole."""
     if "/spearman" in key or "/kendall" in key:
-        return f"{value:.3f}" if finite(value) else number(value)
+        return three(value)
     return whole(value) if key.endswith("/pairs") else number(value)
 
 

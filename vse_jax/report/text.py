@@ -35,6 +35,11 @@ def number(value: Any, unit: str = "") -> str:
     return f"{value:,.1f}{unit}" if finite(value) else "–"
 
 
+def three(value: Any) -> str:
+    """A measure with three decimals, or a dash where there is none."""
+    return f"{value:.3f}" if finite(value) else "–"
+
+
 def whole(value: Any) -> str:
     """A whole number, or a dash."""
     return f"{value:,.0f}" if finite(value) else "–"
