@@ -86,7 +86,11 @@ class Words(NamedTuple):
     @classmethod
     def from_json(cls, found: Mapping[str, Any]) -> "Words":
         """Those that `_asdict` made JSON of."""
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in found.items()})
+        fields: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value
+            for name, value in found.items()
+        }
+        return cls(**fields)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -304,7 +304,9 @@ def _examples(
             raise DataError(f"{dataset.name}: the {name} split is empty")
         tokens, mask = words.tokenize(split.captions)
         pictures = pipeline.Pictures(conf.data.image_size, conf.data.crop_area, conf.data.flip)
-        examples[name] = pipeline.Examples(split, tokens, mask, pictures, split.features)
+        examples[name] = pipeline.Examples(
+            split, tokens, mask, pictures, split.features, pad=words.pad
+        )
     return examples
 
 

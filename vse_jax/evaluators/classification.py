@@ -24,7 +24,7 @@ class Classified(NamedTuple):
     confusion: Int[np.ndarray, "c c"]
 
 
-def evaluate(logits: Float[np.ndarray, "n c"], labels: Int[np.ndarray, " n"]) -> Classified:
+def evaluate(logits: Float[np.ndarray, "n c"], labels: Int[np.ndarray, " m"]) -> Classified:
     """Measures of pictures of which each has a class.
 
     Ties count against the model: a picture is right if its class alone has the highest logit, and

@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, Int
 from vse_jax.evaluators.blocks import EvaluationError
 
 
-def agreement(a: Float[np.ndarray, "n c"], b: Float[np.ndarray, "n c"]) -> float:
+def agreement(a: Float[np.ndarray, "n c"], b: Float[np.ndarray, "m d"]) -> float:
     """The mean cosine of the maps (0 or more) of each picture; 0 of a map that is zero.
 
     Raises:

@@ -114,15 +114,12 @@ def word_gradients(
       content: which of the tokens from the second on are asked for.
     """
 
-    def states(pooled: Float[Array, "b d"]) -> Float[Array, "b t h"]:
-        return captioner.apply(variables, pooled, tokens, mask, method="states")
+    def of(given: Array, method: str) -> Any:
+        return captioner.apply(variables, given, tokens, mask, method=method)
 
-    def likelihood(states: Float[Array, "b t h"]) -> Float[Array, ""]:
-        return -jnp.sum(captioner.apply(variables, states, tokens, mask, method="word_costs"))
-
-    found, back = jax.vjp(states, pooled)
+    states, back = jax.vjp(lambda pooled: of(pooled, "states"), pooled)
     # Each word's log p depends on its own state alone, so one gradient tells them all apart.
-    of_states = jax.grad(likelihood)(found)
+    of_states = jax.grad(lambda states: -jnp.sum(of(states, "word_costs")))(states)
     count = content.shape[1]
     chunks = -(-count // WORDS)
     # Those asked for come first, in their order.

@@ -1,7 +1,7 @@
 """The assembled model: encoders and, of some networks, what compares their results or writes."""
 
 from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import flax.linen as nn
 import jax
@@ -106,7 +106,7 @@ class VisualSemanticModel(nn.Module):
     def _class_map(self, image: Encoding, label: Int[Array, " b"]) -> Float[Array, "b n"]:
         assert self.classifier is not None
         weights = self.classifier.variables["params"]["weights"]
-        return nn.relu(cam.class_map(image.local, weights, jnp.maximum(label, 0)))
+        return nn.relu(cam.class_map(cast(Any, image.local), weights, jnp.maximum(label, 0)))
 
     def _caption_map(
         self, image: Encoding, tokens: Int[Array, "b l"], mask: Bool[Array, "b l"]
@@ -114,13 +114,14 @@ class VisualSemanticModel(nn.Module):
         """The map, and whether the caption has a content word to make one of."""
         assert self.captioner is not None
         captioner, variables = self.captioner.unbind()
-        pooled = image.pooled
+        pooled = cast(Any, image.pooled)
+        local, cells = cast(Any, image.local), cast(Any, image.mask)
         if self.maps != "whole":
             # Of constants, so that nothing is kept for a second derivative.
             variables, pooled = jax.lax.stop_gradient((variables, pooled))
         content = cam.content_words(tokens, mask, self.function_words)
         gradients, real = cam.word_gradients(captioner, variables, pooled, tokens, mask, content)
-        return cam.caption_map(image.local, image.mask, gradients, real), jnp.any(real, axis=1)
+        return cam.caption_map(local, cells, gradients, real), jnp.any(real, axis=1)
 
     def encode_image(self, batch: Mapping[str, Array], *, train: bool) -> Encoding:
         """The pictures of a batch: its `image` and their `boxes`, or else its `features`."""
