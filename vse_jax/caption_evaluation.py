@@ -150,13 +150,15 @@ def evaluate(
         return [sentences[picture] for picture in judged]
 
     metrics |= captioning.evaluate(of_judged(written.sentences), references)
+    # Some may be there for their class alone.
+    told, caption_image = np.unique(training.caption_image, return_inverse=True)
     others = {
         "greedy": write(experiment, state, split, 1, pictures).sentences,
         "nearest": captioning.nearest_captions(
             pictures,
-            pictures_of(experiment, state, "train"),
+            pictures_of(experiment, state, "train")[told],
             training.captions,
-            training.caption_image,
+            caption_image,
         ),
     }
     for name, sentences in others.items():

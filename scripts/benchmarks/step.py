@@ -123,20 +123,28 @@ def batches(
 class OurStep:
     """The project's own step over all devices, one host batch a call."""
 
-    def __init__(self, conf: ConfigDict, vocabulary: int, still: bool = False) -> None:
+    def __init__(
+        self,
+        conf: ConfigDict,
+        vocabulary: int,
+        still: bool = False,
+        classes: int = 1,
+        function_words: tuple[int, ...] = (),
+    ) -> None:
         """Random weights: cached features pass the frozen backbone by.
 
         Args:
           conf: of the step.
           vocabulary: its size.
           still: whether the networks' own dropout is left out, for a comparison.
+          classes: of pictures.
+          function_words: tokens that no map is made of.
         """
         loose = conf.copy_and_resolve_references()
         # A frozen backbone would ask for pretrained weights.
         loose.train.freeze, loose.model.image.weights = (), None
-        built = assembly.build_model(
-            loose, assembly.Words(vocabulary, 0, ()), assembly.Frozen(image=False, text=False)
-        )
+        words = assembly.Words(vocabulary, 0, (), function_words, classes)
+        built = assembly.build_model(loose, words, assembly.Frozen(image=False, text=False))
         trainable, _ = optimizer.partition(built.variables["params"], conf.train.freeze)
         epoch = IMAGES * CAPTIONS_OF_EACH / conf.train.batch_size
         steps = round(conf.train.epochs * epoch)
