@@ -9,6 +9,7 @@ import pytest
 
 from vse_jax.losses import maps
 from vse_jax.models import cam
+from vse_jax.models.backbones import catalogue
 from vse_jax.models.image import ImageEncoder
 from vse_jax.models.model import VisualSemanticModel
 from vse_jax.models.multimodal_rnn import MultimodalRNN
@@ -255,3 +256,106 @@ def test_disagreement_is_that_of_its_formula(kind):
             expected = ((p - q) ** 2).sum() if kind == "l2" else ((p - q) * np.log(p / q)).sum()
         np.testing.assert_allclose(found[row], expected, rtol=1e-4, atol=1e-6)
     np.testing.assert_allclose(found[0], 0, atol=1e-6)
+
+
+VISION = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "patch_size": 16,
+          "intermediate_size": 16, "image_size": 64}  # fmt: skip
+SMALL = {
+    "clip": {"vision_config": VISION, "projection_dim": 8},
+    "mobilenet_v2": {"depth_multiplier": 0.1},
+    "resnet": {
+        "model_type": "resnet", "embedding_size": 8, "hidden_sizes": [8] * 4, "depths": [1] * 4
+    },
+    "siglip": {"vision_config": VISION},
+    "small_resnet": {},
+    "vgg19": {},
+    "vit": VISION,
+}  # fmt: skip
+
+
+def test_every_backbone_is_below():
+    assert SMALL.keys() == set(catalogue.__all__) - {"none"}
+
+
+def drawn(shapes):
+    """Variables under which what goes through a deep network neither vanishes nor explodes."""
+    rng = np.random.default_rng(5)
+
+    def leaf(path, shape):
+        if shape.ndim > 1:
+            spread = (2 / np.prod(shape.shape[:-1])) ** 0.5
+            return jnp.asarray(rng.normal(size=shape.shape) * spread, shape.dtype)
+        return jnp.full(shape.shape, path[-1].key in ("scale", "var"), shape.dtype)
+
+    return jax.tree_util.tree_map_with_path(leaf, shapes)
+
+
+def over(backbone, frozen=False):
+    image = ImageEncoder(cam.JointHead(7), backbone, "grid", frozen=frozen)
+    return network(maps="constant").clone(image=image)
+
+
+def of_pixels(size=64):
+    given = {name: value[:2] for name, value in batch().items() if "feature" not in name}
+    pixels = np.random.default_rng(4).integers(0, 256, (2, size, size, 3))
+    return {**given, "image": jnp.asarray(pixels, jnp.uint8)}
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_class_map_of_every_backbone(name):
+    """That of pixels is the finite difference of the logit over the grid of the backbone."""
+    backbone = getattr(catalogue, name).make(SMALL[name], jnp.float32, None)
+    given = of_pixels()
+    init = partial(over(backbone).init, train=False)
+    variables = drawn(jax.eval_shape(init, jax.random.key(0), given))
+    # A head that reads a dozen channels: these stand for all.
+    kernel = variables["params"]["image"]["head"]["project"]["kernel"]
+    read = min(12, len(kernel))
+    variables["params"]["image"]["head"]["project"]["kernel"] = kernel.at[read:].set(0)
+
+    @jax.jit
+    def both(variables):
+        features = over(backbone).apply(
+            variables, given["image"], method=lambda model, x: model.image.features(x)
+        )
+        return features, over(backbone).apply(variables, given, train=False)
+
+    features, found = both(variables)
+    rest = {key: rows for key, rows in given.items() if key != "image"}
+    rest["feature_mask"] = jnp.ones(features.shape[:2], bool)
+    params = variables["params"]
+    params = {**params, "image": {"head": params["image"]["head"]}}
+
+    @jax.jit
+    def logit(cells):
+        shown = {**rest, "features": features.at[0, :, :read].set(cells)}
+        outputs = network().apply({"params": params}, shown, train=False)
+        return outputs["logits"][0, given["label"][0]]
+
+    own = np.asarray(features[0, :, :read])
+    slopes = difference(logit, jnp.asarray(own), 1e-2 * np.abs(own).max())
+    expected = np.maximum((len(own) * slopes * own).sum(axis=1), 0)
+    assert len(own) >= 4
+    scale = np.abs(len(own) * slopes * own).sum(axis=1).max()
+    np.testing.assert_allclose(found["class_map"][0], expected, atol=5e-3 * scale)
+
+
+def test_the_disagreement_trains_a_backbone_that_is_not_frozen():
+    given, backbone = of_pixels(32), catalogue.small_resnet.make({}, jnp.float32, None)
+    init = partial(over(backbone).init, train=False)
+    variables = drawn(jax.eval_shape(init, jax.random.key(0), given))
+
+    @partial(jax.jit, static_argnums=1)
+    def slope(params, frozen):
+        def total(params):
+            outputs, _ = over(backbone, frozen).apply(
+                {**variables, "params": params}, given, train=True, mutable=["batch_stats"]
+            )
+            return jnp.sum(maps.disagreement(outputs["class_map"], outputs["caption_map"], "l2"))
+
+        return jax.tree.leaves(jax.grad(total)(params)["image"]["backbone"])
+
+    assert all(np.all(leaf == 0) for leaf in slope(variables["params"], True))
+    moved = slope(variables["params"], False)
+    assert any(np.any(leaf != 0) for leaf in moved)
+    assert all(np.isfinite(leaf).all() for leaf in moved)
