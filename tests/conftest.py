@@ -151,6 +151,29 @@ def trained_dvsa(tiny_dvsa, shared_folder):
 
 
 @pytest.fixture(scope="session")
+def tiny_cam(preset, tiny_shapes):
+    """`configs/shapes.py:cam` at the size of `tiny_shapes`."""
+    config = preset("shapes", "cam")
+    config.data.update({**tiny_shapes.data, "tokenizer": "dvsa"})
+    config.train.update({**config.train, "steps": 3, "batch_size": 16, "log_every": 1})
+    config.evaluate = tiny_shapes.evaluate.copy_and_resolve_references()
+    config.evaluate.beams = 2
+    config.model.dimension, config.model.hidden, config.model.text.words = 16, 8, 8
+    return config
+
+
+@pytest.fixture(scope="session")
+def trained_cam(tiny_cam, shared_folder):
+    """A workdir of three steps of `tiny_cam`; for reading only."""
+    from vse_jax.evaluators import captioning
+
+    with pytest.MonkeyPatch.context() as patch:
+        # Java would take seconds.
+        patch.setattr(captioning.shutil, "which", lambda _: None)
+        return trained_once(tiny_cam, shared_folder / "trained_cam")
+
+
+@pytest.fixture(scope="session")
 def opened():
     """Workdir -> its run made ready, and the state of its best checkpoint."""
 

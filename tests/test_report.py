@@ -415,3 +415,134 @@ def test_aligned_captions_are_escaped_and_load_nothing(tmp_path):
     assert "script" not in {tag for tag, _ in page.tags}
     assert page.count("span", "missing") == 1
     assert not re.search(r"https?:|url\(|@import|file:", text)
+
+
+def told(names, pictures, right, confused):
+    return {"names": names, "pictures": pictures, "right": right, "confused": confused}
+
+
+def test_classes_and_maps_have_a_table_with_plain_names(tmp_path):
+    found = {"classify/accuracy": 41.54, "classify/per_class": 40.0, "classify/top5": 88.5}
+    found |= {"classify/cross_entropy": 3.1284, "maps/agreement": 0.99471, "maps/other": 1.0}
+    found |= {"maps/class_pointing": float("nan"), "maps/chance_pointing": 12.3}
+    page = page_of(report.write(workdir(tmp_path, metrics=found)))
+    for part in (
+        "41.5%classes told right",
+        "0.995maps agree",
+        "Classes told right41.5%Mean over the classes40.0%Right class among the first five88.5%",
+        "Cross-entropy, nats a picture3.128Map of the true class is highest on the thing–",
+        "A cell drawn at random is on the thing12.3%",
+        "Agreement of the maps of the class told and the caption written0.995",
+        # What nobody has a name for is still shown.
+        "maps/other1.0",
+    ):
+        assert part in page.text
+    assert "classify/" not in page.text
+    assert "<h2>Classes" not in (tmp_path / "report.html").read_text()
+
+
+def test_few_classes_are_confused_in_a_coloured_table(tmp_path):
+    classification = told(["cat", EVIL, "none"], [4, 5, 0], [3, 5, 0], [[0, 1, 1]])
+    text = report.write(workdir(tmp_path, classification=classification)).read_text()
+    page = Page(text)
+    for part in ("cat475.0%", "5100.0%", "1 more classes have no picture in this split"):
+        assert part in page.text
+    assert "script" not in {tag for tag, _ in page.tags}
+    cells = re.findall(r'<td class=(right|wrong)(?: style="--share:([0-9.]+)")?>(\d*)</td>', text)
+    assert cells == [
+        ("right", "0.450", "3"), ("wrong", "0.150", "1"), ("wrong", "", ""),
+        ("wrong", "", ""), ("right", "0.600", "5"), ("wrong", "", ""),
+        ("wrong", "", ""), ("wrong", "", ""), ("right", "", ""),
+    ]  # fmt: skip
+    assert page.count("details") == 1
+
+
+def test_of_many_classes_the_most_frequent_confusions_are_listed(tmp_path):
+    names = [f"bird {number}" for number in range(200)]
+    confused = [[c, c + 1, 40 - c] for c in range(35)]
+    classification = told(names, [50] * 200, [10] * 200, confused)
+    page = page_of(report.write(workdir(tmp_path, classification=classification)))
+    assert "bird 0 → bird 1 40 of 50" in page.text
+    assert "bird 29 → bird 30 11 of 50" in page.text
+    assert "bird 30 → bird 31" not in page.text
+    assert "And 5 pairs more." in page.text
+    assert "Each of the 200 classes" in page.text
+    assert page.count("table", "confusion") == 0
+    classification["confused"] = []
+    page = page_of(report.write(workdir(tmp_path, classification=classification)))
+    assert "Every picture was told right." in page.text
+
+
+def looks(text, image):
+    right = {"name": text, "probability": 0.9312, "true": text}
+    wrong = {"name": text, "probability": float("nan"), "true": "a cat"}
+    unknown = {"name": text, "probability": 0.5}
+    return [
+        {"name": text, "class": right, "class_image": image, "written": f"{text} runs",
+         "caption_image": image, "agreement": 0.8125},
+        {"name": text, "class": wrong, "class_image": image, "agreement": None},
+        {"name": text, "class": unknown, "class_image": image, "agreement": None},
+        {"name": text, "written": f"{text} sleeps", "caption_image": image},
+    ]  # fmt: skip
+
+
+def test_where_the_model_looks_is_shown(tmp_path):
+    found = {"looks": looks("a dog", report.thumbnail(picture()))}
+    text = report.write(workdir(tmp_path), found).read_text()
+    section = Page(text.split("<h2>Where the model looks</h2>")[1].split("</section>")[0])
+    for part in ("✓a dog 93.1%“a dog runs”maps agree 0.812", "✗a dog – it is a cat", "a dog 50.0%"):
+        assert part in section.text
+    assert section.count("article", "look") == 4
+    assert section.count("span", "tick") == section.count("span", "cross") == 1
+    described = [attributes["alt"] for tag, attributes in section.tags if tag == "img"]
+    assert described[:2] == [
+        "a dog: where the model looks for the class a dog",
+        "a dog: where the model looks for the caption a dog runs",
+    ]
+    assert len(described) == 5
+    assert "Where the model" not in report.write(tmp_path, {"looks": []}).read_text()
+
+
+def test_looks_are_escaped_and_load_nothing(tmp_path):
+    text = report.write(
+        workdir(tmp_path), {"looks": looks(EVIL, "https://example.com/spy.gif")}
+    ).read_text()
+    page = Page(text)
+    assert page.links == []
+    assert "script" not in {tag for tag, _ in page.tags}
+    assert page.count("span", "missing") == 5
+    assert not re.search(r"https?:|url\(|@import|file:", text)
+
+
+def test_accuracy_and_cost_are_drawn_with_what_they_are(tmp_path):
+    lines = [
+        {"step": s, "validation/classify/accuracy": 10.0 * s, "validation/classify/per_class": 9.0,
+         "validation/cost": 3.0 / s, "validation/classify/cross_entropy": 2.0,
+         "classification/loss_per_picture": 1.0 / s}
+        for s in (1, 2)
+    ]  # fmt: skip
+    text = page_of(report.write(workdir(tmp_path, lines))).text
+    for part in (
+        "Validation, classes told right, % accuracy 20per class 9",
+        "Cross-entropy of classes, nats a picture training 0.5validation 2",
+        "Validation cost cost 1.5",
+    ):
+        assert part.replace(" ", "") in text.replace(" ", "")
+
+
+def test_a_report_says_what_a_model_of_two_tasks_is_taught(tmp_path):
+    weights = {"classification": 1.0, "generation": 0.2, "disagreement": 0.5}
+    config = {
+        "model": {"network": "cam", "dimension": 256, "captioner": {"cell": "lstm"}},
+        "objective": {name: {"weight": weight} for name, weight in weights.items()},
+    }
+    config["objective"]["disagreement"]["kind"] = "kl"
+    text = page_of(report.write(workdir(tmp_path, config=config))).text
+    facts = text[: text.index("Results")]
+    for shown in ("Dimension256", "written bylstm", "Classes, weight1", "Disagreement, bykl"):
+        assert shown in facts
+    for name in ("generation", "disagreement"):
+        config["objective"][name]["weight"] = 0.0
+    text = page_of(report.write(workdir(tmp_path, config=config))).text
+    for left_out in ("Captions", "Disagreement"):
+        assert left_out not in text[: text.index("Results")]

@@ -406,7 +406,7 @@ class Model:
             return []
         classifier = Classifier(len(self._classes))
         params = self._devices.fetch(self._variables["params"]["classifier"])
-        logits = np.asarray(classifier.apply({"params": params}, whole))
+        logits = np.asarray(classifier.apply({"params": params}, jnp.asarray(whole)))
         return look.classes(logits, self._classes)
 
     def look(self, picture: Picture, sentence: str | None = None, name: str | None = None) -> Look:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
@@ -52,7 +53,7 @@ def logits(
     """Those of each class, of pictures as `caption_evaluation.pictures_of` gives them."""
     params = train_step.evaluation_params(state)["classifier"]
     classifier = Classifier(len(experiment.dataset.classes))
-    return np.asarray(classifier.apply({"params": params}, pictures))
+    return np.asarray(classifier.apply({"params": params}, jnp.asarray(pictures)))
 
 
 def classified(logits: Float[np.ndarray, "n k"], split: Split) -> Classified | None:

@@ -60,7 +60,7 @@ def overlay(
         weight = HEAT * share[..., None]
         mixed = (1 - weight) * np.asarray(drawn) + weight * colours
         drawn = Image.fromarray(mixed.round().astype(np.uint8))
-    line = max(max(drawn.size) // LINE, 1)
+    line = max(max(drawn.size) // LINE, 2)
     canvas = ImageDraw.Draw(drawn)
     for box in boxes:
         corners = pixels([float(side) for side in box], drawn.size)

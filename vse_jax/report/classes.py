@@ -7,18 +7,18 @@ from vse_jax.report.text import escaped, number, three, whole
 
 # Of metrics in percent, what a reader calls them.
 PERCENT = {
-    "classify/accuracy": "classes told right",
-    "classify/per_class": "mean over the classes",
-    "classify/top5": "right among the first five",
-    "maps/class_pointing": "map of the true class is highest on the thing",
-    "maps/caption_pointing": "map of the caption written is highest on it",
-    "maps/chance_pointing": "any cell would be on it",
+    "classify/accuracy": "Classes told right",
+    "classify/per_class": "Mean over the classes",
+    "classify/top5": "Right class among the first five",
+    "maps/class_pointing": "Map of the true class is highest on the thing",
+    "maps/caption_pointing": "Map of the caption written is highest on the thing",
+    "maps/chance_pointing": "A cell drawn at random is on the thing",
 }
 # Of those with three decimals.
 PLAIN = {
-    "classify/cross_entropy": "nats a class",
-    "maps/agreement": "maps of the class told and the caption written agree",
-    "maps/agreement_truth": "maps of the true class and people’s first caption agree",
+    "classify/cross_entropy": "Cross-entropy, nats a picture",
+    "maps/agreement": "Agreement of the maps of the class told and the caption written",
+    "maps/agreement_truth": "Agreement of those of the true class and people’s first caption",
 }
 # Metrics that `measures` shows.
 SHOWN = (*PERCENT, *PLAIN)
@@ -40,7 +40,7 @@ def measures(metrics: Mapping[str, Any]) -> str:
     if not rows:
         return ""
     notes = "<p class=muted>Agreement is the mean cosine of two maps of a picture, 1 at most.</p>"
-    table = f"<div class=scroll><table class=named><tbody>{rows}</tbody></table></div>"
+    table = f"<div class='scroll fit'><table><tbody>{rows}</tbody></table></div>"
     return table + (notes if "maps/agreement" in metrics else "")
 
 
@@ -74,7 +74,7 @@ def _accuracies(found: Mapping[str, Any]) -> str:
         for c in occurring
     )
     table = (
-        "<div class=scroll><table class=named><thead><tr><th></th><th scope=col>pictures</th>"
+        "<div class='scroll fit'><table><thead><tr><th></th><th scope=col>pictures</th>"
         f"<th scope=col>told right</th></tr></thead><tbody>{rows}</tbody></table></div>"
     )
     if missing := len(names) - len(occurring):

@@ -19,6 +19,8 @@ def curves(history: Iterable[Mapping[str, Any]], step: Any) -> str:
     grouped["Validation rsum"] = ["validation/rsum"]
     told = ("accuracy", "per_class", "top5")
     grouped["Validation, classes told right, %"] = [f"validation/classify/{name}" for name in told]
+    entropies = ["classification/loss_per_picture", "validation/classify/cross_entropy"]
+    grouped["Cross-entropy of classes, nats a picture"] = entropies
     grouped["Validation cost"] = ["validation/cost"]
     for measure, title in (("MedR", "median rank"), ("MeanR", "mean rank")):
         grouped[f"Validation {title}"] = [f"validation/{way}/{measure}" for way in WAYS]
@@ -63,7 +65,11 @@ def _line(key: str, title: str) -> str:
         return key.rsplit("/", 1)[1]
     if "rank" in title:
         return WAYS[key.split("/")[1]].lower()
-    return key.replace("validation/", "validation ") if title == "Loss" else key.rsplit("/", 1)[1]
+    if "entropy" in title:
+        return "validation" if key.startswith("validation/") else "training"
+    if title == "Loss":
+        return key.replace("validation/", "validation ")
+    return key.rsplit("/", 1)[1].replace("_", " ")
 
 
 def _series(history: Iterable[Mapping[str, Any]]) -> dict[str, list[tuple[float, float]]]:

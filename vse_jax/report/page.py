@@ -236,7 +236,7 @@ def _header(run: Run, title: str) -> str:
 
 def _facts(config: Any) -> dict[str, Any]:
     """What the config says of `FACTS`, without what has no effect."""
-    network, writes = _at(config, "model.network"), _at(config, "objective.generation.weight")
+    network, writes = _at(config, "model.network"), _at(config, "objective.generation.weight") != 0
     ineffective = {
         "train.epochs" if _at(config, "train.steps") is not None else None,
         "model.image.features" if _at(config, "model.image.backbone") == "none" else None,
