@@ -25,8 +25,9 @@ from vse_jax.models.vse_infinity import VSEInfinityImage, VSEInfinityText
 from vse_jax.models.vsrn import CaptionGenerator, VSRNImage
 from vse_jax.objectives.base import Objective, Spec, weighted_sum
 from vse_jax.objectives.classification import classification
-from vse_jax.objectives.disagreement import disagreement, joint_embedding
+from vse_jax.objectives.disagreement import disagreement
 from vse_jax.objectives.generation import generation
+from vse_jax.objectives.joint_embedding import joint_embedding
 from vse_jax.objectives.triplet import triplet
 from vse_jax.optimizer import flatten, partition
 from vse_jax.parallel import AXIS, Devices
@@ -134,7 +135,7 @@ def one_step(path, mode, count):
         terms = {
             "classification": (1.0, classification()),
             "disagreement": (0.7, disagreement("cosine")),
-            "embedding": (0.5, joint_embedding()),
+            "embedding": (0.5, joint_embedding("contrast")),
         }
     if path in ("vsrn", "cam"):
         terms["generation"] = (1.0, generation())

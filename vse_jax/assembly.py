@@ -79,7 +79,7 @@ class Words(NamedTuple):
             tokenizer.vocabulary,
             tokenizer.mask_token if altered else 0,
             tokenizer.special if altered else (),
-            function_words(tokenizer) if classifies(config) else (),
+            function_words(tokenizer) if config.model.network == "cam" else (),
             classes if classifies(config) else 1,
         )
 

@@ -144,16 +144,19 @@ def evaluate(
 
 
 def true_boxes(split: Split) -> list[Float[np.ndarray, "r 4"]] | None:
-    """Of each picture the boxes of the thing that its class names; None where nobody knows any.
+    """Of each picture the box of the thing that its class names, or none; None where all have none.
 
-    Of a scene of `shapes` that is the largest object's.
+    Of a scene of `shapes` that is the largest object's. Where a picture has several boxes nobody
+    knows which of them its class means, in none of the split.
     """
     if split.scenes is not None:
         return [
             np.asarray([scene["objects"][scene["main"]]["box"]], np.float32)
             for scene in split.scenes
         ]
-    return None if split.boxes is None else list(split.boxes)
+    if split.boxes is None or max(map(len, split.boxes), default=0) != 1:
+        return None
+    return list(split.boxes)
 
 
 def summary(metrics: dict[str, float]) -> str:

@@ -199,6 +199,11 @@ def _objective() -> ConfigDict:
     # Weight in the loss of pictures' embeddings being far from their sentences' ("cam"); 0 leaves
     # it out, and with it what reads sentences.
     embedding.weight = 0.0
+    # How far: by a cross-entropy over the batch ("contrast"), or 1 - cos ("cosine"), which has no
+    # negatives and ends with all pictures and sentences at one place.
+    embedding.kind = "contrast"
+    # Divides the cosines of "contrast".
+    embedding.temperature = 0.05
     objective.leap = _leap()
     objective.center = _center()
     objective.quantizer = _quantizer()

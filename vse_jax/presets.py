@@ -286,7 +286,6 @@ def cam(config: ConfigDict) -> None:
     config.model.image.normalize_features = False
     config.model.captioner.cell = "lstm"
     config.model.text.words = 512
-    config.model.text.bidirectional = False
 
 
 def cam_classifier(config: ConfigDict) -> None:

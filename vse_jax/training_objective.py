@@ -13,9 +13,10 @@ from vse_jax.codebook import Codebook
 from vse_jax.objectives.base import Objective, weighted_sum
 from vse_jax.objectives.centers import Center
 from vse_jax.objectives.classification import classification
-from vse_jax.objectives.disagreement import disagreement, joint_embedding
+from vse_jax.objectives.disagreement import disagreement
 from vse_jax.objectives.generation import generation
 from vse_jax.objectives.infonce import infonce
+from vse_jax.objectives.joint_embedding import joint_embedding
 from vse_jax.objectives.leap import leap
 from vse_jax.objectives.margin import Hinge
 from vse_jax.objectives.quantizer import Multitask, Quantizer
@@ -52,8 +53,9 @@ def build(config: ConfigDict) -> Objective:
     section = config.objective.disagreement
     if section.weight:
         terms["disagreement"] = (section.weight, disagreement(section.kind))
-    if config.objective.embedding.weight:
-        terms["embedding"] = (config.objective.embedding.weight, joint_embedding())
+    section = config.objective.embedding
+    if section.weight:
+        terms["embedding"] = (section.weight, joint_embedding(section.kind, section.temperature))
     given = dict(configs.fields(config))
     if any(given[name] for name in config_checks.LEAP):
         terms["leap"] = (1.0, _leap(config.objective))

@@ -13,11 +13,15 @@ SPREAD = 1e-3
 
 def cosine(a: Float[Array, "b n"], b: Float[Array, "b n"]) -> Float[Array, " b"]:
     """a . b / (||a|| ||b||), 1 for maps of one form; 0, without gradient, beside a map of zeros."""
-    squares = jnp.sum(jnp.square(a), axis=-1) * jnp.sum(jnp.square(b), axis=-1)
-    found = squares > 0
+    return jnp.sum(unit(a) * unit(b), axis=-1)
+
+
+def unit(x: Float[Array, "b n"]) -> Float[Array, "b n"]:
+    """Each row at length 1; a row of zeros stays so, and passes no gradient."""
+    square = jnp.sum(jnp.square(x), axis=-1, keepdims=True)
+    found = square > 0
     # Two selections: one for the value, one to keep the root's derivative off zero.
-    root = lax.rsqrt(jnp.where(found, squares, 1.0))
-    return jnp.where(found, jnp.sum(a * b, axis=-1) * root, 0.0)
+    return jnp.where(found, x * lax.rsqrt(jnp.where(found, square, 1.0)), 0.0)
 
 
 def disagreement(

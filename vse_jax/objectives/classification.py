@@ -13,7 +13,8 @@ from vse_jax.objectives.base import Batch, Metrics, Objective, Outputs, Spec, me
 def classification() -> Objective:
     """The mean over the global batch of minus the log probability of each picture's class.
 
-    A picture without a class, whose `label` is -1, costs nothing and does not count.
+    A picture without a class, whose `label` is -1, costs nothing and does not count. Accuracy is in
+    percent.
     """
 
     def init(rng: PRNGKeyArray, spec: Spec) -> dict[str, Any]:
@@ -29,7 +30,7 @@ def classification() -> Objective:
             logits, jnp.maximum(label, 0)
         )
         right = (jnp.argmax(logits, axis=1) == label).astype(jnp.float32)
-        loss, accuracy = mean_over(costs, where), mean_over(right, where)
+        loss, accuracy = mean_over(costs, where), 100 * mean_over(right, where)
         means = parallel.mean({"loss_per_picture": loss, "accuracy": accuracy})
         return loss, state, means
 

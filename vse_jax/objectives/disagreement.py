@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from vse_jax import parallel
@@ -32,26 +31,5 @@ def disagreement(kind: maps.Kind) -> Objective:
         loss = mean_over(maps.disagreement(ours, theirs, kind), where)
         agreement = mean_over(maps.cosine(ours, theirs), where)
         return loss, state, parallel.mean({"loss_per_pair": loss, "agreement": agreement})
-
-    return Objective(init, apply)
-
-
-def joint_embedding() -> Objective:
-    """The mean over the global batch of 1 - cos(e, t): pictures' embeddings near their sentences'.
-
-    e = tanh(z) of a picture, t the embedding of the caption. Pairs without a caption do not count.
-    """
-
-    def init(rng: PRNGKeyArray, spec: Spec) -> dict[str, Any]:
-        del rng, spec
-        return {}
-
-    def apply(
-        state: dict[str, Any], outputs: Outputs, batch: Batch
-    ) -> tuple[Float[Array, ""], dict[str, Any], Metrics]:
-        where = (batch["weight"] > 0) & jnp.any(batch["token_mask"], axis=1)
-        costs = 1.0 - maps.cosine(jnp.tanh(outputs["image"].pooled), outputs["text"].pooled)
-        loss = mean_over(costs, where)
-        return loss, state, {"loss_per_pair": parallel.mean(loss)}
 
     return Objective(init, apply)
