@@ -129,7 +129,8 @@ def test_caption_map_is_grad_cam_of_each_content_word(row, cell):
         image = network(cell).apply(variables(cell), shown, train=False, method="encode_image")
         said = shown["tokens"], shown["token_mask"]
         own = {"params": params["captioner"]}
-        states = captioner.apply(own, image.pooled, *said, method="states")
+        read = captioner.apply(own, *said, method="read")
+        states = captioner.apply(own, image.pooled, read, said[1][:, 1:], method="states")
         return captioner.apply(own, states, *said, method="word_costs")[row]
 
     # A rectified network bends where an LSTM curves.

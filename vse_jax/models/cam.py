@@ -17,9 +17,6 @@ from jaxtyping import Array, Bool, Float, Int
 from vse_jax.encoding import Encoding
 from vse_jax.models.rows_product import rows_product
 
-# Words of a caption whose gradients are in memory together.
-WORDS = 8
-
 
 class JointHead(nn.Module):
     """z = mean over the cells of f V, plus c: the linear part of what both tasks read.
@@ -100,8 +97,8 @@ def word_gradients(
     tokens: Int[Array, "b l"],
     mask: Bool[Array, "b l"],
     content: Bool[Array, "b t"],
-) -> tuple[Float[Array, "b t d"], Bool[Array, "b t"]]:
-    """(d log p(w_t) / d z of each content word, which rows are such words), theirs in front.
+) -> Float[Array, "b t d"]:
+    """d log p(w_t) / d z of each content word, 0 of other words.
 
     p is that of the word given those before it, without dropout.
 
@@ -114,47 +111,45 @@ def word_gradients(
       content: which of the tokens from the second on are asked for.
     """
 
-    def of(given: Array, method: str) -> Any:
-        return captioner.apply(variables, given, tokens, mask, method=method)
+    def of(method: str, *given: Array) -> Any:
+        return captioner.apply(variables, *given, method=method)
 
-    states, back = jax.vjp(lambda pooled: of(pooled, "states"), pooled)
+    from_words, real = of("read", tokens, mask), mask[:, 1:]
+    states = of("states", pooled, from_words, real)
     # Each word's log p depends on its own state alone, so one gradient tells them all apart.
-    of_states = jax.grad(lambda states: -jnp.sum(of(states, "word_costs")))(states)
-    count = content.shape[1]
-    chunks = -(-count // WORDS)
-    # Those asked for come first, in their order.
-    places = jnp.argsort(~content, axis=1, stable=True)
-    asked = jnp.sum(content, axis=1)
-    places = jnp.pad(places, ((0, 0), (0, chunks * WORDS - count)))
+    of_states = jax.grad(lambda states: -jnp.sum(of("word_costs", states, tokens, mask)))(states)
+    rows, count = content.shape
+    steps = jnp.arange(count)
+    # Each word asked for is a row of its own; rows of early words together, as nothing behind a
+    # word matters to it.
+    order = jnp.argsort(jnp.where(content, steps[None], count).reshape(-1), stable=True)
+    asked = jnp.sum(content)
 
-    def of_word(place: Int[Array, " b"]) -> Float[Array, "b d"]:
-        here = jnp.arange(count)[None] == place[:, None]
-        [found] = back(jnp.where(here[..., None], of_states, 0.0))
+    def of_words(order: Int[Array, " b"]) -> Float[Array, "b d"]:
+        caption, place = order // count, order % count
+        said = from_words[caption], real[caption] & (steps[None] <= place[:, None])
+        _, back = jax.vjp(lambda pooled: of("states", pooled, *said), pooled[caption])
+        here = (steps[None] == place[:, None])[..., None]
+        [found] = back(jnp.where(here, of_states[caption], 0.0))
         return found
 
     # Recomputed on the way back: what every word leaves behind would not fit in memory.
     @jax.checkpoint
-    def of_chunk(inputs: tuple[Int[Array, "w b"], Int[Array, ""]]) -> Float[Array, "w b d"]:
-        own, first = inputs
-        return jax.lax.cond(
-            jnp.any(asked > first),
-            jax.vmap(of_word),
-            lambda own: jnp.zeros((*own.shape, pooled.shape[-1])),
-            own,
-        )
+    def block(inputs: tuple[Int[Array, " b"], Int[Array, ""]]) -> Float[Array, "b d"]:
+        order, first = inputs
+        return jax.lax.cond(first < asked, of_words, lambda _: jnp.zeros(pooled.shape), order)
 
-    by_chunk = places.T.reshape(chunks, WORDS, len(pooled))
-    gradients = jax.lax.map(of_chunk, (by_chunk, jnp.arange(chunks) * WORDS))
-    gradients = gradients.reshape(chunks * WORDS, *pooled.shape)[:count].swapaxes(0, 1)
-    real = jnp.arange(count)[None] < asked[:, None]
-    return jnp.where(real[..., None], gradients, 0.0), real
+    found = jax.lax.map(block, (order.reshape(count, rows), steps * rows))
+    placed = jnp.zeros((rows * count, pooled.shape[1]))
+    placed = placed.at[order].set(found.reshape(placed.shape), unique_indices=True)
+    return jnp.where(content[..., None], placed.reshape(rows, count, -1), 0.0)
 
 
 def caption_map(
     local: Float[Array, "b n d"],
     mask: Bool[Array, "b n"],
     gradients: Float[Array, "b t d"],
-    real: Bool[Array, "b t"],
+    content: Bool[Array, "b t"],
 ) -> Float[Array, "b n"]:
     """Mean over the content words t of ReLU(sum_k alpha_k^t f_k); 0 without any such word.
 
@@ -166,12 +161,12 @@ def caption_map(
       local: f V of each cell.
       mask: which cells are real.
       gradients: as `word_gradients` gives them.
-      real: which of these are of words.
+      content: which of these are of content words.
     """
     cells = jnp.maximum(jnp.sum(mask, axis=1), 1)[:, None, None]
     of_words = nn.relu(jnp.einsum("bnd,btd->btn", local, gradients) / cells)
-    words = jnp.maximum(jnp.sum(real, axis=1), 1)[:, None]
-    return jnp.sum(jnp.where(real[..., None], of_words, 0.0), axis=1) / words
+    words = jnp.maximum(jnp.sum(content, axis=1), 1)[:, None]
+    return jnp.sum(jnp.where(content[..., None], of_words, 0.0), axis=1) / words
 
 
 def content_words(

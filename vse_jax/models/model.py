@@ -120,8 +120,8 @@ class VisualSemanticModel(nn.Module):
             # Of constants, so that nothing is kept for a second derivative.
             variables, pooled = jax.lax.stop_gradient((variables, pooled))
         content = cam.content_words(tokens, mask, self.function_words)
-        gradients, real = cam.word_gradients(captioner, variables, pooled, tokens, mask, content)
-        return cam.caption_map(local, cells, gradients, real), jnp.any(real, axis=1)
+        gradients = cam.word_gradients(captioner, variables, pooled, tokens, mask, content)
+        return cam.caption_map(local, cells, gradients, content), jnp.any(content, axis=1)
 
     def encode_image(self, batch: Mapping[str, Array], *, train: bool) -> Encoding:
         """The pictures of a batch: its `image` and their `boxes`, or else its `features`."""

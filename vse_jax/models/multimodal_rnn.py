@@ -108,24 +108,36 @@ class MultimodalRNN(nn.Module):
           mask: which tokens are real.
           train: whether to drop out.
         """
-        states = self.drop(self.states(features, tokens, mask, train=train), train=train)
-        return jnp.sum(self.word_costs(states, tokens, mask), axis=1)
+        from_words = self.read(tokens, mask, train=train)
+        states = self.states(features, from_words, mask[:, 1:], train=train)
+        return jnp.sum(self.word_costs(self.drop(states, train=train), tokens, mask), axis=1)
+
+    def read(
+        self, tokens: Int[Array, "b l"], mask: Bool[Array, "b l"], *, train: bool = False
+    ) -> Float[Array, "b t g"]:
+        """What each token but the last adds to the cell's argument; as of `__call__`."""
+        given = jnp.where(mask, tokens, self.vocabulary)[:, :-1]
+        vectors = self.drop(self.table.at[given].get(mode="fill", fill_value=0), train=train)
+        return self._product(vectors, self.weight_hx) + self.bias_h[None, None]
 
     def states(
         self,
         features: Float[Array, "b f"],
-        tokens: Int[Array, "b l"],
-        mask: Bool[Array, "b l"],
+        from_words: Float[Array, "b t g"],
+        real: Bool[Array, "b t"],
         *,
         train: bool = False,
     ) -> Float[Array, "b t {self.hidden}"]:
-        """h after each token but the last, of which each tells the next; as of `__call__`."""
-        drop = partial(self.drop, train=train)
-        given = jnp.where(mask, tokens, self.vocabulary)[:, :-1]
-        vectors = drop(self.table.at[given].get(mode="fill", fill_value=0))
-        from_words = self._product(vectors, self.weight_hx) + self.bias_h[None, None]
-        state = self._start(drop(self._picture(features)))
-        return self._states(state, from_words, mask[:, 1:])
+        """h after each token but the last, of which each tells the next.
+
+        Args:
+          features: as of `__call__`.
+          from_words: as `read` gives it.
+          real: whether there is a next token.
+          train: as of `__call__`.
+        """
+        state = self._start(self.drop(self._picture(features), train=train))
+        return self._states(state, from_words, real)
 
     def word_costs(
         self,
