@@ -295,3 +295,22 @@ def test_a_twin_that_writes_another_caption_is_noticed():
     for tokens, log_p in (([[4, 2]], [-5.0]), ([[3, 2]], [-5.01])):
         with pytest.raises(AssertionError):
             captioning.agree(found, [(np.array(tokens), np.array(log_p))])
+
+
+def test_maps_are_measured_beside_the_joint_model(monkeypatch):
+    maps = load("maps")
+    step, conf, captions = small_step()
+    orders = []
+
+    class Seen(FakeStep):
+        def __init__(self, conf, *unused):
+            section = conf.objective.disagreement
+            orders.append((section.weight > 0, section.second_order))
+
+    monkeypatch.setattr(maps.step, "OurStep", Seen)
+    given = step.batches(captions, conf.train.batch_size, 5, 2, 3)
+    rows = maps.measure("grids", step.config("cam"), captions.vocabulary, given, rounds=1)
+    assert orders == [(False, False), (True, False), (True, True)]
+    assert [row.unit for row in rows] == ["s", "s", "s", "x", "x"]
+    assert all("content words" in row.note for row in rows[:3])
+    assert all(batch["label"].max() < maps.CLASSES for batch in given)

@@ -442,12 +442,12 @@ class Model:
         """A picture, a sentence and the number of a class, for `Encoder.looks`."""
         size, most = self.config.data.image_size, self.config.data.max_tokens
         [(_, _, padded)] = self._slices(1, 1)
-        known, mask = self._tokenizer.tokenize([sentence])
+        tokens, mask = self._tokenizer.tokenize([sentence])
         # As long as sentences can be, so that all share one compilation.
-        behind = ((0, padded - 1), (0, most - known.shape[1]))
+        behind = ((0, padded - 1), (0, most - tokens.shape[1]))
         return {
             "image": np.repeat(inputs.pixels(0, image, size)[None], padded, axis=0),
-            "tokens": np.pad(known, behind),
+            "tokens": np.pad(tokens, behind),
             "token_mask": np.pad(mask, behind),
             "label": np.full(padded, number, np.int32),
             "weight": _weight(1, padded),

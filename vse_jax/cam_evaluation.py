@@ -84,6 +84,9 @@ def looks(
     from vse_jax.data import pipeline  # here: it imports TensorFlow
 
     tokens, mask = experiment.tokenizer.tokenize(sentences)
+    # As long as sentences can be, so that all share one compilation.
+    behind = ((0, 0), (0, experiment.config.data.max_tokens - tokens.shape[1]))
+    tokens, mask = np.pad(tokens, behind), np.pad(mask, behind)
     size = experiment.devices.shared(experiment.config.evaluate.batch_size)
     options = {"batch_size": size, **parallel.process_share()}
 

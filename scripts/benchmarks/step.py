@@ -40,10 +40,10 @@ def run(options: Options) -> list[Row]:
     )
 
 
-def config(choice: str = "vsepp", precision: str = "float32") -> ConfigDict:
-    """configs/flickr8k.py:choice from the step where hard negatives begin, at a constant rate."""
-    path = ROOT / "configs" / "flickr8k.py"
-    spec = importlib.util.spec_from_file_location("flickr8k_config", path)
+def config(choice: str = "vsepp", precision: str = "float32", file: str = "flickr8k") -> ConfigDict:
+    """configs/FILE.py:choice from the step where hard negatives begin, at a constant rate."""
+    path = ROOT / "configs" / f"{file}.py"
+    spec = importlib.util.spec_from_file_location(f"{file}_config", path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)

@@ -3,7 +3,9 @@ import os
 
 import numpy as np
 import pytest
+import tensorflow as tf
 import tensorflow_datasets as tfds
+from array_record.python import array_record_data_source, array_record_module
 from PIL import Image
 
 from vse_jax.data import records
@@ -118,6 +120,37 @@ def test_the_fingerprint_follows_the_data(builder, tmp_path):
         prints.append(records.fingerprint(other))
     assert prints[0] == records.fingerprint(builder)
     assert prints[1] != prints[0]
+
+
+def test_the_fingerprint_does_not_follow_the_order_of_a_record(builder):
+    """Protobuf's maps are written in an order that differs between processes."""
+    before = records.fingerprint(builder)
+    [path] = builder.info.splits["test"].filepaths
+    path = os.fspath(path)
+    source = array_record_data_source.ArrayRecordDataSource([path])
+    found = source.__getitems__(list(range(len(source))))
+    writer = array_record_module.ArrayRecordWriter(path, "group_size:1")
+    turned = 0
+    for record in found:
+        features = tf.train.Example.FromString(record).features.feature
+        parts = {
+            name: tf.train.Features(feature={name: features[name]}).SerializeToString()
+            for name in features
+        }
+        orders = [b"".join(parts[name] for name in sorted(parts, reverse=r)) for r in (False, True)]
+        # The other of the two orders, as field 1 of an Example.
+        body = next(order for order in orders if not record.endswith(order))
+        length, size = b"", len(body)
+        while size > 127:
+            length, size = length + bytes([size & 127 | 128]), size >> 7
+        other = b"\x0a" + length + bytes([size]) + body
+        assert other != record
+        assert tf.train.Example.FromString(other) == tf.train.Example.FromString(record)
+        writer.write(other)
+        turned += 1
+    writer.close()
+    assert turned == 2
+    assert records.fingerprint(builder) == before
 
 
 def test_an_interrupted_preparation_leaves_nothing_that_looks_whole(tmp_path, monkeypatch):
