@@ -304,6 +304,7 @@ def test_maps_are_measured_beside_the_joint_model(monkeypatch):
 
     class Seen(FakeStep):
         def __init__(self, conf, *unused):
+            del unused
             section = conf.objective.disagreement
             orders.append((section.weight > 0, section.second_order))
 
