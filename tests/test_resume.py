@@ -45,10 +45,9 @@ OBJECTIVES = (
 # Networks with statistics of their own; with the momentum of SGD, the mean squares of RMSprop.
 SAF = ("--config=configs/shapes.py:saf,objective=lseh", "--config.train.optimizer=sgd")
 VSRN = ("--config=configs/shapes.py:vsrn,objective=lmh",)
-# Captions, classes, and all that can be told of their maps.
+# Captions, classes and their maps.
 TASKS = (
     "--config=configs/shapes.py:cam",
-    "--config.objective.disagreement.second_order=True",
     "--config.model.hidden=16",
     "--config.model.captioner.dropout=0.5",
     "--config.train.optimizer=rmsprop",
