@@ -72,7 +72,7 @@ def _text_side(config: ConfigDict, words: tokenizer.Tokenizer) -> assembly.Built
     config = config.copy_and_resolve_references()
     configs.without_backbone(config)
     config.model.network = "none"
-    known = assembly.Words.of(words, altered=False)
+    known = assembly.Words.of(words, config, classes=1)
     frozen = assembly.Frozen(image=False, text=True)
     built = assembly.build_model(config, known, frozen, features=1)
     for name in optimizer.flatten(built.variables["params"]["text"]["reader"]):

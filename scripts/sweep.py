@@ -45,6 +45,7 @@ COLUMNS = {
     "BLEU-4": "caption/BLEU-4",
     "CIDEr": "caption/CIDEr",
     "maps agree": "maps/agreement",
+    "with another's": "maps/agreement_chance",
     "class points at it": "maps/class_pointing",
     "caption points at it": "maps/caption_pointing",
     "a random cell does": "maps/chance_pointing",
@@ -175,11 +176,10 @@ def measured(command: Sequence[str], folder: Path) -> dict[str, float]:
     rows = workdirs.read_metrics(folder)
     report = json.loads((folder / workdirs.REPORT).read_text())
     # The report is of the best checkpoint, which is saved when it is validated.
-    best = next(
-        row
-        for row in rows
-        if row["step"] == report["step"] and any(name.startswith("validation/") for name in row)
-    )
+    validations = [row for row in rows if any(name.startswith("validation/") for name in row)]
+    best = next((row for row in validations if row["step"] == report["step"]), None)
+    if best is None:
+        raise SweepError(f"{folder}: metrics.jsonl has no validation of step {report['step']}")
     dev = {
         f"dev/{name.removeprefix('validation/')}": value
         for name, value in best.items()

@@ -1,7 +1,9 @@
 """A model that tells classes and writes captions, from its config to its report."""
 
+import dataclasses
 import json
 import logging
+import shutil
 from pathlib import Path
 
 import jax
@@ -10,11 +12,18 @@ import numpy as np
 import photos
 import pytest
 
-from vse_jax import cam_evaluation, evaluation, experiment, measuring, train
+from vse_jax import (
+    cam_evaluation,
+    caption_evaluation,
+    experiment,
+    measuring,
+    train,
+    train_step,
+)
 from vse_jax.config import ConfigError
 from vse_jax.config_checks import validate
 from vse_jax.data import pipeline
-from vse_jax.data.split import DataError
+from vse_jax.data.split import DataError, Split
 from vse_jax.encoding import Encoding
 from vse_jax.evaluators import captioning
 from vse_jax.objectives.classification import classification
@@ -146,7 +155,7 @@ def config(preset, tiny_shapes, tmp_path_factory):
     config = preset("shapes", "cam")
     config.data.update({"dataset": "custom", "path": str(lines(folder)), "image_size": 32})
     config.data.data_dir = str(folder / "data")
-    config.train.update({"steps": 3, "batch_size": 16, "log_every": 1, "validate_every": 1.0})
+    config.train.update({"steps": 3, "batch_size": 16, "log_every": 1, "validate_every": 0.4})
     config.evaluate = tiny_shapes.evaluate
     config.evaluate.beams = 2
     config.model.dimension, config.model.hidden, config.model.text.words = 16, 8, 8
@@ -174,7 +183,8 @@ def test_pictures_serve_the_tasks_that_they_can(own):
     folder, report, said = own
     assert "custom" in report["protocol"]
     told = "\n".join(said)
-    assert "for their class only: 6" in told or "for its class only: 6" in told
+    assert "photo without captions, for their class only: 6 (04.jpg" in told
+    assert "without a class, for captions: 6 (05.jpg" in told
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     for row in rows:
         if "loss" in row:
@@ -186,36 +196,112 @@ def test_pictures_serve_the_tasks_that_they_can(own):
     }
 
 
-def test_the_report_is_what_the_evaluators_find(own, opened):
-    folder, report, _ = own
-    run, state = opened(folder)
-    split = run.dataset.splits["test"]
-    looked = cam_evaluation.looks(
-        run, state, "test", split.labels, [""] * len(split.images)
-    ).class_maps
-    # By the model itself, picture by picture.
-    batch = next(pipeline.image_batches(run.examples["test"], batch_size=len(split.images)))
-
+def looked(run, state, split, labels, sentences):
+    """What `looks` tells, one picture at a time, by the model itself."""
     variables = {
-        "params": jax.tree.map(jnp.asarray, evaluation.train_step.evaluation_params(state)),
+        "params": jax.tree.map(jnp.asarray, train_step.evaluation_params(state)),
         "batch_stats": state.batch_stats,
     }
-    shown = {"image": jnp.asarray(batch["image"])}
-    image = run.built.model.apply(variables, shown, train=False, method="encode_image")
-    own_weights = variables["params"]["classifier"]
-    logits = image.pooled @ own_weights["weights"] + own_weights["bias"][None]
-    labels, right = split.labels, []
-    assert (labels == -1).sum() == 1
-    for row, label in enumerate(labels):
-        if label >= 0:
-            right.append(int(np.argmax(logits[row])) == label)
-            cells = np.maximum(np.asarray(image.local[row] @ own_weights["weights"][:, label]), 0)
-            np.testing.assert_allclose(looked[row], cells, rtol=1e-4, atol=1e-5)
-    assert report["metrics"]["classify/accuracy"] == pytest.approx(100 * np.mean(right))
-    # Cells of a 2 x 2 grid with their middle in the box: the first, of those that have a box.
+    tokens, mask = run.tokenizer.tokenize(sentences)
+    pixels = next(pipeline.image_batches(run.examples[split], batch_size=len(labels)))["image"]
+
+    @jax.jit
+    def of_one(image, label, tokens, mask):
+        batch = {"image": image, "label": label, "tokens": tokens, "token_mask": mask}
+        batch = {name: rows[None] for name, rows in batch.items()}
+        return run.built.model.apply(variables, batch, method="looks")
+
+    rows = [of_one(*row) for row in zip(pixels, jnp.asarray(labels), tokens, mask, strict=True)]
+    return {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
+
+
+def cosines(a, b):
+    return np.array([cosine(*pair) for pair in zip(a.astype(float), b.astype(float), strict=True)])
+
+
+def points(shown, boxes, side):
+    """Whether the highest cell of each map has its middle in the box."""
+    found = []
+    for values, (y0, x0, y1, x1) in zip(shown, boxes, strict=True):
+        y, x = ((np.array(divmod(int(values.argmax()), side)) + 0.5) / side).tolist()
+        found.append(values.max() > 0 and y0 <= y <= y1 and x0 <= x <= x1)
+    return 100 * np.mean(found)
+
+
+def test_the_report_is_what_the_model_tells_picture_by_picture(own, opened):
+    folder, report, _ = own
+    run, state = opened(folder)
+    split, metrics = run.dataset.splits["test"], report["metrics"]
     assert run.dataset.classes == ("moon", "ring", "star")
-    assert report["metrics"]["maps/chance_pointing"] == pytest.approx(25.0)
-    assert 0 <= report["metrics"]["maps/agreement_truth"] <= 1
+    labels, unknown = split.labels, np.full(len(split.images), -1)
+    assert (labels == -1).sum() == 1
+    written = caption_evaluation.write(run, state, "test", 2).sentences
+    said = [next(iter(split.captions_of(number)), "") for number in range(len(labels))]
+    assert "" in said
+    assert len(set(said)) > 3
+    ours, true = (
+        looked(run, state, "test", *given) for given in ((unknown, written), (labels, said))
+    )
+    known, captioned = labels >= 0, ours["has_caption_map"]
+    right = ours["logits"].argmax(axis=1) == labels
+    assert metrics["classify/accuracy"] == pytest.approx(100 * np.mean(right[known]))
+    agree = cosines(true["class_map"], true["caption_map"])
+    where = known & true["has_caption_map"]
+    assert metrics["maps/agreement_truth"] == pytest.approx(agree[where].mean(), rel=1e-4)
+    if captioned.any():
+        agree = cosines(ours["class_map"], ours["caption_map"])
+        assert metrics["maps/agreement"] == pytest.approx(agree[captioned].mean(), rel=1e-4)
+    # As `evaluate` asks for them, in batches of another size.
+    with run.config.unlocked():
+        run.config.evaluate.batch_size = 3
+    again = cam_evaluation.looks(run, state, "test", labels, said)
+    np.testing.assert_allclose(again.class_maps, true["class_map"], rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(again.caption_maps, true["caption_map"], rtol=1e-3, atol=1e-7)
+    np.testing.assert_array_equal(again.captioned, true["has_caption_map"])
+    found = cam_evaluation.evaluate(run, state, "test", said).metrics
+    own_maps = looked(run, state, "test", unknown, said)
+    boxed = np.array([len(boxes) == 1 for boxes in split.boxes])
+    where = boxed & known & own_maps["has_caption_map"]
+    assert 3 < where.sum() < len(where)
+    boxes = [split.boxes[number][0] for number in np.flatnonzero(where)]
+    side = round(own_maps["class_map"].shape[1] ** 0.5)
+    assert found["maps/class_pointing"] == pytest.approx(
+        points(true["class_map"][where], boxes, side)
+    )
+    assert found["maps/caption_pointing"] == pytest.approx(
+        points(own_maps["caption_map"][where], boxes, side)
+    )
+    both = own_maps["has_caption_map"]
+    others = np.roll(own_maps["caption_map"], 1, axis=0)
+    where = np.roll(both, 1)
+    assert found["maps/agreement_chance"] == pytest.approx(
+        cosines(own_maps["class_map"], others)[where].mean(), rel=1e-4
+    )
+    agree = cosines(own_maps["class_map"], own_maps["caption_map"])
+    assert found["maps/agreement"] == pytest.approx(agree[both].mean(), rel=1e-4)
+
+
+def test_the_true_box_is_that_of_the_largest_object_or_the_only_one():
+    thing = {"box": [0.1, 0.1, 0.2, 0.2]}, {"box": [0.3, 0.3, 0.9, 0.9]}
+    split = Split(["a"], ["b"], np.array([0]), None, scenes=[{"objects": thing, "main": 1}])
+    [[box]] = cam_evaluation.true_boxes(split)
+    np.testing.assert_allclose(box, [0.3, 0.3, 0.9, 0.9])
+    one, two = np.array([[0, 0, 1, 0.5]]), np.array([[0, 0, 1, 1], [0, 0, 0.5, 0.5]])
+    split = Split(["a", "b", "c"], [], np.array([]), None, boxes=[one, two, one[:0]])
+    assert [len(boxes) for boxes in cam_evaluation.true_boxes(split)] == [1, 0, 0]
+    assert cam_evaluation.true_boxes(dataclasses.replace(split, boxes=[two] * 3)) is None
+
+
+def test_the_best_checkpoint_has_the_least_share_of_errors_plus_log_perplexity(own):
+    folder, report, _ = own
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    rows = [row for row in rows if "validation/cost" in row]
+    assert len(rows) > 1
+    for row in rows:
+        wrong = 1 - row["validation/classify/accuracy"] / 100
+        expected = wrong + np.log(row["validation/caption/perplexity"])
+        assert row["validation/cost"] == pytest.approx(expected)
+    assert report["step"] == min(rows, key=lambda row: row["validation/cost"])["step"]
 
 
 @pytest.mark.parametrize(
@@ -236,11 +322,14 @@ def test_each_task_alone(alone, there, missing, config, preset, tmp_path, monkey
     assert not [name for name in metrics if name.startswith(missing)]
 
 
-def test_a_workdir_is_measured_again_and_not_with_others(own, tmp_path):
+def test_a_workdir_is_measured_again_and_not_with_others(own, tmp_path, monkeypatch):
     folder, report, _ = own
     with pytest.raises(WorkdirError, match="tells classes"):
         measuring.together([folder, folder], tmp_path / "both")
-    assert report["step"] <= 3
+    monkeypatch.setattr(captioning.shutil, "which", lambda _: None)
+    copy = shutil.copytree(folder, tmp_path / "again")
+    (copy / "report.json").unlink()
+    assert measuring.again(copy) == pytest.approx(report["metrics"], rel=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -261,6 +350,7 @@ def test_a_workdir_is_measured_again_and_not_with_others(own, tmp_path):
             {"objective.generation.weight": 0.0, "objective.disagreement.weight": 0.0},
             "of the sentences that a captioner learns from",
         ),
+        ({"model.image.normalize_features": True}, "of a mean over cells as they are"),
         ({"objective.disagreement.kind": "angle"}, "'cosine' or 'kl' or 'l2'"),
         ({"model.text.backbone": "bert"}, "has words of its own"),
         ({"model.network": "multimodal_rnn"}, "a term of the network 'cam'"),
@@ -285,6 +375,30 @@ def test_data_without_classes_are_told_before_training(config, tmp_path):
     with pytest.raises(DataError, match="are of 0 classes: bring labels of two or more"):
         experiment.prepare(config, tmp_path / "run", training=True)
     assert not (tmp_path / "run").exists()
+
+
+def test_classes_and_captions_where_they_are_learned(config, tmp_path):
+    """Labels, or captions, of other splits alone teach nothing."""
+    said = [json.loads(line) for line in Path(config.data.path).read_text().splitlines()]
+
+    def prepared(change):
+        changed = config.copy_and_resolve_references()
+        path = tmp_path / "changed.jsonl"
+        path.write_text("".join(json.dumps(change(dict(line))) + "\n" for line in said))
+        changed.data.path, changed.data.images = str(path), config.data.path.rsplit("/", 1)[0]
+        return experiment.prepare(changed, tmp_path / "run", training=True)
+
+    def one_class(line):
+        return line | ({"label": "star"} if line["split"] == "train" else {})
+
+    with pytest.raises(DataError, match="the training pictures of changed are of 1 classes"):
+        prepared(one_class)
+
+    def silent(line):
+        return line | ({"captions": [], "label": "star"} if line["split"] == "test" else {})
+
+    with pytest.raises(DataError, match="none of the 8 pictures of the test split has a caption"):
+        prepared(silent)
 
 
 def test_a_class_without_training_pictures_is_told(config, tmp_path, caplog):

@@ -191,7 +191,7 @@ def test_a_workdir_is_measured_again_and_not_with_others(workdir, tmp_path, monk
     before = report_of(workdir)["metrics"]
     again = measuring.again(workdir)
     assert again == pytest.approx(before)
-    with pytest.raises(WorkdirError, match="writes captions; only models that compare"):
+    with pytest.raises(WorkdirError, match="writes captions or tells classes; only models that"):
         measuring.together([workdir, workdir], tmp_path / "out")
 
 

@@ -70,7 +70,7 @@ def test_classes_are_the_softmax_of_the_classifier_best_first(model, photo, seen
     pooled = local.mean(axis=0) + params["image"]["head"]["bias"]
     classifier = params["classifier"]
     powers = np.exp(pooled @ classifier["weights"] + classifier["bias"])
-    right = dict(zip(model._classes, powers / powers.sum(), strict=True))
+    right = dict(zip(model.classes, powers / powers.sum(), strict=True))
     assert {one.name for one in found} == set(right)
     np.testing.assert_allclose([one.probability for one in found], sorted(right.values())[::-1],
                                rtol=1e-4)  # fmt: skip
@@ -81,7 +81,7 @@ def test_classes_are_the_softmax_of_the_classifier_best_first(model, photo, seen
 
 
 def test_maps_are_those_of_the_model_on_its_grid(model, photo, seen):
-    name = model._classes[3]
+    name = model.classes[3]
     found = model.look(photo, SENTENCE, name=name)
     run, variables, image, local = seen
     # As short as the sentence is, on one device.
@@ -242,6 +242,15 @@ def test_json_is_everything(run, model, photo):
     assert set(told["peaks"]) == {"class", "caption"}
 
 
+def test_the_class_of_the_map_may_be_named(run, model, photo):
+    name = model.classes[3]
+    code, out, _ = run("--cam", photo, SENTENCE, f"--class={name}", "--json")
+    assert code == 0
+    expected = model.look(photo, SENTENCE, name)
+    assert expected.told.name == name
+    np.testing.assert_allclose(json.loads(out)["maps"]["class"], expected.class_map, rtol=1e-4)
+
+
 def test_what_does_not_go_together_ends_in_one_line(run, trained, trained_dvsa, photo, tmp_path):
     other = "--cam is of classes and captions: it takes no --snippets, --boxes or --beta"
     for arguments, folder, code, message in [
@@ -252,6 +261,8 @@ def test_what_does_not_go_together_ends_in_one_line(run, trained, trained_dvsa, 
         (["--cam", photo, f"--output={tmp_path}/a.jpg"], {}, 2, "must end in .png"),
         (["--cam", photo, "of the"], {}, 1, "has no content word that the model knows"),
         (["--cam", "gone.jpg"], {}, 1, "gone.jpg"),
+        (["--cam", photo, "--class=comet"], {}, 1, "the model knows no class 'comet'"),
+        ([photo, SENTENCE, "--class=star"], {}, 2, "--class is of --cam"),
         (["--cam", photo], {"folder": trained_dvsa}, 1, "network 'dvsa', which has no maps"),
         (["--cam", photo], {"folder": trained}, 1, "network 'vsepp', which has no maps"),
         ([photo, SENTENCE], {}, 1, "which ties no words to regions, but shows where it looks: giv"),

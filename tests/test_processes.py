@@ -30,7 +30,7 @@ for path, mode in json.loads(sys.argv[4]):
     if parallel.is_first_process():
         np.savez(f"{sys.argv[5]}/{path} {mode}.npz", **arrays)
 """
-CASES = [("pixels", "shard_map"), ("features", "pmap")]
+CASES = [("pixels", "shard_map"), ("features", "pmap"), ("cam", "shard_map")]
 
 
 @pytest.mark.slow

@@ -87,7 +87,12 @@ def _parsed(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--cam", action="store_true", help='where a model of "cam" looks; needs no sentence'
     )
+    parser.add_argument(
+        "--class", dest="name", help="with --cam: the class whose map is wanted (the likeliest)"
+    )
     given = parser.parse_args(arguments)
+    if given.name is not None and not given.cam:
+        parser.error("--class is of --cam")
     if given.snippets is not None and given.snippets.suffix.lower() != ".jsonl":
         parser.error(f"--snippets is {str(given.snippets)!r}; it must end in .jsonl")
     of_regions = (given.snippets, given.boxes, given.beta)
@@ -149,9 +154,9 @@ def _align(given: argparse.Namespace) -> None:
 def _look(given: argparse.Namespace) -> None:
     """Prints what a model tells of one picture and where it looks, and draws it where asked for."""
     model = api.load(given.workdir)
-    look.check(model.config, (), given.sentence)
+    look.check(model.config, model.classes, given.sentence, given.name)
     picture = inputs.opened(given.picture)
-    found = model.look(np.asarray(picture), given.sentence)
+    found = model.look(np.asarray(picture), given.sentence, given.name)
     if given.output is not None:
         drawn = look_picture.side_by_side(picture, look_picture.panels(found))
         whole_file.write(given.output, lambda file: drawn.save(file, "PNG"), ADVICE)

@@ -59,6 +59,7 @@ class Model:
       config: of the run.
       step: of the checkpoint that was loaded.
       codebook: learned, a `codebook.Codebook`; None where the model has none.
+      classes: names of those that it tells; none where it tells none.
     """
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
@@ -71,7 +72,7 @@ class Model:
         )
         origin = workdir.read_origin(path)
         self._features: int | None = origin.get("features")
-        self._classes: list[str] = origin.get("classes", [])
+        self.classes: list[str] = origin.get("classes", [])
         model = assembly.make_model(
             self.config,
             assembly.Words.from_json(origin["words"]),
@@ -400,14 +401,14 @@ class Model:
           ValueError: the model tells no classes.
           DataError, TypeError: as `encode_images`.
         """
-        look.check_classifies(self._classes, self.config.model.network)
+        look.check_classifies(self.classes, self.config.model.network)
         whole = self.encode_images(_several(pictures, "classify"), batch_size)
         if not len(whole):
             return []
-        classifier = Classifier(len(self._classes))
+        classifier = Classifier(len(self.classes))
         params = self._devices.fetch(self._variables["params"]["classifier"])
         logits = np.asarray(classifier.apply({"params": params}, jnp.asarray(whole)))
-        return look.classes(logits, self._classes)
+        return look.classes(logits, self.classes)
 
     def look(self, picture: Picture, sentence: str | None = None, name: str | None = None) -> Look:
         """What a model of "cam" tells of a picture, and where it looks for it.
@@ -423,7 +424,7 @@ class Model:
           DataError: the model knows no content word of the sentence, or the picture cannot be read.
           TypeError: the sentence is no string.
         """
-        look.check(self.config, self._classes, sentence, name)
+        look.check(self.config, self.classes, sentence, name)
         image = np.asarray(inputs.in_own_size(0, picture))
         unknown: tuple[str, ...] = ()
         if sentence is not None:
@@ -432,11 +433,11 @@ class Model:
         elif self._writer is not None:
             [[own]] = self.caption([image])
             sentence = own.text
-        number = -1 if name is None else look.number_of(name, self._classes)
+        number = -1 if name is None else look.number_of(name, self.classes)
         batch = self._look_batch(image, sentence or "", number)
         found = self._encoder.looks(self._variables, [batch])
         cells = alignment.cell_boxes(self.config, self._backbone)
-        return look.named(found, cells, self._classes, number, sentence, unknown)
+        return look.named(found, cells, self.classes, number, sentence, unknown)
 
     def _look_batch(self, image: np.ndarray, sentence: str, number: int) -> HostBatch:
         """A picture, a sentence and the number of a class, for `Encoder.looks`."""

@@ -1,5 +1,6 @@
 """Measures a model that tells classes: how well, and where it looks while it tells and writes."""
 
+import logging
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -15,6 +16,8 @@ from vse_jax.evaluators.classification import Classified
 from vse_jax.experiment import Experiment
 from vse_jax.models.cam import Classifier
 from vse_jax.train_state import TrainState
+
+log = logging.getLogger(__name__)
 
 
 class Looks(NamedTuple):
@@ -106,7 +109,11 @@ def looks(
 
 
 def evaluate(
-    experiment: Experiment, state: TrainState, split: str, sentences: Sequence[str] | None
+    experiment: Experiment,
+    state: TrainState,
+    split: str,
+    sentences: Sequence[str] | None,
+    pictures: Float[np.ndarray, "n d"] | None = None,
 ) -> Seen:
     """Everything measured of the classes of a split and of where the model looks.
 
@@ -115,21 +122,24 @@ def evaluate(
       state: of the model, host arrays.
       split: by name.
       sentences: what the model writes of each picture; None where it writes nothing.
+      pictures: `caption_evaluation.pictures_of` the split, where they are at hand.
 
     Returns:
       `classify/...` as of `classification.evaluate`, in percent; `maps/agreement`, the mean cosine
-      of the maps of the class told and of the caption written; `maps/agreement_truth` likewise of
-      the true class and of people's first caption; where things have boxes `maps/class_pointing`,
-      of the map of the true class, `maps/caption_pointing`, of that of the caption written, and
-      `maps/chance_pointing`: see `maps.pointing`.
+      of the maps of the class told and of the caption written; `maps/agreement_chance`, the same
+      with the caption of another picture; `maps/agreement_truth`, of the true class and of people's
+      first caption; where things have boxes `maps/class_pointing`, of the map of the true class,
+      `maps/caption_pointing`, of that of the caption written, and `maps/chance_pointing`: see
+      `maps.pointing`.
     """
     data = experiment.dataset.splits[split]
     count = len(data.images)
     metrics: dict[str, float] = {}
     told, found = None, None
     if experiment.built.model.classifier is not None:
-        pooled = caption_evaluation.pictures_of(experiment, state, split)
-        told = logits(experiment, state, pooled)
+        if pictures is None:
+            pictures = caption_evaluation.pictures_of(experiment, state, split)
+        told = logits(experiment, state, pictures)
         found = classified(told, data)
     if found is not None:
         metrics |= {f"classify/{name}": value for name, value in found.metrics.items()}
@@ -138,28 +148,31 @@ def evaluate(
     written = [""] * count if sentences is None else sentences
     own = looks(experiment, state, split, np.full(count, -1), written)
     true = looks(experiment, state, split, labels, said)
-    metrics |= _agreement("maps/agreement", own, np.ones(count, bool))
-    metrics |= _agreement("maps/agreement_truth", true, labels >= 0)
-    truth = true_boxes(data)
+    metrics |= _agreement("maps/agreement", own, own, np.ones(count, bool))
+    # Of the class of each picture with the caption of the one before: what says nothing reaches.
+    metrics |= _agreement("maps/agreement_chance", own, _rolled(own), np.ones(count, bool))
+    metrics |= _agreement("maps/agreement_truth", true, true, labels >= 0)
+    # A class of a file may be another thing than that of the data's own boxes.
+    truth = None if experiment.config.data.labels is not None else true_boxes(data)
     if truth is not None:
         metrics |= _pointing(experiment, truth, labels, own, true)
     return Seen(metrics, found, told, own)
 
 
-def true_boxes(split: Split) -> list[Float[np.ndarray, "r 4"]] | None:
+def true_boxes(split: Split) -> list[Float[np.ndarray, "_ 4"]] | None:
     """Of each picture the box of the thing that its class names, or none; None where all have none.
 
-    Of a scene of `shapes` that is the largest object's. Where a picture has several boxes nobody
-    knows which of them its class means, in none of the split.
+    Of a scene of `shapes` that is the largest object's. Of several boxes nobody knows which one the
+    class means: such a picture counts as one without.
     """
     if split.scenes is not None:
         return [
             np.asarray([scene["objects"][scene["main"]]["box"]], np.float32)
             for scene in split.scenes
         ]
-    if split.boxes is None or max(map(len, split.boxes), default=0) != 1:
+    if split.boxes is None or not any(len(boxes) == 1 for boxes in split.boxes):
         return None
-    return list(split.boxes)
+    return [boxes if len(boxes) == 1 else boxes[:0] for boxes in split.boxes]
 
 
 def summary(metrics: dict[str, float]) -> str:
@@ -174,33 +187,43 @@ def summary(metrics: dict[str, float]) -> str:
     return ", ".join(form.format(metrics[name]) for name, form in names.items() if name in metrics)
 
 
-def _agreement(name: str, found: Looks, where: Bool[np.ndarray, " n"]) -> dict[str, float]:
-    if found.class_maps is None or found.caption_maps is None or found.captioned is None:
+def _rolled(found: Looks) -> Looks:
+    """Those of the picture before each."""
+    return Looks(*(None if rows is None else np.roll(rows, 1, axis=0) for rows in found))
+
+
+def _agreement(
+    name: str, classes: Looks, captions: Looks, where: Bool[np.ndarray, " n"]
+) -> dict[str, float]:
+    if classes.class_maps is None or captions.caption_maps is None or captions.captioned is None:
         return {}
-    both = where & found.captioned
+    both = where & captions.captioned
     if not both.any():
         return {}
-    return {name: maps.agreement(found.class_maps[both], found.caption_maps[both])}
+    return {name: maps.agreement(classes.class_maps[both], captions.caption_maps[both])}
 
 
 def _pointing(
     experiment: Experiment,
-    truth: Sequence[Float[np.ndarray, "r 4"]],
+    truth: Sequence[Float[np.ndarray, "_ 4"]],
     labels: Int[np.ndarray, " n"],
     own: Looks,
     true: Looks,
 ) -> dict[str, float]:
-    backbone = experiment.built.model.image.backbone
-    cells = alignment.cell_boxes(experiment.config, backbone)
-    boxed = np.array([len(boxes) > 0 for boxes in truth])
+    """Of the pictures that have a box and whatever maps the model has, the same for both maps."""
+    where = np.array([len(boxes) > 0 for boxes in truth])
+    if true.class_maps is not None:
+        where &= labels >= 0
+    if own.captioned is not None:
+        where &= own.captioned
+    if not where.any():
+        return {}
+    log.info("where the thing is is known of %d of %d pictures", where.sum(), len(where))
+    cells = alignment.cell_boxes(experiment.config, experiment.built.model.image.backbone)
+    judged = [boxes for boxes, kept in zip(truth, where, strict=True) if kept]
     found: dict[str, float] = {}
-    for name, shown, where in (
-        ("class", true.class_maps, boxed & (labels >= 0)),
-        ("caption", own.caption_maps, boxed if own.captioned is None else boxed & own.captioned),
-    ):
-        if shown is None or not where.any():
-            continue
-        judged = [boxes for boxes, kept in zip(truth, where, strict=True) if kept]
-        right, chance = maps.pointing(shown[where], cells, judged)
-        found |= {f"maps/{name}_pointing": right, "maps/chance_pointing": chance}
+    for name, shown in (("class", true.class_maps), ("caption", own.caption_maps)):
+        if shown is not None:
+            right, chance = maps.pointing(shown[where], cells, judged)
+            found |= {f"maps/{name}_pointing": right, "maps/chance_pointing": chance}
     return found

@@ -113,9 +113,14 @@ def write(
 
 
 def evaluate(
-    experiment: Experiment, state: TrainState, split: str
+    experiment: Experiment,
+    state: TrainState,
+    split: str,
+    pictures: Float[np.ndarray, "n d"] | None = None,
 ) -> tuple[dict[str, float], Written]:
     """Everything measured of a split, and its captions by `evaluate.beams`.
+
+    Arguments as of `perplexity`.
 
     Returns:
       `caption/perplexity`, `caption/vocabulary` (words that can be written), `caption/distinct`
@@ -124,7 +129,8 @@ def evaluate(
       `caption/nearest/...` of the baseline `captioning.nearest_captions`.
     """
     said, training = (experiment.dataset.splits[name] for name in (split, "train"))
-    beams, pictures = experiment.config.evaluate.beams, pictures_of(experiment, state, split)
+    beams = experiment.config.evaluate.beams
+    pictures = pictures_of(experiment, state, split) if pictures is None else pictures
     written = write(experiment, state, split, beams, pictures)
     special = len(experiment.tokenizer.special)
     metrics: dict[str, float] = {
@@ -168,8 +174,11 @@ def evaluate(
 
 
 def _judged(said: Split) -> list[int]:
-    """Numbers of the pictures that have a caption with a word in it; the log tells of others."""
-    numbers = range(len(said.images))
+    """Numbers of the pictures that have a caption with a word in it; the log tells of others.
+
+    Those that have no caption at all have been told of.
+    """
+    numbers = np.unique(said.caption_image).tolist()
     judged = [number for number in numbers if any(map(captioning.words, said.captions_of(number)))]
     if without := sorted(set(numbers).difference(judged)):
         log.warning(

@@ -391,6 +391,16 @@ def _check_cam(given: Mapping[str, Any]) -> None:
             f"config field 'model.image.features' is {features!r}, but the network 'cam' draws "
             "maps of where it looks: set it to 'grid'"
         )
+    for name, right in (
+        ("model.image.pooling", "mean"),
+        ("model.image.normalize_features", False),
+        ("model.normalize", False),
+    ):
+        if given[name] != right:
+            raise ConfigError(
+                f"config field {name!r} is {given[name]!r}, but the maps of the network 'cam' are "
+                f"those of a mean over cells as they are: set it to {right!r}"
+            )
     if given["data.dataset"] == "precomputed":
         raise ConfigError(
             "config field 'model.network' is 'cam', which learns classes from pictures, and the "

@@ -193,7 +193,8 @@ def _objective() -> ConfigDict:
     # How different: "cosine" (1 - cos), or of maps with a sum of 1 the squared distance ("l2") or
     # the symmetric divergence ("kl").
     disagreement.kind = "cosine"
-    # Whether the gradients that weigh the caption's map are differentiated too, and no constants.
+    # Whether the words' gradients, which weigh the caption's map, are differentiated too, and no
+    # constants.
     disagreement.second_order = False
     objective.embedding = embedding = ConfigDict()
     # Weight in the loss of pictures' embeddings being far from their sentences' ("cam"); 0 leaves

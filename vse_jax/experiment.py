@@ -23,7 +23,7 @@ from vse_jax import (
 from vse_jax.caption_writer import CaptionWriter, special_tokens
 from vse_jax.captioning.beam_search import check_beams
 from vse_jax.data import box_files, semantics, subset, tokenizer
-from vse_jax.data.split import DataError, Dataset
+from vse_jax.data.split import DataError, Dataset, count_and_name
 from vse_jax.encode import Encoder
 from vse_jax.evaluators import judgement
 from vse_jax.frozen_features import FrozenFeatures
@@ -162,14 +162,25 @@ def _loaded(conf: ConfigDict) -> tuple[Dataset, assembly.Frozen]:
 
 
 def _check_classes(conf: ConfigDict, dataset: Dataset) -> None:
-    """Raises DataError where there are no two classes to tell apart; warns of those not shown."""
-    if len(dataset.classes) < 2:
+    """Raises DataError where training pictures have no two classes; counts those without one."""
+    known = dataset.splits["train"].labels
+    shown = 0 if known is None else len(np.unique(known[known >= 0]))
+    if shown < 2:
         raise DataError(
             f"config field 'objective.classification.weight' is "
-            f"{conf.objective.classification.weight}, but the pictures of {dataset.name} are of "
-            f"{len(dataset.classes)} classes: bring labels of two or more ('data.labels', or "
-            '"label" in your own file), or set it to 0'
+            f"{conf.objective.classification.weight}, but the training pictures of {dataset.name} "
+            f"are of {shown} classes: bring labels of two or more ('data.labels', or \"label\" in "
+            "your own file), or set it to 0"
         )
+    without = [
+        image
+        for split in dataset.splits.values()
+        if split.labels is not None
+        for image, label in zip(split.images, split.labels, strict=True)
+        if label < 0
+    ]
+    if without:
+        log.info("%s: without a class, for captions: %s", dataset.name, count_and_name(without))
 
 
 def _with_words(
@@ -299,9 +310,14 @@ def _examples(
 
     examples = {}
     for name, split in dataset.splits.items():
-        writes = not assembly.classifies(conf) or assembly.writes_captions(conf)
-        if not len(split.images) or (writes and not len(split.captions)):
+        if not len(split.images):
             raise DataError(f"{dataset.name}: the {name} split is empty")
+        needs_captions = not assembly.classifies(conf) or assembly.writes_captions(conf)
+        if needs_captions and not len(split.captions):
+            raise DataError(
+                f"{dataset.name}: none of the {len(split.images)} pictures of the {name} split has "
+                "a caption: bring some, or tell classes alone (objective=classifier)"
+            )
         tokens, mask = words.tokenize(split.captions)
         pictures = pipeline.Pictures(conf.data.image_size, conf.data.crop_area, conf.data.flip)
         examples[name] = pipeline.Examples(

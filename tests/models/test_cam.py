@@ -203,6 +203,42 @@ def test_second_order_is_the_whole_derivative():
     assert apart
 
 
+def test_first_order_is_the_derivative_with_the_words_gradients_held():
+    params, given = variables()["params"], batch()
+    said = given["tokens"], given["token_mask"]
+    content = cam.content_words(*said, FUNCTION)
+    encode = partial(network().apply, train=False, method="encode_image")
+    captioner = MultimodalRNN(VOCABULARY, 8, 9, "lstm", squash=True)
+    held = cam.word_gradients(
+        captioner,
+        {"params": params["captioner"]},
+        encode(variables(), given).pooled,
+        *said,
+        content,
+    )
+
+    @jax.jit
+    def fixed(variables):
+        image, weights = encode(variables, given), variables["params"]["classifier"]["weights"]
+        ours = jax.nn.relu(cam.class_map(image.local, weights, given["label"]))
+        theirs = cam.caption_map(image.local, image.mask, held, content)
+        return jnp.sum(jnp.where(content.any(axis=1), maps.disagreement(ours, theirs), 0.0))
+
+    rng = np.random.default_rng(6)
+    for _ in range(3):
+        way = jax.tree.map(
+            lambda leaf: jnp.asarray(rng.standard_normal(leaf.shape), leaf.dtype), variables()
+        )
+        high, low = (
+            float(fixed(jax.tree.map(lambda leaf, w, s=s: leaf + s * w, variables(), way)))
+            for s in (2e-4, -2e-4)
+        )
+        products = jax.tree.map(lambda g, w: float(jnp.vdot(g, w)), slopes("constant"), way)
+        np.testing.assert_allclose(
+            sum(jax.tree.leaves(products)), (high - low) / 4e-4, rtol=0.03, atol=3e-3
+        )
+
+
 def test_the_first_order_leaves_the_captioner_alone():
     gradient = slopes("constant")["params"]
     assert all(np.all(leaf == 0) for leaf in jax.tree.leaves(gradient["captioner"]))

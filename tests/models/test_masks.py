@@ -13,8 +13,8 @@ from vse_jax.models.model import VisualSemanticModel
 from vse_jax.models.pairwise import Tile
 from vse_jax.models.text import GRUReader, TextEncoder
 
-# What only writes captions compares nothing; see test_multimodal_rnn.py.
-NAMES = sorted(set(networks.__all__) - {"none", "multimodal_rnn"})
+# What writes captions or tells classes compares nothing; see test_multimodal_rnn.py, test_cam.py.
+NAMES = sorted(set(networks.__all__) - {"none", "cam", "multimodal_rnn"})
 WIDTH, WORDS, REGIONS = 64, 9, 6
 
 
@@ -38,6 +38,7 @@ def made(name, pooling):
             words=8,
             cell="rnn",
             drop_words=0.0,
+            classes=3,
             dtype=jnp.float32,
             axis_name="data",
         )

@@ -29,8 +29,9 @@ def disagreement(
 ) -> Float[Array, " b"]:
     """How far maps of 0 or more are from each other; 0 for maps of one form.
 
-    "cosine": 1 - cos(a, b). "l2": ||p - q||^2 and "kl": sum (p - q) (log p - log q), the sum of the
-    divergences both ways, of the maps scaled to a sum of 1; a map of zeros counts as an even one.
+    "cosine": 1 - cos(a, b), which is 1 and has no gradient beside a map of zeros. "l2": ||p - q||^2
+    and "kl": sum (p - q) (log p - log q), the sum of the divergences both ways, of the maps scaled
+    to a sum of 1, of which SPREAD is spread evenly; a map of zeros counts as an even one.
 
     Args:
       a: maps.

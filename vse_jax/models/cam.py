@@ -155,7 +155,9 @@ def caption_map(
 
     alpha_k^t, the mean over the cells of d log p(w_t) / d f_k, is V (d log p(w_t) / d z) / n, for f
     has its part in z through the mean alone; so sum_k alpha_k^t f_k = (f V) . (d log p / d z) / n.
-    Source: Selvaraju et al., ICCV 2017, eq. 1 and 2.
+    Where the words' gradients are taken for constants, V is none: as in the class's map it is what
+    reads f, and over a frozen backbone the caption's map could not move without it. Source:
+    Selvaraju et al., ICCV 2017, eq. 1 and 2.
 
     Args:
       local: f V of each cell.

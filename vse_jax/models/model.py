@@ -31,8 +31,8 @@ class VisualSemanticModel(nn.Module):
       classifier: a `cam.Classifier` of whole pictures, which are those of a `cam.JointHead`
         then; None without one.
       maps: whether training looks at where classifier and captioner look: not at all (None), with
-        the gradients that weigh the caption's map taken for constants ("constant"), or as what
-        they are, functions of the parameters ("whole").
+        the words' gradients by z, which weigh the caption's map, taken for constants ("constant"),
+        or as what they are, functions of the parameters ("whole").
       function_words: token numbers that no map is made of.
     """
 

@@ -18,6 +18,7 @@ PERCENT = {
 PLAIN = {
     "classify/cross_entropy": "Cross-entropy, nats a picture",
     "maps/agreement": "Agreement of the maps of the class told and the caption written",
+    "maps/agreement_chance": "Agreement with the map of another picture’s caption",
     "maps/agreement_truth": "Agreement of those of the true class and people’s first caption",
 }
 # Metrics that `measures` shows.

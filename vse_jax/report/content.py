@@ -91,8 +91,9 @@ def _report_tasks(
     if assembly.classifies(config) and (unknown := without_training(experiment.dataset)):
         more = f"no training picture shows these classes: {count_and_name(unknown)}"
         warnings = [*warnings, more]
+    pictures = caption_evaluation.pictures_of(experiment, state, name)
     if assembly.writes_captions(config):
-        metrics, written = caption_evaluation.evaluate(experiment, state, name)
+        metrics, written = caption_evaluation.evaluate(experiment, state, name, pictures)
         log.info("%s %s %s", experiment.dataset.name, name, caption_evaluation.summary(metrics))
         if not caption_evaluation.can_measure():
             more = "BLEU, ROUGE-L and CIDEr are left out: they need pip install 'vse-jax[caption]'"
@@ -101,7 +102,7 @@ def _report_tasks(
         queries["captions"] = _captioned(experiment, split, written)
     if config.model.network == "cam":
         sentences = None if written is None else written.sentences
-        found = cam_evaluation.evaluate(experiment, state, name, sentences)
+        found = cam_evaluation.evaluate(experiment, state, name, sentences, pictures)
         log.info("%s %s %s", experiment.dataset.name, name, cam_evaluation.summary(found.metrics))
         metrics |= found.metrics
         told = seen.of_classes(experiment.dataset.classes, found.classified)

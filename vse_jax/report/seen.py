@@ -66,7 +66,8 @@ def looked(
         return []
     count, n = experiment.config.evaluate.queries, len(split.images)
     cells = alignment.cell_boxes(experiment.config, experiment.built.model.image.backbone)
-    truth = cam_evaluation.true_boxes(split)
+    labelled = experiment.config.data.labels is not None
+    truth = None if labelled else cam_evaluation.true_boxes(split)
     names, own, shown = experiment.dataset.classes, seen.own, []
     for picture in np.unique(np.linspace(0, n - 1, count).astype(int)).tolist():
         photo = _small(split.read([picture])[0])
