@@ -42,12 +42,15 @@ class Seen(NamedTuple):
       classified: the pictures that have a class; None where there are none, or no classifier.
       logits: of every picture; None without a classifier.
       own: where the model looks for the class and the caption that are its own.
+      truth: as of `true_boxes`; None too where the classes are a file's, which may be of other
+        things than the data's own boxes.
     """
 
     metrics: dict[str, float]
     classified: Classified | None
     logits: Float[np.ndarray, "n k"] | None
     own: Looks
+    truth: list[Float[np.ndarray, "_ 4"]] | None
 
 
 def logits(
@@ -152,11 +155,10 @@ def evaluate(
     # Of the class of each picture with the caption of the one before: what says nothing reaches.
     metrics |= _agreement("maps/agreement_chance", own, _rolled(own), np.ones(count, bool))
     metrics |= _agreement("maps/agreement_truth", true, true, labels >= 0)
-    # A class of a file may be another thing than that of the data's own boxes.
     truth = None if experiment.config.data.labels is not None else true_boxes(data)
     if truth is not None:
         metrics |= _pointing(experiment, truth, labels, own, true)
-    return Seen(metrics, found, told, own)
+    return Seen(metrics, found, told, own, truth)
 
 
 def true_boxes(split: Split) -> list[Float[np.ndarray, "_ 4"]] | None:

@@ -14,6 +14,7 @@ from vse_jax import (
     cam_evaluation,
     caption_evaluation,
     evaluation,
+    look,
     parallel,
     training_objective,
     workdir,
@@ -100,7 +101,7 @@ def _report_tasks(
             log.warning(more)
             warnings = [*warnings, more]
         queries["captions"] = _captioned(experiment, split, written)
-    if config.model.network == "cam":
+    if look.is_possible(config):
         sentences = None if written is None else written.sentences
         found = cam_evaluation.evaluate(experiment, state, name, sentences, pictures)
         log.info("%s %s %s", experiment.dataset.name, name, cam_evaluation.summary(found.metrics))

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float
 from PIL import Image
 
-from vse_jax import alignment, cam_evaluation, look, look_picture
+from vse_jax import alignment, look, look_picture
 from vse_jax.cam_evaluation import Seen
 from vse_jax.data.rgb import in_rgb
 from vse_jax.data.split import Split
@@ -66,12 +66,10 @@ def looked(
         return []
     count, n = experiment.config.evaluate.queries, len(split.images)
     cells = alignment.cell_boxes(experiment.config, experiment.built.model.image.backbone)
-    labelled = experiment.config.data.labels is not None
-    truth = None if labelled else cam_evaluation.true_boxes(split)
     names, own, shown = experiment.dataset.classes, seen.own, []
     for picture in np.unique(np.linspace(0, n - 1, count).astype(int)).tolist():
         photo = _small(split.read([picture])[0])
-        boxes = () if truth is None else truth[picture]
+        boxes = () if seen.truth is None else seen.truth[picture]
         item: dict[str, Any] = {"name": split.images[picture]}
         class_map, caption_map = None, None
         if seen.logits is not None and own.class_maps is not None:
