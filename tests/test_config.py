@@ -167,6 +167,8 @@ def test_what_is_out_of_range(field, wrong):
         ({"data__shapes_objects": (5, 4)}, "1 <= fewest <= most <= 8"),
         ({"data__shapes_objects": (2, 9)}, "1 <= fewest <= most <= 8"),
         ({"data__shapes_objects": (1, 4.0)}, "'data.shapes_objects'"),
+        ({"data__shapes_captions": ()}, r"'data.shapes_captions' is \(\)"),
+        ({"data__shapes_captions": ("whole", "all")}, "one or more of whole, part, relation"),
         ({"train__decay_steps": (1.0, "two")}, "'train.decay_steps'"),
         ({"data__max_tokens": 2}, "'data.max_tokens' must be at least 3"),
         (

@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float, PRNGKeyArray
 from ml_collections import ConfigDict
 
 from vse_jax import config as configs
-from vse_jax import config_checks, parallel
+from vse_jax import network_checks, parallel
 from vse_jax.data.content_words import function_words
 from vse_jax.data.tokenizer import SPECIAL, Tokenizer
 from vse_jax.models import networks
@@ -203,7 +203,7 @@ def similarity_of(config: ConfigDict) -> Similarity:
 
 def is_pairwise(config: ConfigDict) -> bool:
     """Whether the model has scores of pairs instead of embeddings to compare."""
-    return config.model.network in config_checks.PAIRWISE
+    return config.model.network in network_checks.PAIRWISE
 
 
 def writes_captions(config: ConfigDict) -> bool:
@@ -218,7 +218,7 @@ def classifies(config: ConfigDict) -> bool:
 
 def compares(config: ConfigDict) -> bool:
     """Whether the model compares pictures and sentences."""
-    return config.model.network not in config_checks.CAPTIONERS
+    return config.model.network not in network_checks.CAPTIONERS
 
 
 def _shapes(config: ConfigDict, features: int | None = None) -> dict[str, Any]:
@@ -257,7 +257,7 @@ def backbone_of(config: ConfigDict) -> catalogue.Backbone:
 def text_backbone_of(config: ConfigDict) -> text_catalogue.TextBackbone | None:
     """The pretrained reader of sentences that the config names; None for one from nothing."""
     name = config.model.text.backbone
-    if name in config_checks.FROM_NOTHING:
+    if name in network_checks.FROM_NOTHING:
         return None
     return configs.choose(text_catalogue, name, "model.text.backbone")
 

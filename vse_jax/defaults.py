@@ -63,6 +63,8 @@ def _data() -> ConfigDict:
     data.shapes_hidden = 0.35
     # Fewest and most objects of a scene of "shapes".
     data.shapes_objects = (1, 4)
+    # Kinds of the captions of a scene of "shapes"; one told twice is worded twice.
+    data.shapes_captions = ("whole", "part", "relation", "count", "vague")
     # Whether the pictures that Karpathy calls "restval" are training pictures ("coco", "custom" and
     # "precomputed"), or are left out.
     data.restval = True

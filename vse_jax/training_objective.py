@@ -7,7 +7,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from vse_jax import assembly, config_checks
+from vse_jax import assembly, network_checks
 from vse_jax import config as configs
 from vse_jax.codebook import Codebook
 from vse_jax.objectives.base import Objective, weighted_sum
@@ -57,7 +57,7 @@ def build(config: ConfigDict) -> Objective:
     if section.weight:
         terms["embedding"] = (section.weight, joint_embedding(section.kind, section.temperature))
     given = dict(configs.fields(config))
-    if any(given[name] for name in config_checks.LEAP):
+    if any(given[name] for name in network_checks.LEAP):
         terms["leap"] = (1.0, _leap(config.objective))
     return weighted_sum(terms)
 

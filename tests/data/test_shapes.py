@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from vse_jax.config_checks import CAPTION_KINDS
 from vse_jax.data import shapes
 from vse_jax.data.shapes import drawing, grammar, scene
 from vse_jax.data.shapes.attributes import BACKGROUND, OBJECT
@@ -226,6 +227,35 @@ def test_the_five_captions_are_of_unlike_content(meanings):
         assert kinds in (list(grammar.KINDS), ["whole", "part", "part", "count", "vague"])
         whole, vague = said[0], said[4]
         assert len(statements(vague)) <= 2 < len(statements(whole))
+
+
+def test_captions_are_of_the_kinds_asked_for():
+    kinds = ("count", "whole", "whole", "relation")
+    related, worded_twice = 0, 0
+    for number in range(30):
+        found, usual = example(5, "train", number, kinds=kinds), example(5, "train", number)
+        assert found["image"] == usual["image"]
+        said = [json.loads(meaning) for meaning in found["meanings"]]
+        told = tuple(meaning["kind"] for meaning in said)
+        assert told in (kinds, ("count", "whole", "whole", "part"))
+        related += told == kinds
+        worded_twice += found["captions"][1] != found["captions"][2]
+        for text, meaning in zip(found["captions"], said, strict=True):
+            assert said_in(text) == statements(meaning), text
+        things = json.loads(found["scene"])["objects"]
+        for whole in said[1:3]:
+            named = sorted(thing["shape"] + thing["colour"] for thing in whole["objects"])
+            assert named == sorted(thing["shape"] + thing["colour"] for thing in things)
+    assert related > 10
+    assert worded_twice > 25
+
+
+def test_captions_of_unknown_kinds_are_refused(tmp_path):
+    assert CAPTION_KINDS == grammar.KINDS
+    for kinds in ((), ("whole", "rhyme")):
+        with pytest.raises(DataError, match="there are whole, part, relation, count, vague"):
+            shapes.load(tmp_path, captions=kinds)
+    assert not list(tmp_path.iterdir())
 
 
 def test_snippets_name_all_attributes_of_their_object(scenes):

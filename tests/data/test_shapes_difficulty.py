@@ -56,6 +56,8 @@ def test_the_folder_tells_the_difficulty_unless_it_is_the_usual():
 
     assert name() == name(clutter=1.0, objects=(1, 4)) == "seed3_12_4_5"
     assert name(clutter=2.0) == "seed3_12_4_5_clutter2.0_hidden0.35_objects1-4"
+    captions = ShapesConfig(seed=3, sizes=(12, 4, 5), captions=("whole", "count", "whole")).name
+    assert captions == "seed3_12_4_5_captionswcw"
     others = [{"clutter": 2.0}, {"hidden": 0.5}, {"objects": (2, 4)}, {"objects": (1, 8)}]
     assert len({name(), *(name(**settings) for settings in others)}) == 5
 
@@ -194,6 +196,9 @@ def test_many_objects_are_matched_as_if_all_ways_were_tried():
 
 def test_a_config_draws_them(tmp_path):
     fields = {"shapes_sizes": (3, 2, 1), "data_dir": str(tmp_path)}
+    told = datasets.load(section(**fields, shapes_captions=("part", "part")), 0).splits["train"]
+    assert len(told.captions_of(1)) == 2
+    assert told.captions_of(1) == example(0, "train", 1, kinds=("part", "part"))["captions"]
     hard = {"shapes_clutter": 4.0, "shapes_hidden": 0.7, "shapes_objects": (3, 8)}
     found = datasets.load(section(**fields, **hard), 0)
     usual = datasets.load(section(**fields), 0)

@@ -92,7 +92,12 @@ def shapes(config: ConfigDict, seed: int) -> Dataset:
         objects=config.shapes_objects,
     )
     return module.load(
-        _prepared(config), train=train, validation=validation, test=test, difficulty=difficulty
+        _prepared(config),
+        train=train,
+        validation=validation,
+        test=test,
+        difficulty=difficulty,
+        captions=config.shapes_captions,
     )
 
 

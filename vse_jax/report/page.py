@@ -18,7 +18,7 @@ from typing import Any
 from PIL import Image, ImageOps
 
 from vse_jax import workdir as workdirs
-from vse_jax.config_checks import CAPTIONERS
+from vse_jax.network_checks import CAPTIONERS
 from vse_jax.report.alignments import aligned
 from vse_jax.report.classes import classes
 from vse_jax.report.curves import curves, distributions

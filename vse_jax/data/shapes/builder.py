@@ -12,7 +12,7 @@ import tensorflow_datasets as tfds
 from vse_jax.data import records
 from vse_jax.data.shapes import drawing, scene
 from vse_jax.data.shapes.attributes import SHAPES
-from vse_jax.data.shapes.grammar import Grammar
+from vse_jax.data.shapes.grammar import KINDS, Grammar
 from vse_jax.data.shapes.scene import USUAL, Difficulty
 
 SPLITS = ("train", "validation", "test")
@@ -26,6 +26,7 @@ class ShapesConfig(tfds.core.BuilderConfig):
     seed: int = 0
     sizes: tuple[int, int, int] = (4000, 500, 500)
     difficulty: Difficulty = USUAL
+    captions: tuple[str, ...] = KINDS
 
     def __post_init__(self) -> None:
         told = [f"seed{self.seed}", *(str(size) for size in self.sizes)]
@@ -33,11 +34,13 @@ class ShapesConfig(tfds.core.BuilderConfig):
             least, most = self.difficulty.objects
             told += [f"clutter{float(self.difficulty.clutter)}"]
             told += [f"hidden{float(self.difficulty.hidden)}", f"objects{least}-{most}"]
+        if self.captions != KINDS:
+            told += ["captions" + "".join(kind[0] for kind in self.captions)]
         self.name = "_".join(told)
 
 
 class Shapes(tfds.core.GeneratorBasedBuilder):
-    """Scenes of shapes with five captions each, drawn and described from a seed."""
+    """Scenes of shapes with captions, drawn and described from a seed."""
 
     # Any change of what is drawn or said is a new version: prepared folders carry it.
     VERSION = tfds.core.Version("1.0.0")
@@ -60,10 +63,19 @@ class Shapes(tfds.core.GeneratorBasedBuilder):
     def _generate_examples(self, split: str, size: int) -> Iterator[tuple[int, dict[str, Any]]]:
         config = self.builder_config
         for number in range(size):
-            yield number, example(config.seed, split, number, config.difficulty)
+            yield (
+                number,
+                example(config.seed, split, number, config.difficulty, config.captions),
+            )
 
 
-def example(seed: int, split: str, number: int, difficulty: Difficulty = USUAL) -> dict[str, Any]:
+def example(
+    seed: int,
+    split: str,
+    number: int,
+    difficulty: Difficulty = USUAL,
+    kinds: tuple[str, ...] = KINDS,
+) -> dict[str, Any]:
     """One record, under the names of `records.features`: picture, captions, scene, meanings."""
     rng = np.random.default_rng([seed, SPLITS.index(split), number])
     drawn = scene.sample(rng, difficulty)
@@ -71,7 +83,7 @@ def example(seed: int, split: str, number: int, difficulty: Difficulty = USUAL) 
     grammar = Grammar(rng)
     for thing in drawn["objects"]:
         thing["snippet"] = grammar.snippet(thing)
-    captions = grammar.captions(drawn)
+    captions = grammar.captions(drawn, kinds)
     return {
         "image": picture,
         "name": f"{split}_{number:05d}.jpg",

@@ -23,20 +23,25 @@ class Grammar:
     def __init__(self, rng: np.random.Generator) -> None:
         self._rng = rng
 
-    def captions(self, scene: Mapping[str, Any]) -> list[tuple[str, dict[str, Any]]]:
-        """Five (sentence, meaning), one of each of `KINDS`, all of them true.
+    def captions(
+        self, scene: Mapping[str, Any], kinds: Sequence[str] = KINDS
+    ) -> list[tuple[str, dict[str, Any]]]:
+        """One (sentence, meaning) for each of `kinds`, all of them true.
 
-        A scene with nothing to relate (one object, or none clearly apart) gets a second
+        A scene with nothing to relate (one object, or none clearly apart) gets a
         "part" in place of "relation".
         """
-        relation = self._relation(scene) or self._part(scene)
-        return [
-            self._whole(scene),
-            self._part(scene),
-            relation,
-            self._count(scene),
-            self._vague(scene),
-        ]
+        tell = {
+            "whole": self._whole,
+            "part": self._part,
+            "relation": lambda scene: self._relation(scene) or self._part(scene),
+            "count": self._count,
+            "vague": self._vague,
+        }
+        # Relations come first, as where the published captions were drawn.
+        order = sorted(range(len(kinds)), key=lambda k: kinds[k] != "relation")
+        said = {k: tell[kinds[k]](scene) for k in order}
+        return [said[k] for k in range(len(kinds))]
 
     def snippet(self, thing: Mapping[str, Any]) -> str:
         """An object in words, with all its attributes: "a small red striped star"."""
