@@ -3,9 +3,9 @@
 configs/shapes.py[:system[,objective=NAME][,text=bert]], with the systems and objectives of
 configs/flickr8k.py. "vsepp" (one vector a picture, one a sentence) has "infonce" as its default
 here, for it learns fastest from nothing; "lmh", "lseh" and "lsh" are the hinge with the hardest
-negatives, with the hardest by what captions mean too, and with all. Networks of regions look at the
-whole grid of the backbone, "dvsa" at the boxes of the objects. "multimodal_rnn" writes captions,
-"cam" tells the shape of the largest object too.
+negatives, with the hardest by what captions mean too, and with all; "sigmoid" tells right pairs
+from wrong ones. Networks of regions look at the whole grid of the backbone, "dvsa" at the boxes of
+the objects. "multimodal_rnn" writes captions, "cam" tells the shape of the largest object too.
 """
 
 from ml_collections import ConfigDict

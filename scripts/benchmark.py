@@ -1,7 +1,8 @@
 """Measures speed and memory: python scripts/benchmark.py [--only=step,mining] [--output=FILE].
 
 Comparisons take turns in one process (A, B, A, B, ...); a ratio is the median over the rounds,
-with the least and the largest. Prints one table; `--output` writes it as JSON. PyTorch,
+with the least and the largest. Prints one table; `--output` writes it as JSON, and
+`--compare` tells what has changed since such a run. PyTorch,
 transformers and FAISS are compared with where they are installed (the extras [bench] and
 [parity]); TensorFlow is needed by `pipeline` and `first_step` alone.
 """
@@ -12,8 +13,9 @@ import importlib
 import importlib.util
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 if importlib.util.find_spec("vse_jax") is None:
@@ -49,8 +51,38 @@ def main(arguments: Sequence[str]) -> None:
         if flags.output is not None:  # after each: all of them take many minutes
             _write(flags, about, rows, failures)
     sys.stdout.write(table(rows) + "\n")
+    if flags.compare is not None:
+        sys.stdout.write(f"\n{changes(flags.compare, about, rows)}\n")
     if failures:
         sys.exit(1)
+
+
+def changes(
+    earlier: tuple[Path, Mapping[str, Any]], about: Mapping[str, Any], rows: Sequence[Row]
+) -> str:
+    """The medians of what both runs measured, this one's over the earlier one's, as aligned text.
+
+    Runs of different hours differ by more than code: what took turns in one run, the ratios, is
+    what to trust.
+    """
+    path, report = earlier
+    known = {(row["benchmark"], row["quantity"]): row for row in report["rows"]}
+    found = [
+        Row(
+            row.benchmark, row.quantity, row.median / before["median"], "x",
+            note=f"{row.median:.4g} {row.unit}, before {before['median']:.4g}",
+        )
+        for row in rows
+        if (before := known.get((row.benchmark, row.quantity))) is not None
+        and before["unit"] == row.unit and before["median"]
+    ]  # fmt: skip
+    lines = [f"beside {path}:", table(found)]
+    other = [
+        f"{key} {report['machine'].get(key)} there, {value} here"
+        for key, value in about.items()
+        if key != "load_1min" and report["machine"].get(key) != value
+    ]
+    return "\n".join([*lines, *(f"another machine: {text}" for text in other)])
 
 
 def _write(
@@ -59,7 +91,7 @@ def _write(
     """Writes machine, flags, rows and failures as JSON."""
     report = {
         "machine": about,
-        "options": {key: _plain(value) for key, value in vars(flags).items()},
+        "options": {key: _plain(value) for key, value in vars(flags).items() if key != "compare"},
         "rows": [dataclasses.asdict(row) for row in rows],
         "failures": failures,
     }
@@ -71,11 +103,26 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--only", type=_names, default=BENCHMARKS, help=", ".join(BENCHMARKS))
     parser.add_argument("--rounds", type=int, help="of every comparison (each has its default)")
     parser.add_argument("--output", type=Path, help="JSON file to write")
+    parser.add_argument("--compare", type=_report, help="JSON file of an earlier run")
     parser.add_argument("--manual_dir", type=Path, help="Flickr8k's folder; else generated data")
     parser.add_argument("--data_dir", default="~/.cache/vse_jax", help="for prepared data sets")
     parser.add_argument("--sizes", type=_sizes, default=Options.sizes, help="pairs, for mining")
     parser.add_argument("--compile", action="store_true", help="also torch.compile")
     return parser.parse_args(arguments)
+
+
+def _report(text: str) -> tuple[Path, dict[str, Any]]:
+    """The path, and the report that an earlier run wrote there."""
+    path = Path(text)
+    try:
+        report = json.loads(path.read_text())
+        report["machine"].keys()
+        for row in report["rows"]:
+            _ = row["benchmark"], row["quantity"], row["median"], row["unit"]
+    except (OSError, ValueError, LookupError, AttributeError, TypeError) as error:
+        told = getattr(error, "strerror", None) or "not what --output of this program writes"
+        raise argparse.ArgumentTypeError(f"{path}: {told}") from error
+    return path, report
 
 
 def _names(text: str) -> tuple[str, ...]:

@@ -1,5 +1,6 @@
 import importlib
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -212,6 +213,39 @@ def test_the_program_writes_its_rows_as_json(tmp_path, capsys, monkeypatch):
     assert [line["quantity"] for line in report["rows"]] == ["toy"]
     assert report["machine"]["cores"] >= 1
     assert "toy" in capsys.readouterr().out
+
+
+def test_an_earlier_run_is_compared_with(tmp_path, capsys, monkeypatch):
+    program = importlib.import_module("benchmark")
+    timing = load("timing")
+    path = tmp_path / "old.json"
+
+    def measure(*rows, flag):
+        found = [timing.Row("evaluation", name, value, unit) for name, value, unit in rows]
+        monkeypatch.setattr(load("evaluation"), "run", lambda _: found)
+        program.main(["--only=evaluation", flag])
+        return capsys.readouterr().out
+
+    measure(("toy", 2.0, "s"), ("gone", 1.0, "s"), ("bytes", 1.0, "s"), flag=f"--output={path}")
+    report = json.loads(path.read_text())
+    path.write_text(json.dumps(report | {"machine": report["machine"] | {"cores": 96}}))
+    output = measure(("toy", 3.0, "s"), ("new", 1.0, "s"), ("bytes", 1.0, "x"),
+                     flag=f"--compare={path}")  # fmt: skip
+    _, _, compared = output.partition(f"beside {path}:")
+    assert re.search(r"evaluation +toy +1\.5 .* 3 s, before 2$", compared, re.MULTILINE)
+    assert not re.search("new|gone|bytes", compared)
+    assert f"another machine: cores 96 there, {report['machine']['cores']} here" in compared
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"rows": []}', '{"machine": {}, "rows": [{}]}', None])
+def test_what_is_no_earlier_run_is_refused(text, tmp_path, capsys):
+    path = tmp_path / "old.json"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(SystemExit):
+        importlib.import_module("benchmark").main([f"--compare={path}"])
+    told = "not what --output of this program writes" if text is not None else "No such file"
+    assert f"{path}: {told}" in capsys.readouterr().err
 
 
 def test_an_unknown_name_is_refused(capsys):

@@ -87,6 +87,13 @@ CASES = {
         ["--config.model.image.backbone=mobilenet_v2", "--config.model.image.weights=/nowhere/w"],
         1, "weights '/nowhere/w': no such file or folder",
     ),
+    "half of several processes": (
+        [SHAPES, "--coordinator=localhost:1"], 2, "--processes and --process belong together",
+    ),
+    "a process too many": (
+        [SHAPES, "--coordinator=localhost:1", "--processes=2", "--process=2"],
+        2, "--process is 2; of 2 --processes it must be one from 0 on",
+    ),
     "nothing to evaluate": (["--mode=evaluate"], 1, "is no workdir of vse_jax"),
 }  # fmt: skip
 

@@ -4,8 +4,9 @@ import numpy as np
 import optax
 import pytest
 
-from vse_jax import optimizer
+from vse_jax import optimizer, parallel
 from vse_jax.config import ConfigError, default_config
+from vse_jax.parallel import Devices
 
 PARAMS = {
     "image": {
@@ -106,6 +107,51 @@ def test_updates_are_those_of_adam_written_by_hand(clip, decay):
             np.testing.assert_allclose(params[name], value, rtol=1e-5, atol=1e-6, err_msg=name)
     if clip:
         assert norm > clip, "nothing was clipped"
+
+
+@pytest.mark.parametrize("mode", ["shard_map", "pmap"])
+@pytest.mark.parametrize("rule", ["adam", "sgd", "rmsprop"])
+def test_a_state_shared_out_makes_the_same_updates(rule, mode):
+    """On devices that do not divide the numbers of all parameters."""
+    devices = Devices(mode, tuple(jax.devices()[:4]))
+    trainable, _ = optimizer.partition(PARAMS, ())
+    assert any(value.size % 4 for value in trainable.values())
+    draw = np.random.default_rng(0)
+    gradients = [
+        {name: draw.normal(size=v.shape).astype(np.float32) for name, v in trainable.items()}
+        for _ in range(3)
+    ]
+    found, states = [], []
+    for shared in (False, True):
+        config = section(
+            optimizer=rule, clip_norm=0.7, weight_decay=0.1, shard_optimizer=shared,
+            freeze=(("text/words", 3.0),),
+        )  # fmt: skip
+        update = optimizer.make_optimizer(config, trainable, lambda _: 0.1)
+
+        def step(params, state, gradient, update=update):
+            updates, state = update.update(gradient, state, params)
+            return optax.apply_updates(params, updates), state
+
+        state = jax.tree.map(np.asarray, update.init(trainable))
+        placed = parallel.placements(state)
+        same = parallel.REPLICATED
+        mapped = devices.map(step, (same, placed, same), (same, placed))
+        params, state = devices.place(trainable), devices.place(state)
+        for gradient in gradients:
+            params, state = mapped(params, state, devices.place(gradient))
+        found.append(devices.fetch(params))
+        states.append(devices.fetch(state))
+    for name, value in found[0].items():
+        np.testing.assert_allclose(found[1][name], value, rtol=1e-6, err_msg=name)
+    whole, shared = (jax.tree.leaves(state) for state in states)
+    for one, other in zip(whole, shared, strict=True):
+        np.testing.assert_allclose(other, np.ravel(one) if np.ndim(one) else one, rtol=1e-5)
+    rows = [x for x in jax.tree.leaves(state, is_leaf=parallel.is_split) if parallel.is_split(x)]
+    assert rows
+    for x in rows:
+        part = x.rows.addressable_shards[0].data.size
+        assert part == -(-x.count // 4)
 
 
 @pytest.mark.parametrize("rule", ["sgd", "rmsprop"])

@@ -22,6 +22,33 @@ def test_all_devices():
     assert found.mesh.axis_names == (parallel.AXIS,)
 
 
+def test_processes_are_given_or_found_or_told_to_be_missing(monkeypatch):
+    asked = []
+    monkeypatch.setattr(jax.distributed, "initialize", lambda **given: asked.append(given))
+    parallel.initialize(None, None, None)
+    assert asked == []
+    parallel.initialize("host:1", 4, 3)
+    parallel.initialize("auto", None, None)
+    own = {"coordinator_address": "host:1", "num_processes": 4, "process_id": 3}
+    heartbeat = {"heartbeat_timeout_seconds": 30}
+    assert asked == [own | heartbeat, heartbeat]
+
+    def fail(**_):
+        raise ValueError("coordinator_address should be defined.")
+
+    monkeypatch.setattr(jax.distributed, "initialize", fail)
+    with pytest.raises(parallel.ProcessesError, match="=auto brings no processes: coordinator_add"):
+        parallel.initialize("auto", None, None)
+
+
+def test_a_lost_process_is_known_by_what_collectives_say(monkeypatch):
+    lost = jax.errors.JaxRuntimeError("Gloo all-reduce failed: Connection closed by peer")
+    assert not parallel.lost_another(lost)
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    assert parallel.lost_another(lost)
+    assert not parallel.lost_another(jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: memory"))
+
+
 def test_collectives_see_every_row_in_order(devices):
     def function(batch):
         x = batch["x"]
@@ -104,6 +131,46 @@ def test_rows_that_are_split_are_found_and_replaced_wherever_they_are(devices):
     assert back["table"].count == 10
     np.testing.assert_array_equal(back["table"].rows, expected)
     assert back["scale"] == 2.0
+
+
+def test_visitors_meet_every_device_and_are_home_again(devices):
+    def function(batch):
+        def meet(known, visitor):
+            rows, seen = visitor
+            return jnp.concatenate([known[1:], rows[:1]]), (rows, seen + 1)
+
+        first = jnp.zeros((devices.count, 3))
+        return parallel.around(meet, first, (batch["x"], jnp.zeros((1,), jnp.int32)))
+
+    mapped = devices.map(function, ("split",), "split")
+    met, (rows, seen) = mapped(devices.split({"x": ROWS}))
+    np.testing.assert_array_equal(np.asarray(rows).reshape(8, 3), ROWS)
+    assert set(np.asarray(seen).ravel()) == {devices.count}
+    own = ROWS[:: 8 // devices.count]
+    for number, found in enumerate(np.asarray(met).reshape(devices.count, -1, 3)):
+        np.testing.assert_array_equal(found[0], own[number])
+        assert sorted(found[:, 0]) == sorted(own[:, 0])
+
+
+def test_shares_are_equal_and_make_up_the_array(devices):
+    def function(x):
+        share = parallel.own_share(x)
+        assert share.shape == (-(-x.size // devices.count),)
+        return parallel.from_shares(2 * share, x.shape)
+
+    for shape in ((3, 5), (), (1,)):
+        x = np.arange(1, 1 + np.prod(shape, dtype=int), dtype=np.float32).reshape(shape)
+        mapped = devices.map(function, ("replicated",), "replicated")
+        np.testing.assert_array_equal(devices.fetch(mapped(devices.place(x))), 2 * x)
+
+
+def test_a_hidden_transfer_is_an_error():
+    double = jax.jit(lambda x: 2 * x)
+    placed = jax.device_put(ROWS)
+    with parallel.without_transfers():
+        np.testing.assert_array_equal(double(placed), 2 * ROWS)
+        with pytest.raises(jax.errors.JaxRuntimeError, match="Disallowed host-to-device"):
+            double(ROWS)
 
 
 def test_what_is_fetched_survives_the_donation_of_its_source(devices):

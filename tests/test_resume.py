@@ -39,6 +39,7 @@ OBJECTIVES = (
     "--config.objective.quantizer.parts=4",
     "--config.objective.quantizer.codes=16",
     "--config.objective.quantizer.rotate_at=(0.3, 0.6)",
+    "--config.train.shard_optimizer=True",
     # Mining begins at step 2: the comparisons below must see it.
     "--config.objective.leap.warmup_epochs=0.04",
 )
@@ -157,6 +158,18 @@ def best_begins(workdir: Path, before: set[str]) -> bool:
     return bool(names(workdir / "checkpoints" / "best") - before)
 
 
+def kill_one(running: list[Command]) -> None:
+    """Of several processes the last, which the others must notice and end within a minute."""
+    *others, last = running
+    last.send(signal.SIGKILL)
+    for process in others:
+        code, output = process.wait(60)
+        assert code == 1, output
+        assert "another process of the run has ended; the same command" in output
+        assert "Traceback" not in output
+    last.wait(10)
+
+
 def kill(running: list[Command]) -> None:
     for process in running:
         process.send(signal.SIGKILL)
@@ -244,7 +257,7 @@ def test_killed_runs_end_like_undisturbed_ones(
             if ended:
                 finish(running)
                 break
-            kill(running)
+            (kill_one if kind == "step" and len(running) > 1 else kill)(running)
             kills += 1
         resumed += "resumed at step" in finish(start(workdir, data_dir, setup))
         assert_identical(workdir, expected)

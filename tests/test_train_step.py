@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.sharding import PartitionSpec as P
 
 from vse_jax import parallel, train_step
 from vse_jax.encoding import Encoding
@@ -127,7 +128,7 @@ def variables(path):
 
 
 @cache
-def one_step(path, mode, count):
+def one_step(path, mode, count, parts=1):
     """(state before, state after, metrics), on the host."""
     devices = Devices(mode, tuple(jax.devices()[:count]))
     terms = {"triplet": (1.0, triplet(0.2, "hardest", warmup_epochs=0.0, chunk=3, semantic=0.1))}
@@ -145,7 +146,7 @@ def one_step(path, mode, count):
         variables(path), objective, optimizer, SPEC, rules, seed=0, ema=True
     )
     start = jax.tree.map(np.asarray, start.replace(step=jnp.asarray(100, jnp.int32)))
-    step = train_step.make_step(model(path), objective, optimizer, rules, 0, DECAY)
+    step = train_step.make_step(model(path), objective, optimizer, rules, 0, DECAY, parts)
     mapped = devices.map(step, ("replicated", "split"), ("replicated", "replicated"), donate=(0,))
     rows = parallel.process_share()
     share = 8 // rows["processes"]
@@ -199,6 +200,41 @@ def test_devices_and_maps_agree(path):
         assert found.step == expected.step == 101
 
 
+@pytest.mark.parametrize(
+    ("path", "count", "parts"), [("features", 1, 8), ("dvsa", 2, 2), ("cam", 1, 2)]
+)
+def test_parts_of_a_batch_have_the_gradient_of_the_whole(path, count, parts):
+    """Of networks without batch statistics."""
+    before, expected, expected_metrics = one_step(path, "shard_map", 1)
+    _, found, metrics = one_step(path, "shard_map", count, parts)
+    gradient = gradient_of(before, expected)
+    assert_gradients_close(gradient_of(before, found), gradient, f"{parts} parts")
+    assert metrics.keys() == expected_metrics.keys()
+    for name in metrics:
+        assert_close(metrics[name], expected_metrics[name], name)
+
+
+def test_statistics_of_parts_are_their_mean():
+    """As those of devices without shared statistics would be."""
+    before, _, _ = one_step("pixels", "shard_map", 1)
+    _, found, _ = one_step("pixels", "shard_map", 1, 2)
+    given, built = batch("pixels"), model("pixels")
+    moved = []
+    for rows in (slice(0, 4), slice(4, 8)):
+        variables = {"params": before.params, "batch_stats": before.batch_stats}
+        part = {name: value[rows] for name, value in given.items()}
+
+        def apply(variables, part):
+            return built.apply(variables, part, train=True, mutable=["batch_stats"])[1]
+
+        mapped = jax.shard_map(
+            apply, mesh=Devices.all("shard_map").mesh, in_specs=P(), out_specs=P(), check_vma=False
+        )
+        moved.append(flatten(jax.jit(mapped)(variables, part)["batch_stats"]))
+    for name, value in flatten(found.batch_stats).items():
+        np.testing.assert_allclose(value, (moved[0][name] + moved[1][name]) / 2, rtol=1e-5)
+
+
 @pytest.mark.parametrize("path", SETUPS)
 def test_the_gradient_is_that_of_the_loss_and_only_what_is_not_frozen_moves(path):
     before, after, metrics = one_step(path, *SETUPS[path][0])
@@ -249,11 +285,15 @@ class Dropped(nn.Module):
     """Ones after dropout, times a parameter."""
 
     @nn.compact
-    def __call__(self, batch, *, train, gather):
-        del batch, gather
+    def encode(self, batch, *, train):
+        del batch
         scale = self.param("scale", nn.initializers.ones, ())
         rows = nn.Dropout(0.5, deterministic=not train)(jnp.ones((1, 20))) * scale
         return {"image": Encoding(rows[None], jnp.ones((1, 1), bool), rows)}
+
+    def relate(self, outputs, *, train, gather):
+        del train, gather
+        return outputs
 
 
 def code(device):

@@ -25,6 +25,7 @@ from vse_jax.models.image import ImageEncoder
 from vse_jax.models.model import VisualSemanticModel
 from vse_jax.models.multimodal_rnn import with_word_frequencies as with_frequencies
 from vse_jax.models.pairwise import Tile
+from vse_jax.models.scale import Scale
 from vse_jax.models.text import GRUReader, TextEncoder
 from vse_jax.models.vse_infinity import altered_tokens
 from vse_jax.optimizer import Leaf, flatten, partition, unflatten
@@ -311,7 +312,18 @@ def make_model(
         if disagreement.weight
         else None,
         function_words=words.function_words,
+        scales=_scales(config) or None,
     )
+
+
+def _scales(config: ConfigDict) -> dict[str, Scale]:
+    """Of the losses that learn how scores are scaled."""
+    own, found = config.objective, {}
+    if own.infonce.weight and own.infonce.learned:
+        found["infonce"] = Scale(own.infonce.temperature)
+    if own.sigmoid.weight:
+        found["sigmoid"] = Scale(own.sigmoid.temperature, own.sigmoid.bias)
+    return found
 
 
 def _image_encoder(
@@ -320,7 +332,9 @@ def _image_encoder(
     section = config.model.image
     return ImageEncoder(
         head=head,
-        backbone=backbone_of(config).make(source, compute_dtype(config), parallel.AXIS),
+        backbone=_rematerialised(
+            config, backbone_of(config).make(source, compute_dtype(config), parallel.AXIS)
+        ),
         parts=section.features,
         cells=section.cells,
         frozen=frozen,
@@ -350,7 +364,7 @@ def _text_encoder(
     return TextEncoder(
         reader=_untrained_reader(config, words)
         if pretrained is None
-        else pretrained.make(source, compute_dtype(config)),
+        else _rematerialised(config, pretrained.make(source, compute_dtype(config))),
         head=network.text,
         parts=section.features,
         words_only=network.words_only,
@@ -358,6 +372,13 @@ def _text_encoder(
         dropout=0.0 if pretrained is None else section.dropout,
         alter=alter if section.alter else None,
     )
+
+
+def _rematerialised(config: ConfigDict, backbone: Any) -> Any:
+    """The backbone, its blocks computed again in the backward pass if the config says so."""
+    if backbone is None or not config.train.remat:
+        return backbone
+    return backbone.clone(remat=True)
 
 
 def _untrained_reader(config: ConfigDict, words: Words) -> nn.Module:

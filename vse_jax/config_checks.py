@@ -25,6 +25,8 @@ CHOICES: Mapping[str, tuple[str, ...]] = {
     "model.text.pooling": ("mean", "max", "mean_max"),
     "objective.triplet.negatives": ("hardest", "all"),
     "objective.triplet.warmup": ("all", "infonce", "grouped"),
+    "objective.infonce.exchange": ("gather", "ring"),
+    "objective.sigmoid.exchange": ("gather", "ring"),
     "objective.leap.negatives": ("hardest", "all"),
     "objective.leap.warmup": ("all", "infonce"),
     "objective.leap.rule": ("fixed", "gap", "active"),
@@ -40,11 +42,13 @@ POSITIVE = (
     "data.image_size", "data.max_tokens", "data.train_limit", "data.validation_limit",
     "model.dimension", "model.hidden", "model.image.cells", "model.text.words",
     "objective.triplet.chunk", "objective.triplet.temperature", "objective.infonce.chunk",
-    "objective.infonce.temperature", "objective.embedding.temperature",
+    "objective.infonce.temperature", "objective.sigmoid.temperature", "objective.sigmoid.chunk",
+    "objective.embedding.temperature",
     "objective.leap.margin", "objective.leap.least",
     "objective.leap.pair_low", "objective.leap.chunk", "objective.leap.temperature",
     "objective.center.alpha", "objective.quantizer.parts", "objective.multitask.temperature",
-    "train.epochs", "train.steps", "train.batch_size", "train.learning_rate", "train.clip_value",
+    "train.epochs", "train.steps", "train.batch_size", "train.accumulate", "train.learning_rate",
+    "train.clip_value",
     "train.clip_norm", "train.log_every", "train.checkpoint_every", "train.validate_every",
     "evaluate.batch_size",
 )  # fmt: skip
@@ -72,6 +76,8 @@ RANGES: Mapping[str, tuple[float, float]] = {
     "objective.embedding.weight": (0.0, float("inf")),
     "objective.triplet.weight": (0.0, float("inf")),
     "objective.infonce.weight": (0.0, float("inf")),
+    "objective.sigmoid.weight": (0.0, float("inf")),
+    "objective.sigmoid.bias": (-1000.0, 1000.0),
     "objective.leap.weight": (0.0, float("inf")),
     "objective.leap.quantized": (0.0, float("inf")),
     "objective.leap.rho": (0.0, 1.0),
@@ -141,10 +147,16 @@ def validate(config: ConfigDict, devices: int = 1) -> None:
 
 def _check_together(given: Mapping[str, Any], devices: int) -> None:
     """Raises ConfigError where fields contradict each other."""
-    if given["train.batch_size"] % devices:
+    size, parts = given["train.batch_size"], given["train.accumulate"]
+    if size % devices:
         raise ConfigError(
-            f"config field 'train.batch_size' is {given['train.batch_size']}, which {devices} "
-            "devices cannot share equally"
+            f"config field 'train.batch_size' is {size}, which {devices} devices cannot share "
+            "equally"
+        )
+    if size // devices % parts:
+        raise ConfigError(
+            f"config field 'train.accumulate' is {parts}, and a device's {size // devices} pairs "
+            "of a batch cannot be cut into as many equal parts"
         )
     for name in ("data.crop_area", "objective.quantizer.rotate_at", "train.decay_steps"):
         if not all(isinstance(value, int | float) for value in given[name]):
@@ -168,8 +180,7 @@ def _check_together(given: Mapping[str, Any], devices: int) -> None:
     if given["model.network"] not in CAPTIONERS and not any(given[name] for name in RANKING):
         raise ConfigError(
             "no hinge and no cross-entropy over the batch has a weight, and nothing else tells "
-            "pictures apart: set 'objective.triplet.weight', 'objective.infonce.weight' or "
-            "'objective.leap.weight' above 0"
+            f"pictures apart: set {either(RANKING)} above 0"
         )
     _check_semantics(given)
     if given["train.start_from"] == "":

@@ -181,6 +181,7 @@ def _objective() -> ConfigDict:
     objective = ConfigDict()
     objective.triplet = _triplet()
     objective.infonce = _infonce()
+    objective.sigmoid = _sigmoid()
     objective.generation = generation = ConfigDict()
     # Weight in the loss of telling the caption from the picture ("vsrn", "multimodal_rnn", "cam");
     # 0 leaves it out.
@@ -246,7 +247,28 @@ def _infonce() -> ConfigDict:
     infonce.temperature = 0.07
     # Pairs scored at a time: memory grows with rows x chunk.
     infonce.chunk = 4096
+    # Whether the temperature is learned, from that one on.
+    infonce.learned = False
+    # How embeddings meet those of other devices: all on all devices ("gather"), or one device's
+    # after the other's ("ring"), in memory for one device's.
+    infonce.exchange = "gather"
     return infonce
+
+
+def _sigmoid() -> ConfigDict:
+    """The sigmoid loss over all pairs of the batch."""
+    sigmoid = ConfigDict()
+    # Weight of the sigmoid loss (SigLIP) in the loss; 0 leaves it out.
+    sigmoid.weight = 0.0
+    # Divides the similarities, at the start: it is learned.
+    sigmoid.temperature = 0.1
+    # Added to them then, likewise: far below 0, as nearly all pairs of a batch are wrong ones.
+    sigmoid.bias = -10.0
+    # Pairs scored at a time: memory grows with rows x chunk.
+    sigmoid.chunk = 4096
+    # As of the cross-entropy.
+    sigmoid.exchange = "ring"
+    return sigmoid
 
 
 def _leap() -> ConfigDict:
@@ -357,8 +379,17 @@ def _train() -> ConfigDict:
     train.steps = placeholder(int)
     # Pairs a step, over all devices.
     train.batch_size = 128
+    # Parts that a device's pairs of a batch are encoded in, one after the other, in memory for one
+    # part; all pairs of the batch are each other's negatives all the same. Encodes twice above 1.
+    train.accumulate = 1
+    # Whether backbones compute each block again in the backward pass, in memory for what goes into
+    # the blocks, and do not keep what is inside.
+    train.remat = False
     # Rule of the update: "adam", "sgd" (with momentum) or "rmsprop".
     train.optimizer = "adam"
+    # Whether each device holds an equal share of what the rule keeps of every parameter, and not
+    # all of it.
+    train.shard_optimizer = False
     # Share of the last step that "sgd" takes again.
     train.momentum = 0.9
     # Decay of the mean square of gradients that "rmsprop" divides by.

@@ -5,6 +5,7 @@ from vse_jax.config import ConfigError
 from vse_jax.data.split import DataError
 from vse_jax.evaluators.retrieval import EvaluationError
 from vse_jax.models.backbones.weights import WeightsError
+from vse_jax.parallel import ProcessesError
 from vse_jax.report.page import ReportError
 from vse_jax.train_step import NonFiniteLoss
 from vse_jax.workdir import WorkdirError
@@ -15,6 +16,7 @@ USER_ERRORS = (
     DataError,
     EvaluationError,
     NonFiniteLoss,
+    ProcessesError,
     ReportError,
     WeightsError,
     WorkdirError,

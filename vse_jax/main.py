@@ -14,6 +14,7 @@ import threading
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 import jax
 from absl import app, flags
@@ -30,7 +31,11 @@ _WORKDIR = flags.DEFINE_multi_string(
 )
 _OUTPUT = flags.DEFINE_string("output", None, "Where the report of several workdirs goes.")
 _MODE = flags.DEFINE_enum("mode", "train", ["train", "evaluate"], "What to do.")
-_COORDINATOR = flags.DEFINE_string("coordinator", None, "host:port of process 0, if several.")
+_COORDINATOR = flags.DEFINE_string(
+    "coordinator",
+    None,
+    "host:port of process 0, if several; or 'auto' on Cloud TPU, under SLURM and the like.",
+)
 _PROCESSES = flags.DEFINE_integer("processes", None, "How many processes there are.")
 _PROCESS = flags.DEFINE_integer("process", None, "Number of this process, from 0.")
 
@@ -41,15 +46,28 @@ def main(argv: Sequence[str]) -> None:
         _run([Path(folder) for folder in _WORKDIR.value or ()], argv[1:])
     except (*USER_ERRORS, OSError) as error:
         # An OSError names its file and reason: a full disk, a missing permission.
-        log.error("%s", error)
+        _fail(str(error))
+    except jax.errors.JaxRuntimeError as error:
+        if not parallel.lost_another(error):
+            raise
+        _fail(
+            "another process of the run has ended; the same command on all of them goes on from "
+            f"the last checkpoint ({' '.join(str(error).split())[:200]})"
+        )
+
+
+def _fail(message: str) -> NoReturn:
+    log.error("%s", message)
+    sys.stderr.flush()
+    if _COORDINATOR.value:
         # Other processes wait in collectives; they must not be waited for.
-        sys.stderr.flush()
-        os._exit(1) if _COORDINATOR.value else sys.exit(1)
+        os._exit(1)
+    sys.exit(1)
 
 
 def _run(workdirs: Sequence[Path], arguments: Sequence[str]) -> None:
     parallel.initialize(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
-    console.set_up_logging(_PROCESS.value or 0)
+    console.set_up_logging(parallel.process_share()["process"])
     parallel.keep_compiled()
     # TensorFlow is imported here, late, so that wrong flags are told at once.
     from vse_jax import measuring, train
@@ -110,6 +128,7 @@ def _parse(argv: Sequence[str]) -> list[str]:
             raise flags.ValidationError(
                 "--output, where the report goes, is for evaluating several --workdir: give both"
             )
+        _check_processes()
         if _MODE.value == "train" and _CONFIG.value is None:
             raise flags.ValidationError("--config is missing: a file of configs/")
         if _CONFIG.value is not None:
@@ -118,6 +137,22 @@ def _parse(argv: Sequence[str]) -> list[str]:
         sys.stderr.write(f"vse_jax: {_told(error)}\n")
         sys.exit(2)
     return list(argv)
+
+
+def _check_processes() -> None:
+    """Raises ValidationError where the flags of several processes do not belong together."""
+    processes, process = _PROCESSES.value, _PROCESS.value
+    given = (_COORDINATOR.value is not None, processes is not None, process is not None)
+    automatic = _COORDINATOR.value == parallel.AUTO
+    if any(given) and given != (True, not automatic, not automatic):
+        raise flags.ValidationError(
+            "--coordinator=host:port, --processes and --process belong together; of "
+            f"--coordinator={parallel.AUTO} the environment says the others"
+        )
+    if processes is not None and process is not None and not 0 <= process < processes:
+        raise flags.ValidationError(
+            f"--process is {process}; of {processes} --processes it must be one from 0 on"
+        )
 
 
 def _told(error: Exception) -> str:

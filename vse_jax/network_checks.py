@@ -11,7 +11,10 @@ LEAP = (
     "objective.multitask.weight",
 )  # fmt: skip
 # What tells pictures apart.
-RANKING = ("objective.triplet.weight", "objective.infonce.weight", "objective.leap.weight")
+RANKING = (
+    "objective.triplet.weight", "objective.infonce.weight", "objective.sigmoid.weight",
+    "objective.leap.weight",
+)  # fmt: skip
 # Networks that look at a picture and a sentence together; there are no embeddings to compare.
 PAIRWISE = ("dvsa", "saf", "sgr")
 # Networks that write captions or tell classes; there is nothing to compare.

@@ -5,12 +5,14 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import traverse_util
 from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
+from vse_jax import parallel
 from vse_jax.config import ConfigError
 
 Rules = Sequence[tuple[str, float | None]]
@@ -105,7 +107,8 @@ def make_optimizer(
         chain.append(optax.clip(config.clip_value))
     if config.clip_norm is not None:
         chain.append(optax.clip_by_global_norm(config.clip_norm))
-    chain.append(_RULES[config.optimizer](config))
+    rule = _RULES[config.optimizer](config)
+    chain.append(_sharded(rule) if config.shard_optimizer else rule)
     if config.weight_decay:
         chain.append(optax.add_decayed_weights(config.weight_decay, mask=matrices))
     if any(factor != 1.0 for factor in factors.values()):
@@ -118,6 +121,38 @@ _RULES: Mapping[str, Callable[[ConfigDict], optax.GradientTransformation]] = {
     "sgd": lambda config: optax.trace(config.momentum),
     "rmsprop": lambda config: optax.scale_by_rms(config.rms_decay, eps=1e-8, eps_in_sqrt=False),
 }
+
+
+def _sharded(rule: optax.GradientTransformation) -> optax.GradientTransformation:
+    """A rule of single numbers, of whose state each device holds an equal share.
+
+    Each device updates its share, and the shares are gathered. Source: Rajbhandari et al., ZeRO,
+    SC 2020, section 5.1 (the optimizer's state alone).
+    """
+
+    def init(params: Any) -> Any:
+        flat = jax.tree.map(lambda x: jnp.zeros(x.size, x.dtype), params)
+        return jax.tree.map(
+            lambda x: parallel.SplitRows(x, len(x)) if x.ndim else x, rule.init(flat)
+        )
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        own, others = (
+            None if tree is None else jax.tree.map(parallel.own_share, tree)
+            for tree in (updates, params)
+        )
+        held = jax.tree.map(
+            lambda x: x.rows if parallel.is_split(x) else x, state, is_leaf=parallel.is_split
+        )
+        share, moved = rule.update(own, held, others)
+        kept = jax.tree.map(
+            lambda old, new: old.replace(rows=new) if parallel.is_split(old) else new,
+            state, moved, is_leaf=parallel.is_split,
+        )  # fmt: skip
+        whole = jax.tree.map(lambda x, like: parallel.from_shares(x, like.shape), share, updates)
+        return whole, kept
+
+    return optax.GradientTransformation(init, update)
 
 
 def average(ema: Flat, params: Flat, decay: float | Float[Array, ""]) -> dict[str, Array]:

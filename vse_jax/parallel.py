@@ -5,7 +5,9 @@ A step is written for one device, with the collectives below over the axis "data
 leave `pmean(grad(local_loss))` right (see `map`), so one step serves both.
 """
 
+import contextlib
 import dataclasses
+import math
 import os
 from collections.abc import Callable, Iterator
 from typing import Any, Literal, TypeVar
@@ -20,6 +22,15 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float, Int
 
 AXIS = "data"
+# As the address of process 0: what the environment says.
+AUTO = "auto"
+# Silence after which another process counts as dead.
+HEARTBEAT_SECONDS = 30
+# In what backends say then: gloo of CPUs, NCCL of GPUs, JAX's coordination service.
+_SIGNS_OF_A_LOSS = (
+    "Gloo", "gloo", "NCCL", "by peer", "heartbeat", "oordination", "UNAVAILABLE",
+    "DEADLINE_EXCEEDED",
+)  # fmt: skip
 # Of a tree of arrays: one of the two for all, or a tree of them, see `placements`.
 Placement = Any
 REPLICATED, SPLIT = "replicated", "split"
@@ -60,6 +71,45 @@ def mean(tree: Any) -> Any:
 def total(tree: Any) -> Any:
     """The sum of each array over the devices."""
     return jax.lax.psum(tree, AXIS)
+
+
+def around(
+    meet: Callable[[Any, Any], tuple[Any, Any]], known: Any, visitor: Any
+) -> tuple[Any, Any]:
+    """(known, visitor) after the visitors of every device have met this one, its own first.
+
+    They go from device to device in a ring, so that each holds one device's at a time.
+
+    Args:
+      meet: (known, visitor) -> (what is known then, the visitor as it goes on).
+      known: by this device at first.
+      visitor: arrays that leave this device; home again at the end.
+    """
+    count = device_count()
+    onward = [(number, (number + 1) % count) for number in range(count)]
+
+    def turn(held: tuple[Any, Any], _: None) -> tuple[tuple[Any, Any], None]:
+        known, visitor = meet(*held)
+        visitor = jax.tree.map(lambda x: jax.lax.ppermute(x, AXIS, onward), visitor)
+        return (known, visitor), None
+
+    return jax.lax.scan(turn, (known, visitor), length=count)[0]
+
+
+def own_share(x: Array) -> Float[Array, " k"]:
+    """This device's equal share of the numbers of an array that is the same on every device.
+
+    Zeros stand behind the last number where the devices do not divide how many there are.
+    """
+    length = -(-x.size // device_count())
+    flat = jnp.pad(x.reshape(-1), (0, length * device_count() - x.size))
+    return jax.lax.dynamic_slice(flat, (device_index() * length,), (length,))
+
+
+def from_shares(share: Float[Array, " k"], shape: tuple[int, ...]) -> Array:
+    """The array of this shape of which `share` is this device's `own_share`, on every device."""
+    flat = jax.lax.all_gather(share, AXIS, tiled=True)
+    return flat[: math.prod(shape)].reshape(shape)
 
 
 def take_rows(table: SplitRows, numbers: Int[Array, " b"]) -> Float[Array, "b ..."]:
@@ -107,6 +157,11 @@ def device_count() -> int:
     return jax.lax.axis_size(AXIS)
 
 
+def without_transfers() -> contextlib.AbstractContextManager[None]:
+    """Inside, an array that must first be moved to a device is an error and no silent copy."""
+    return jax.transfer_guard("disallow")
+
+
 def keep_compiled() -> None:
     """Keeps compiled programs for later runs, in JAX_COMPILATION_CACHE_DIR if that is set."""
     cache = os.environ.get("JAX_COMPILATION_CACHE_DIR", "~/.cache/vse_jax/xla")
@@ -118,16 +173,39 @@ def keep_compiled() -> None:
 # Processes.
 
 
+class ProcessesError(Exception):
+    """Processes of one run that do not find, or have lost, each other."""
+
+
 def initialize(coordinator: str | None, processes: int | None, process: int | None) -> None:
     """Joins this process to the others of the run; does nothing for a single process.
 
     Args:
-      coordinator: "host:port" of process 0.
+      coordinator: "host:port" of process 0; or "auto", where the environment says all three: Cloud
+        TPU, SLURM, Open MPI, Kubernetes.
       processes: how many there are.
       process: the number of this one.
+
+    Raises:
+      ProcessesError: the environment does not say, or the others did not come.
     """
-    if coordinator is not None:
-        jax.distributed.initialize(coordinator, processes, process)
+    if coordinator is None:
+        return
+    own: dict[str, Any] = {}
+    if coordinator != AUTO:
+        own = {
+            "coordinator_address": coordinator, "num_processes": processes, "process_id": process
+        }  # fmt: skip
+    try:
+        jax.distributed.initialize(**own, heartbeat_timeout_seconds=HEARTBEAT_SECONDS)
+    except (RuntimeError, ValueError) as error:
+        told = " ".join(str(error).split())
+        raise ProcessesError(f"--coordinator={coordinator} brings no processes: {told}") from error
+
+
+def lost_another(error: Exception) -> bool:
+    """Whether a collective or a barrier failed, as it does when another process has ended."""
+    return jax.process_count() > 1 and any(sign in str(error) for sign in _SIGNS_OF_A_LOSS)
 
 
 def process_share() -> dict[str, int]:
@@ -178,16 +256,17 @@ def agreed_interruption(step: int, interrupted: bool) -> bool:
 # Mapping.
 
 
-def _is_split(tree: Any) -> bool:
+def is_split(tree: Any) -> bool:
+    """Whether it is `SplitRows`."""
     return isinstance(tree, SplitRows)
 
 
 def placements(tree: Any) -> Placement:
     """Where each array of a tree is: split in `SplitRows`, else the same on every device."""
     return jax.tree.map(
-        lambda x: jax.tree.map(lambda _: SPLIT if _is_split(x) else REPLICATED, x),
+        lambda x: jax.tree.map(lambda _: SPLIT if is_split(x) else REPLICATED, x),
         tree,
-        is_leaf=_is_split,
+        is_leaf=is_split,
     )
 
 
@@ -267,7 +346,7 @@ class Devices:
                 return x.replace(rows=self._shared_out(np.asarray(x.rows)))
             return self._replicated(np.asarray(x))
 
-        return jax.tree.map(one, tree, is_leaf=_is_split)
+        return jax.tree.map(one, tree, is_leaf=is_split)
 
     def split(self, batch: Any) -> Any:
         """This process's rows of a tree of arrays, put on its devices, rows in order."""
@@ -282,7 +361,7 @@ class Devices:
             data = np.array(x.addressable_data(0))
             return np.asarray(data[0]) if self.mode == "pmap" else data
 
-        return jax.tree.map(one, tree, is_leaf=_is_split)
+        return jax.tree.map(one, tree, is_leaf=is_split)
 
     def prefetch(
         self, batches: Iterator[dict[str, np.ndarray]], size: int = 2

@@ -120,6 +120,12 @@ def infonce(config: ConfigDict) -> None:
     config.objective.infonce.temperature = 0.05
 
 
+def sigmoid(config: ConfigDict) -> None:
+    """The sigmoid loss over all pairs of the batch. Source: Zhai et al., SigLIP, ICCV 2023."""
+    config.objective.triplet.weight = 0.0
+    config.objective.sigmoid.weight = 1.0
+
+
 def leap_fixed(config: ConfigDict) -> None:
     """The hinge on Euclidean distances with a fixed margin, the first part of LEAP.
 
@@ -241,6 +247,7 @@ def dvsa(config: ConfigDict) -> None:
     config.objective.triplet.margin = 1.0
     config.objective.triplet.temperature = 1.0
     config.objective.infonce.temperature = 1.0
+    config.objective.sigmoid.temperature = 1.0
     config.train.optimizer = "sgd"
     config.train.clip_norm = None
     config.train.clip_value = 5.0
@@ -314,7 +321,9 @@ def cam_disagreement(config: ConfigDict) -> None:
 
 
 # Of each system the objectives it can be trained with.
-_RANKING: dict[str, Setting] = {"lmh": lmh, "lseh": lseh, "lsh": lsh, "infonce": infonce}
+_RANKING: dict[str, Setting] = {
+    "lmh": lmh, "lseh": lseh, "lsh": lsh, "infonce": infonce, "sigmoid": sigmoid
+}  # fmt: skip
 _GOOD_FEATURES: dict[str, Setting] = {"infonce": infonce, **_RANKING}
 SYSTEMS: dict[str, dict[str, Setting]] = {
     "vsepp": _RANKING,
@@ -322,7 +331,7 @@ SYSTEMS: dict[str, dict[str, Setting]] = {
     "vsrn": _RANKING,
     "saf": _RANKING,
     "sgr": _RANKING,
-    "dvsa": {"lsh": lsh, "lmh": lmh, "infonce": infonce},
+    "dvsa": {"lsh": lsh, "lmh": lmh, "infonce": infonce, "sigmoid": sigmoid},
     "multimodal_rnn": {"likelihood": likelihood},
     "cam": {
         "disagreement": cam_disagreement,

@@ -227,6 +227,7 @@ class Loop:
             config.train.freeze,
             config.seed,
             config.train.ema,
+            config.train.accumulate,
         )
         placed = parallel.placements(state)
         self.step = run.devices.map(
@@ -249,7 +250,8 @@ class Loop:
         with Progress(self.start, self.end) as progress:
             mark, mark_step = time.perf_counter(), self.start
             for number, (host, batch) in enumerate(batches, self.start + 1):
-                self.state, metrics = self.step(self.state, batch)
+                with parallel.without_transfers():
+                    self.state, metrics = self.step(self.state, batch)
                 self.pending.append((number, host["image_id"], metrics))
                 self._check(keep=1)
                 if number % self.experiment.config.train.log_every == 0 or number == self.end:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
 
-from vse_jax import parallel
+from vse_jax import accumulation, parallel
 from vse_jax.objectives.base import Batch, Metrics, Objective, Spec
 from vse_jax.optimizer import Rules, average, flatten, partition, unflatten
 from vse_jax.train_state import TrainState
@@ -58,11 +58,13 @@ def make_step(
     rules: Rules,
     seed: int,
     ema_decay: float,
+    parts: int = 1,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """A step (state, this device's rows) -> (new state, metrics), for `Devices.map`.
 
     Metrics are the same on every device: `loss`, `gradient_norm` (before clipping) and the
-    objective's own.
+    objective's own. A device's rows are encoded in `parts`, see `accumulation`; batch statistics,
+    and what is drawn at random, are of each part by itself then.
     """
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
@@ -70,25 +72,36 @@ def make_step(
         rng = jax.random.fold_in(jax.random.key(seed), state.step)
         rng = jax.random.fold_in(rng, parallel.device_index())
 
-        def loss_of(trainable: dict[str, Array]) -> tuple[Float[Array, ""], Any]:
-            variables = {
-                "params": unflatten(trainable | frozen),
-                "batch_stats": state.batch_stats,
-            }
+        def encode(trainable: dict[str, Array], rows: Batch, number: Any) -> tuple[Any, Any]:
+            own = rng if parts == 1 else jax.random.fold_in(rng, number)
             outputs, updated = model.apply(
-                variables,
-                batch,
+                {"params": unflatten(trainable | frozen), "batch_stats": state.batch_stats},
+                rows,
+                train=True,
+                rngs={"dropout": own},
+                mutable=["batch_stats"],
+                method="encode",
+            )
+            return outputs, _moved(state.batch_stats, updated)
+
+        def judge(
+            trainable: dict[str, Array], outputs: Any, batch_stats: Any
+        ) -> tuple[Float[Array, ""], Any]:
+            outputs, updated = model.apply(
+                {"params": unflatten(trainable | frozen), "batch_stats": batch_stats},
+                outputs,
                 train=True,
                 gather=parallel.all_gather,
                 rngs={"dropout": rng},
                 mutable=["batch_stats"],
+                method="relate",
             )
             loss, objective_state, metrics = objective.apply(state.objective_state, outputs, batch)
-            return loss, (updated.get("batch_stats", {}), objective_state, metrics)
+            return loss, (_moved(batch_stats, updated), objective_state, metrics)
 
-        (loss, (batch_stats, objective_state, metrics)), gradient = jax.value_and_grad(
-            loss_of, has_aux=True
-        )(trainable)
+        loss, (batch_stats, objective_state, metrics), gradient = accumulation.value_and_grad(
+            encode, judge, trainable, batch, parts
+        )
         gradient, loss = parallel.mean((gradient, loss))
         updates, opt_state = optimizer.update(gradient, state.opt_state, trainable)
         trainable = optax.apply_updates(trainable, updates)
@@ -99,14 +112,18 @@ def make_step(
         return state.replace(
             step=state.step + 1,
             params=unflatten(trainable | frozen),
-            # A model fed with cached features leaves the backbone's statistics out.
-            batch_stats=unflatten(flatten(state.batch_stats) | flatten(parallel.mean(batch_stats))),
+            batch_stats=parallel.mean(batch_stats),
             opt_state=opt_state,
             objective_state=objective_state,
             ema=ema,
         ), metrics
 
     return step
+
+
+def _moved(batch_stats: Any, updated: Mapping[str, Any]) -> Any:
+    """The statistics with those that a pass has moved; of cached features it leaves some out."""
+    return unflatten(flatten(batch_stats) | flatten(updated.get("batch_stats", {})))
 
 
 def evaluation_params(state: TrainState) -> Any:

@@ -20,6 +20,7 @@ from vse_jax.objectives.joint_embedding import joint_embedding
 from vse_jax.objectives.leap import leap
 from vse_jax.objectives.margin import Hinge
 from vse_jax.objectives.quantizer import Multitask, Quantizer
+from vse_jax.objectives.sigmoid import sigmoid
 from vse_jax.objectives.triplet import triplet
 
 
@@ -44,8 +45,11 @@ def build(config: ConfigDict) -> Objective:
         )
     section = config.objective.infonce
     if section.weight:
-        objective = infonce(section.temperature, section.chunk, similarity)
+        objective = infonce(section.temperature, section.chunk, similarity, section.exchange)
         terms["infonce"] = (section.weight, objective)
+    section = config.objective.sigmoid
+    if section.weight:
+        terms["sigmoid"] = (section.weight, sigmoid(section.chunk, similarity, section.exchange))
     if config.objective.generation.weight:
         terms["generation"] = (config.objective.generation.weight, generation())
     if config.objective.classification.weight:

@@ -31,7 +31,7 @@ def gflops(side: int = SIDE, rounds: int = 5) -> float:
 def measure(rounds: int, side: int, copied: int) -> list[Row]:
     """Rows of products of side x side matrices and of copies of `copied` numbers."""
     products = alternately(_products(side), rounds, warmup=1)
-    copies = alternately(_copies(copied), rounds, warmup=1)
+    in_turns = alternately(copies(copied), rounds, warmup=1)
     moved = 2 * 4e-9 * copied  # read and written
     rows = [
         rate("peak", f"float32 {side}^3 product, {name}", timing, 2e-9 * side**3, "GFLOP/s")
@@ -40,7 +40,7 @@ def measure(rounds: int, side: int, copied: int) -> list[Row]:
     rows += [
         rate("peak", f"copy of {4 * copied / 2**20:.0f} MiB, {name}", timing, moved, "GB/s",
              note="read + written")
-        for name, timing in copies.items()
+        for name, timing in in_turns.items()
     ]  # fmt: skip
     return rows
 
@@ -72,7 +72,7 @@ def _products(side: int) -> dict[str, Callable[[int], object]]:
     return work
 
 
-def _copies(count: int) -> dict[str, Callable[[int], object]]:
+def copies(count: int) -> dict[str, Callable[[int], object]]:
     # A sum with a scalar, for XLA may drop a plain copy; in place, for new memory costs more.
     held = [jnp.zeros(count)]
     add = jax.jit(lambda x, a: x + a, donate_argnums=0)

@@ -10,6 +10,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from vse_jax.encoding import Encoding
 from vse_jax.models import cam
+from vse_jax.models.scale import Scale
 
 # Encodings of this device's items -> of every device's.
 Gather = Callable[[Any], Any]
@@ -34,6 +35,7 @@ class VisualSemanticModel(nn.Module):
         the words' gradients by z, which weigh the caption's map, taken for constants ("constant"),
         or as what they are, functions of the parameters ("whole").
       function_words: token numbers that no map is made of.
+      scales: of the losses that learn how scores are scaled, by name; None where none does.
     """
 
     image: nn.Module
@@ -44,6 +46,7 @@ class VisualSemanticModel(nn.Module):
     classifier: nn.Module | None = None
     maps: Literal["constant", "whole"] | None = None
     function_words: tuple[int, ...] = ()
+    scales: Mapping[str, Scale] | None = None
 
     def __call__(
         self, batch: Mapping[str, Array], *, train: bool, gather: Gather = lambda tree: tree
@@ -60,15 +63,17 @@ class VisualSemanticModel(nn.Module):
           one] where the model is pairwise; `generation` [b], minus the log likelihood of each
           caption, where it has a generator or a captioner; `logits` [b, classes] where it has a
           classifier; where it looks at them, the rectified maps `class_map` of the `label` and
-          `caption_map`, both [b, n], and `has_caption_map` [b].
+          `caption_map`, both [b, n], and `has_caption_map` [b]; the `scales` of losses, by name.
         """
+        return self.relate(self.encode(batch, train=train), train=train, gather=gather)
+
+    def encode(self, batch: Mapping[str, Array], *, train: bool) -> dict[str, Any]:
+        """What of `__call__` is of each row by itself, but for batch statistics."""
         image = self.encode_image(batch, train=train)
         outputs: dict[str, Any] = {"image": image}
         said = batch["tokens"], batch["token_mask"]
         if self.text is not None:
             outputs["text"] = self.encode_text(batch, train=train)
-        if self.pairwise is not None:
-            outputs["scores"] = self.pairwise(gather(image), outputs["text"], train=train)
         if self.generator is not None:
             outputs["generation"] = self.generator(image.local, image.mask, *said, train=train)
         if self.captioner is not None:
@@ -79,6 +84,18 @@ class VisualSemanticModel(nn.Module):
             outputs["class_map"] = self._class_map(image, batch["label"])
             outputs["caption_map"], outputs["has_caption_map"] = self._caption_map(image, *said)
         return outputs
+
+    def relate(
+        self, outputs: Mapping[str, Any], *, train: bool, gather: Gather = lambda tree: tree
+    ) -> dict[str, Any]:
+        """What `__call__` returns, of what `encode` does of all rows."""
+        found = dict(outputs)
+        if self.pairwise is not None:
+            images, texts = gather(outputs["image"]), outputs["text"]
+            found["scores"] = self.pairwise(images, texts, train=train)
+        if self.scales:
+            found["scales"] = {name: scale() for name, scale in self.scales.items()}
+        return found
 
     def looks(self, batch: Mapping[str, Array]) -> dict[str, Array]:
         """Of pictures, as far as the model has what it takes: classes, and where it looks.

@@ -98,6 +98,13 @@ class Pairs(NamedTuple):
         )
 
 
+def own_rows(outputs: Outputs, batch: Batch) -> tuple[Rows, Rows]:
+    """This device's pictures and captions, row by row, in float32; see `gather`."""
+    ids, where = batch["image_id"], batch["weight"] > 0
+    images, texts = (outputs[side].pooled.astype(jnp.float32) for side in ("image", "text"))
+    return Rows(images, ids, where), Rows(texts, ids, where)
+
+
 def gather(outputs: Outputs, batch: Batch, similarity: Similarity) -> Pairs:
     """The pairs of the global batch in float32, the keys gathered from every device.
 
@@ -119,7 +126,7 @@ def gather(outputs: Outputs, batch: Batch, similarity: Similarity) -> Pairs:
         images, texts = parallel.transposed(own), own
         halves, all_images, all_texts = (numbers, numbers), every, every
     else:
-        images, texts = (outputs[side].pooled.astype(jnp.float32) for side in ("image", "text"))
+        images, texts = (rows.vectors for rows in own_rows(outputs, batch))
         halves = texts, images
         all_images, all_texts = parallel.all_gather((images, texts))
     return Pairs(

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, UInt8
 
-from vse_jax.models.backbones import classifier, weights
+from vse_jax.models.backbones import blocks, classifier, weights
 from vse_jax.models.backbones.feature_map import FeatureMap, averaged
 from vse_jax.models.backbones.weights import WeightsError
 
@@ -65,6 +65,7 @@ class MobileNetV2(nn.Module):
       dtype: precision of the computation; parameters and statistics stay float32.
       axis_name: mapped axis over which batch statistics are shared, for the statistics
         of the global batch; None for those of this device's share.
+      remat: compute each block again in the backward pass instead of keeping what is inside.
     """
 
     depth_multiplier: float = 1.0
@@ -80,6 +81,7 @@ class MobileNetV2(nn.Module):
     momentum: float = 0.99
     dtype: Dtype = jnp.float32
     axis_name: str | None = None
+    remat: bool = False
 
     @nn.compact
     def __call__(self, image: UInt8[Array, "b h w 3"], *, train: bool) -> FeatureMap:
@@ -105,13 +107,14 @@ class MobileNetV2(nn.Module):
         reached, dilation = 2, 1
         for i, (width, stride) in enumerate(zip(widths[1:], _STRIDES, strict=True)):
             inside = self._rounded(x.shape[-1] * self.expand_ratio)
-            block = partial(_Block, inside, width, name=f"layer_{i}")
+            block = partial(_Block, inside, width, layer=layer, name=f"layer_{i}")
             if reached == self.output_stride:
-                x = block(1, dilation, layer)(x)
+                make = partial(block, stride=1, dilation=dilation)
                 dilation *= stride  # A stride not taken dilates the blocks after this one.
             else:
-                x = block(stride, 1, layer)(x)
+                make = partial(block, stride=stride, dilation=1)
                 reached *= stride
+            x = blocks.run(self, make, x, remat=self.remat)
         return averaged(layer(self.channels, 1, name="conv_1x1")(x))
 
     @property

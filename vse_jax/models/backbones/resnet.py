@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, UInt8
 
-from vse_jax.models.backbones import classifier, pixels, timm_config, weights
+from vse_jax.models.backbones import blocks, classifier, pixels, timm_config, weights
 from vse_jax.models.backbones.feature_map import FeatureMap, averaged
 from vse_jax.models.backbones.weights import WeightsError
 
@@ -52,6 +52,7 @@ class ResNet(nn.Module):
       dtype: precision of the computation; parameters and statistics stay float32.
       axis_name: mapped axis over which batch statistics are shared, for the statistics
         of the global batch; None for those of this device's share.
+      remat: compute each block again in the backward pass instead of keeping what is inside.
     """
 
     embedding_size: int = 64
@@ -64,6 +65,7 @@ class ResNet(nn.Module):
     momentum: float = 0.9
     dtype: Dtype = jnp.float32
     axis_name: str | None = None
+    remat: bool = False
 
     @nn.compact
     def __call__(self, image: UInt8[Array, "b h w 3"], *, train: bool) -> FeatureMap:
@@ -85,7 +87,8 @@ class ResNet(nn.Module):
             for i in range(depth):
                 stride = 2 if halve and i == 0 else 1
                 strides = (stride, 1) if self.downsample_in_bottleneck else (1, stride)
-                x = _Block(width, strides, conv, norm, name=f"layer{stage + 1}_{i}")(x)
+                make = partial(_Block, width, strides, conv, norm, name=f"layer{stage + 1}_{i}")
+                x = blocks.run(self, make, x, remat=self.remat)
         return averaged(x)
 
 

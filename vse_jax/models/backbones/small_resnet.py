@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float, UInt8
 
+from vse_jax.models.backbones import blocks
 from vse_jax.models.backbones.feature_map import FeatureMap, averaged
 
 Dtype = Any
@@ -33,6 +34,7 @@ class SmallResNet(nn.Module):
       dtype: precision of the computation; parameters and statistics stay float32.
       axis_name: mapped axis over which batch statistics are shared, for the statistics
         of the global batch; None for those of this device's share.
+      remat: compute each block again in the backward pass instead of keeping what is inside.
     """
 
     stem: int = 32
@@ -43,6 +45,7 @@ class SmallResNet(nn.Module):
     momentum: float = 0.9
     dtype: Dtype = jnp.float32
     axis_name: str | None = None
+    remat: bool = False
 
     @nn.compact
     def __call__(self, image: UInt8[Array, "b h w 3"], *, train: bool) -> FeatureMap:
@@ -66,7 +69,9 @@ class SmallResNet(nn.Module):
                 x = _append_coordinates(x)
             for block in range(count):
                 stride = 2 if block == 0 else 1
-                x = _Block(width, stride, norm, self.dtype, name=f"stage{stage}_block{block}")(x)
+                name = f"stage{stage}_block{block}"
+                make = partial(_Block, width, stride, norm, self.dtype, name=name)
+                x = blocks.run(self, make, x, remat=self.remat)
         if self.coordinates:
             x = _append_coordinates(x)
         return averaged(nn.relu(nn.Conv(self.head, (1, 1), dtype=self.dtype, name="head")(x)))

@@ -21,7 +21,7 @@ import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
-from vse_jax.models.backbones import weights
+from vse_jax.models.backbones import blocks, weights
 from vse_jax.models.backbones.weights import WeightsError
 from vse_jax.models.dropout import Dropout
 from vse_jax.models.rows_product import rows_product
@@ -178,6 +178,7 @@ class Tower(nn.Module):
       attention_probs_dropout_prob: dropout's rate on the attention's weights.
       qkv_bias: whether queries, keys and values have a bias.
       dtype: of the operands of matrix products.
+      remat: compute each block again in the backward pass instead of keeping what is inside.
     """
 
     hidden_size: int = 768
@@ -190,6 +191,7 @@ class Tower(nn.Module):
     attention_probs_dropout_prob: float = 0.0
     qkv_bias: bool = True
     dtype: DTypeLike = jnp.float32
+    remat: bool = False
 
     @nn.nowrap
     def parts(self) -> Parts:
@@ -222,13 +224,18 @@ class Tower(nn.Module):
         """What `layer_0`, `layer_1`, ... make of the embeddings, one after the other."""
         x = Dropout(self.hidden_dropout_prob)(x, train=train)
         for number in range(self.num_hidden_layers):
-            block = Block(
+            made = partial(
+                Block,
                 self.parts(),
                 pre_norm=pre_norm,
                 dropout=self.hidden_dropout_prob,
                 name=f"layer_{number}",
             )
-            x = block(x, mask, train=train)
+
+            def make(made: Callable[[], Block] = made) -> Callable[[Array], Array]:
+                return partial(made(), mask=mask, train=train)
+
+            x = blocks.run(self, make, x, remat=self.remat)
         return x
 
 

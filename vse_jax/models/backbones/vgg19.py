@@ -5,7 +5,7 @@ Recognition, ICLR 2015, table 1, column E.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, UInt8
 
-from vse_jax.models.backbones import pixels, timm_config, weights
+from vse_jax.models.backbones import blocks, pixels, timm_config, weights
 from vse_jax.models.backbones.feature_map import FeatureMap
 from vse_jax.models.dropout import Dropout
 
@@ -51,6 +51,7 @@ class VGG19(nn.Module):
       dtype: precision of the computation; parameters and statistics stay float32.
       axis_name: mapped axis over which batch statistics are shared, for the statistics
         of the global batch; None for those of this device's share.
+      remat: compute each block again in the backward pass instead of keeping what is inside.
     """
 
     widths: Sequence[int] = (64, 128, 256, 512, 512)
@@ -62,6 +63,7 @@ class VGG19(nn.Module):
     momentum: float = 0.9
     dtype: Dtype = jnp.float32
     axis_name: str | None = None
+    remat: bool = False
 
     @nn.compact
     def __call__(self, image: UInt8[Array, "b h w 3"], *, train: bool) -> FeatureMap:
@@ -83,11 +85,18 @@ class VGG19(nn.Module):
         )
         conv = partial(nn.Conv, padding=1, dtype=self.dtype, kernel_init=_INIT)
         x = pixels.normalize(image, self.mean, self.std, self.dtype)
+
+        def stage(block: int, width: int, depth: int) -> Callable[[Array], Array]:
+            def apply(x: Array) -> Array:
+                for i in range(1, depth + 1):
+                    x = conv(width, (3, 3), name=f"conv{block}_{i}")(x)
+                    x = nn.relu(norm(name=f"bn{block}_{i}")(x) if self.batch_norm else x)
+                return nn.max_pool(x, (2, 2), (2, 2))
+
+            return apply
+
         for block, (width, depth) in enumerate(zip(self.widths, _DEPTHS, strict=True), 1):
-            for i in range(1, depth + 1):
-                x = conv(width, (3, 3), name=f"conv{block}_{i}")(x)
-                x = nn.relu(norm(name=f"bn{block}_{i}")(x) if self.batch_norm else x)
-            x = nn.max_pool(x, (2, 2), (2, 2))
+            x = blocks.run(self, partial(stage, block, width, depth), x, remat=self.remat)
         return FeatureMap(x, self._whole(x, train))
 
     def _whole(self, grid: Float[Array, "b h w c"], train: bool) -> Float[Array, "b p"]:

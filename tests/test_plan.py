@@ -1,0 +1,151 @@
+"""What a step takes, from its program: counted by hand, by XLA, and for devices that are here."""
+
+import importlib
+import json
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import PartitionSpec as P
+
+from vse_jax.parallel import Devices
+
+# Of a config file that ml_collections loads.
+pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
+SCRIPTS = Path(__file__).parents[1] / "scripts"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def scripts():
+    sys.path.insert(0, str(SCRIPTS))
+    yield
+    sys.path.remove(str(SCRIPTS))
+    for name in [n for n in sys.modules if n.split(".")[0] in ("plan", "step_costs", "benchmarks")]:
+        del sys.modules[name]
+
+
+def count(function, *shapes, devices=1):
+    arrays = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
+    return importlib.import_module("step_costs").count(function, *arrays, devices=devices)
+
+
+def test_products_count_as_often_as_they_are_made():
+    def once(x, w):
+        return jnp.tanh(x @ w)
+
+    def looped(x, w):
+        return jax.lax.scan(lambda x, _: (once(x, w), None), x, length=7)[0].sum()
+
+    product = 2 * 3 * 5 * 5
+    assert count(once, (3, 5), (5, 5)).flops == product
+    assert count(jax.jit(looped), (3, 5), (5, 5)).flops == 7 * product
+    # Backward there is one product for each of the two factors, and of a checkpoint all again.
+    assert count(jax.grad(looped, (0, 1)), (3, 5), (5, 5)).flops == 3 * 7 * product
+    again = jax.checkpoint(once)
+
+    def kept_nothing(x, w):
+        return again(again(x, w), w).sum()
+
+    # But for the last one forward, which nobody looks at.
+    assert count(jax.grad(kept_nothing, (0, 1)), (3, 5), (5, 5)).flops == 7 * product
+
+    def either(x, w):
+        return jax.lax.cond(x[0, 0] > 0, lambda: once(once(x, w), w), lambda: once(x, w))
+
+    assert count(either, (3, 5), (5, 5)).flops == 2 * product
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_convolutions_are_what_xla_counts(stride):
+    def convolve(x, k):
+        return jax.lax.conv_general_dilated(
+            x, k, (stride, stride), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+
+    shapes = (2, 12, 12, 3), (3, 3, 3, 8)
+    out = 10 if stride == 1 else 5
+    own = 2 * 2 * out * out * 8 * 27
+    assert count(convolve, *shapes).flops == own
+    arrays = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
+    assert jax.jit(convolve).lower(*arrays).cost_analysis()["flops"] == pytest.approx(own, rel=0.01)
+    # The gradients multiply the same numbers.
+    for side in (0, 1):
+        gradient = jax.grad(lambda x, k: convolve(x, k).sum(), side)
+        found = count(gradient, *shapes).flops
+        assert found == own if side else own <= found < 1.6 * own
+
+
+def test_collectives_bring_what_a_ring_brings():
+    def function(x):
+        everyone = jax.lax.all_gather(x, "data", tiled=True)
+        moved = jax.lax.ppermute(x, "data", [(0, 1), (1, 2), (2, 3), (3, 0)])
+        return jax.lax.psum(everyone, "data").sum() + moved
+
+    mapped = jax.shard_map(
+        function, mesh=Devices.all("shard_map").mesh, in_specs=P("data"), out_specs=P("data")
+    )
+    found = count(mapped, (8, 16), devices=4)
+    size = 8 * 16 * 4
+    assert found.received["all_gather"] == size * 3 / 4
+    assert found.received["ppermute"] == size / 4
+    assert (
+        sum(value for name, value in found.received.items() if "psum" in name) == 2 * size * 3 / 4
+    )
+    assert found.calls["ppermute"] == 1
+
+
+@pytest.fixture(scope="module")
+def planned(tmp_path_factory):
+    path = tmp_path_factory.mktemp("plan") / "plan.json"
+    given = [
+        f"--config={SCRIPTS.parent}/configs/shapes.py", f"--output={path}", "--batch=32,64",
+        "--config.data.image_size=32", "--config.model.dimension=64",
+        "--config.model.text.words=32", "--config.data.max_tokens=10",
+    ]  # fmt: skip
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["plan.py", *given])  # there ml_collections looks for fields
+        importlib.import_module("plan").main(given)
+    return json.loads(path.read_text())
+
+
+def test_a_plan_of_what_is_here(planned):
+    assert planned["topology"] == "here"
+    small, large = planned["plans"]
+    assert [plan["batch"] for plan in (small, large)] == [32, 64]
+    for plan in (small, large):
+        assert plan["devices"] == 4
+        assert plan["measured"] > 0
+        assert plan["seconds"]["products"] == plan["flops"] / planned["chip"]["flops"]
+        assert plan["pairs_a_second"] == plan["batch"] / max(plan["seconds"].values())
+        # Every device has all parameters, and the optimizer two numbers more of each.
+        assert plan["receives"]["psum"] > 0
+    assert 1.8 < large["flops"] / small["flops"] < 2.3
+    assert small["holds"] < large["holds"] < 2 * small["holds"]
+
+
+def test_flops_of_a_step_without_loops_are_what_xla_counts(monkeypatch):
+    """Of heads over two frozen towers; XLA counts sums, roots and exponentials too."""
+    plan, step = importlib.import_module("plan"), importlib.import_module("benchmarks.step")
+    config = step.config("frozen")
+    config.model.image.update({"backbone": "small_resnet", "weights": None})
+    config.model.text.weights = None
+    config.train.update({"freeze": (), "batch_size": 128, "ema": 0.0})
+    config.data.max_tokens = 10
+    both = plan.assembly.Frozen(image=True, text=True)
+    monkeypatch.setattr(plan.assembly, "frozen_backbones", lambda _: both)
+    own, state, rows = plan._step(config, 128)
+    devices = Devices("shard_map", tuple(jax.devices()[:1]))
+    function = devices.map(own, ("replicated", "split"), ("replicated", "replicated"))
+    expected = function.lower(state, rows).cost_analysis()["flops"]
+    found = importlib.import_module("step_costs").count(function, state, rows, devices=1)
+    assert 0.8 * expected < found.flops < expected
+
+
+def test_what_is_no_topology_is_told():
+    plan = importlib.import_module("plan")
+    with pytest.raises(SystemExit, match="--topology is 'v9:2x2'; it must be 'here' or one of v4"):
+        plan.main(["--config=configs/shapes.py", "--output=p.json", "--topology=v9:2x2"])
+    with pytest.raises(SystemExit, match=r"needs --config and --output=FILE\.json"):
+        plan.main(["--config=configs/shapes.py"])
