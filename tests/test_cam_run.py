@@ -4,6 +4,7 @@ import dataclasses
 import json
 import logging
 import shutil
+import types
 from pathlib import Path
 
 import jax
@@ -375,6 +376,32 @@ def test_data_without_classes_are_told_before_training(config, tmp_path):
     with pytest.raises(DataError, match="are of 0 classes: bring labels of two or more"):
         experiment.prepare(config, tmp_path / "run", training=True)
     assert not (tmp_path / "run").exists()
+
+
+def test_pictures_without_a_caption_are_told_to_serve_the_classes_alone(config, tmp_path):
+    config = config.copy_and_resolve_references()
+    said = [json.loads(line) for line in Path(config.data.path).read_text().splitlines()]
+    path = tmp_path / "plain.jsonl"
+    bare = (line | {"label": line.get("label", THINGS[0]), "captions": []} for line in said)
+    path.write_text("".join(json.dumps(line) + "\n" for line in bare))
+    config.data.path, config.data.images = str(path), config.data.path.rsplit("/", 1)[0]
+    with pytest.raises(DataError, match=r"has a caption: bring some, or tell classes alone"):
+        experiment.prepare(config, tmp_path / "run", training=True)
+
+
+def test_where_no_caption_has_a_map_the_class_alone_points(monkeypatch):
+    image = types.SimpleNamespace(backbone=None)
+    built = types.SimpleNamespace(model=types.SimpleNamespace(image=image))
+    run = types.SimpleNamespace(config=None, built=built)
+    truth = [np.array([[0.0, 0.0, 1.0, 1.0]], np.float32)] * 3
+    cells = np.ones((3, 1), np.float32)
+    shown = cam_evaluation.Looks(cells, cells, np.zeros(3, bool))
+    whole = np.array([[0.0, 0.0, 1.0, 1.0]])
+    monkeypatch.setattr(cam_evaluation.alignment, "cell_boxes", lambda *_: whole)
+    found = cam_evaluation._pointing(run, truth, np.array([0, 1, -1]), shown, shown)
+    assert found == {"maps/class_pointing": 100.0, "maps/chance_pointing": 100.0}
+    silent = shown._replace(class_maps=None)
+    assert cam_evaluation._pointing(run, truth, np.array([0, 1, -1]), silent, silent) == {}
 
 
 def test_classes_and_captions_where_they_are_learned(config, tmp_path):

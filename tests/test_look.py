@@ -1,5 +1,6 @@
 """Where a model of "cam" looks: by the API, by the command, and as a picture."""
 
+import dataclasses
 import json
 import shutil
 
@@ -221,12 +222,23 @@ def test_the_command_prints_classes_caption_agreement_and_peaks(run, model, phot
         if shown.max() > 0:
             y, x = divmod(int(shown.argmax()), 2)
             box = [20 * y, 40 * x, 20 * y + 20, 40 * x + 40]
-            assert lines.pop(f"{name} map") == f"highest at {box}"
+            of = f"of {found.told.name}" if name == "class" else "of its content words"
+            told = f"{of}, highest at y, x {box[:2]} to {box[2:]}"
+            assert lines.pop(f"{name} map") == told
     assert not lines
     with Image.open(output) as drawn:
         assert drawn.format == "PNG"
         assert drawn.width == 2 * 640 + look_picture.GAP
         assert drawn.height > 320
+
+
+def test_a_caption_without_a_content_word_is_said_to_have_no_map(model, photo):
+    found = dataclasses.replace(model.look(photo), caption="a a", caption_map=None, agreement=None)
+    lines = align.look_as_lines(found, Image.new("RGB", (80, 40))).splitlines()
+    assert lines[-1].split(maxsplit=2) == [
+        "caption", "map", "none: there is no content word in it"
+    ]  # fmt: skip
+    assert not any(line.startswith("agreement") for line in lines)
 
 
 def test_json_is_everything(run, model, photo):

@@ -503,6 +503,16 @@ def test_where_the_model_looks_is_shown(tmp_path):
     assert "Where the model" not in report.write(tmp_path, {"looks": []}).read_text()
 
 
+def test_a_caption_without_a_map_is_said_to_have_none(tmp_path):
+    found = looks("a dog", report.thumbnail(picture()))[0]
+    del found["caption_image"]
+    text = report.write(workdir(tmp_path), {"looks": [found]}).read_text()
+    section = text.split("<h2>Where the model looks</h2>")[1].split("</section>")[0]
+    assert section.count("<img") == 1
+    assert "a dog runs" in section
+    assert "no content word in it, so no map" in section
+
+
 def test_looks_are_escaped_and_load_nothing(tmp_path):
     text = report.write(
         workdir(tmp_path), {"looks": looks(EVIL, "https://example.com/spy.gif")}

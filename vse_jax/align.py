@@ -170,12 +170,22 @@ def look_as_lines(found: Look, picture: Image.Image) -> str:
     """A line for each of what is known of where a model looks; boxes (y0, x0, y1, x1) in pixels."""
     likeliest = [f"{name} {100 * probability:.1f}%" for name, probability in found.classes[:TOLD]]
     peaks = {name: _peak(shown, picture) for name, shown in _maps(found).items()}
+    of = {
+        "class": "" if found.told is None else f"of {found.told.name}",
+        "caption": "of its content words",
+    }
     lines = {
         "class": ", ".join(likeliest) or None,
         "caption": found.caption,
         "agreement": None if found.agreement is None else f"{found.agreement:.3f}",
-        **{f"{name} map": f"highest at {peak}" for name, peak in peaks.items() if peak},
+        **{
+            f"{name} map": f"{of[name]}, highest at y, x {peak[:2]} to {peak[2:]}"
+            for name, peak in peaks.items()
+            if peak
+        },
     }
+    if found.caption is not None and found.caption_map is None:
+        lines["caption map"] = "none: there is no content word in it"
     return "\n".join(f"{name:<12} {line}" for name, line in lines.items() if line is not None)
 
 

@@ -150,6 +150,11 @@ def evaluate(
     said = [next(iter(data.captions_of(picture)), "") for picture in range(count)]
     written = [""] * count if sentences is None else sentences
     own = looks(experiment, state, split, np.full(count, -1), written)
+    if sentences is not None and own.captioned is not None and not own.captioned.all():
+        log.info(
+            "captions without a content word, so without a map: %d of %d (%r)",
+            count - own.captioned.sum(), count, written[int(np.argmin(own.captioned))],
+        )  # fmt: skip
     true = looks(experiment, state, split, labels, said)
     metrics |= _agreement("maps/agreement", own, own, np.ones(count, bool))
     # Of the class of each picture with the caption of the one before: what says nothing reaches.
@@ -212,11 +217,14 @@ def _pointing(
     own: Looks,
     true: Looks,
 ) -> dict[str, float]:
-    """Of the pictures that have a box and whatever maps the model has, the same for both maps."""
+    """Of the pictures that have a box and whatever maps the model has, the same for both maps.
+
+    Where no caption has a map, of the class's alone.
+    """
     where = np.array([len(boxes) > 0 for boxes in truth])
     if true.class_maps is not None:
         where &= labels >= 0
-    if own.captioned is not None:
+    if own.captioned is not None and (own.captioned.any() or true.class_maps is None):
         where &= own.captioned
     if not where.any():
         return {}
@@ -224,8 +232,9 @@ def _pointing(
     cells = alignment.cell_boxes(experiment.config, experiment.built.model.image.backbone)
     judged = [boxes for boxes, kept in zip(truth, where, strict=True) if kept]
     found: dict[str, float] = {}
+    written = own.captioned is not None and own.captioned.any()
     for name, shown in (("class", true.class_maps), ("caption", own.caption_maps)):
-        if shown is not None:
+        if shown is not None and (written or name == "class"):
             right, chance = maps.pointing(shown[where], cells, judged)
             found |= {f"maps/{name}_pointing": right, "maps/chance_pointing": chance}
     return found

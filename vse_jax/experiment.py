@@ -92,10 +92,10 @@ def prepare(conf: ConfigDict, folder: Path, *, training: bool = False) -> Experi
             conf.objective.quantizer.codes, len(dataset.splits["train"].images)
         )
     words = _tokenizer(conf, dataset, begun, start)
+    examples = _examples(conf, dataset, words)
     if assembly.writes_captions(conf):
         _check_captions(conf, words)
     known = assembly.Words.of(words, conf, len(dataset.classes))
-    examples = _examples(conf, dataset, words)
     pretrained = _with_words(
         assembly.build_model(conf, known, frozen, width), conf, words, examples["train"]
     )

@@ -23,8 +23,10 @@ def section(**values):
     ],
 )
 def test_a_field_that_a_data_set_needs_is_named(name, field):
-    with pytest.raises(ConfigError, match=f"'{field}' is not set; '{name}' needs it"):
+    with pytest.raises(ConfigError, match=f"'{field}' is not set; '{name}' needs it") as told:
         datasets.load(section(dataset=name), 0)
+    # And how to come by it.
+    assert ("into the folder that data.manual_dir names" in str(told.value)) == (name != "custom")
 
 
 def test_an_unknown_data_set_lists_the_known():

@@ -204,7 +204,7 @@ def _jsonl(path: pathlib.Path) -> Iterator[Record]:
         yield _record(value, value.get("image"), value["captions"], where)
 
 
-_JSONL_LINE = '{"image": path, "captions": [sentence, ...]} on one line'
+_JSONL_LINE = '{"image": path, "captions": [sentence, ...]} on one line ([] where there is none)'
 
 
 def _csv(path: pathlib.Path) -> Iterator[Record]:

@@ -4,7 +4,6 @@ import dataclasses
 import logging
 import os
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -106,7 +105,7 @@ def flickr8k(config: ConfigDict, seed: int) -> Dataset:
     del seed  # the splits are the official ones
     from vse_jax.data import flickr8k as module
 
-    return _photos(config, module.load)
+    return _photos(config, module)
 
 
 def flickr30k(config: ConfigDict, seed: int) -> Dataset:
@@ -114,7 +113,7 @@ def flickr30k(config: ConfigDict, seed: int) -> Dataset:
     del seed  # the splits are those of the files
     from vse_jax.data import flickr30k as module
 
-    return _photos(config, module.load)
+    return _photos(config, module)
 
 
 def coco(config: ConfigDict, seed: int) -> Dataset:
@@ -122,7 +121,7 @@ def coco(config: ConfigDict, seed: int) -> Dataset:
     del seed  # the splits are Karpathy's
     from vse_jax.data import coco as module
 
-    return _photos(config, module.load, restval=config.restval)
+    return _photos(config, module, restval=config.restval)
 
 
 def iaprtc12(config: ConfigDict, seed: int) -> Dataset:
@@ -130,7 +129,7 @@ def iaprtc12(config: ConfigDict, seed: int) -> Dataset:
     del seed  # the splits are the same for every run, so that results compare
     from vse_jax.data import iaprtc12 as module
 
-    return _photos(config, module.load)
+    return _photos(config, module)
 
 
 def cub(config: ConfigDict, seed: int) -> Dataset:
@@ -138,7 +137,7 @@ def cub(config: ConfigDict, seed: int) -> Dataset:
     del seed  # the validation split is the same for every run, so that results compare
     from vse_jax.data import cub as module
 
-    return _photos(config, module.load)
+    return _photos(config, module)
 
 
 def flowers(config: ConfigDict, seed: int) -> Dataset:
@@ -146,7 +145,7 @@ def flowers(config: ConfigDict, seed: int) -> Dataset:
     del seed  # the splits are the official ones
     from vse_jax.data import flowers as module
 
-    return _photos(config, module.load)
+    return _photos(config, module)
 
 
 def custom(config: ConfigDict, seed: int) -> Dataset:
@@ -191,10 +190,10 @@ def _under(protocol: str, dataset: Dataset) -> Dataset:
     return dataclasses.replace(dataset, protocol=protocol)
 
 
-def _photos(config: ConfigDict, load: Callable[..., Dataset], **options: Any) -> Dataset:
+def _photos(config: ConfigDict, module: Any, **options: Any) -> Dataset:
     """Photos and captions as released, from the folder that the config names."""
-    return load(
-        _needed(config, "manual_dir"),
+    return module.load(
+        _needed(config, "manual_dir", f". {module.HELP}"),
         _prepared(config),
         bad_share=config.bad_share,
         non_rgb=config.non_rgb,
@@ -202,9 +201,11 @@ def _photos(config: ConfigDict, load: Callable[..., Dataset], **options: Any) ->
     )
 
 
-def _needed(config: ConfigDict, field: str) -> str:
+def _needed(config: ConfigDict, field: str, advice: str = "") -> str:
     if config[field] is None:
-        raise ConfigError(f"config field 'data.{field}' is not set; {config.dataset!r} needs it")
+        raise ConfigError(
+            f"config field 'data.{field}' is not set; {config.dataset!r} needs it{advice}"
+        )
     return os.path.expanduser(config[field])
 
 

@@ -1,7 +1,7 @@
 """InfoNCE over the global batch, as CLIP trains."""
 
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
@@ -14,15 +14,12 @@ from vse_jax.objectives.base import Batch, Metrics, Objective, Outputs, Spec
 from vse_jax.objectives.pairs import gather, own_rows
 from vse_jax.similarity import Similarity, dot
 
-# How keys come to the queries of other devices.
-Exchange = Literal["gather", "ring"]
-
 
 def infonce(
     temperature: float,
     chunk: int,
     similarity: Similarity = dot,
-    exchange: Exchange = "gather",
+    exchange: ring.Exchange = "gather",
 ) -> Objective:
     """The cross-entropy of each pair against its negatives, the mean of both directions.
 
@@ -46,20 +43,20 @@ def infonce(
         state: dict[str, Any], outputs: Outputs, batch: Batch
     ) -> tuple[Float[Array, ""], dict[str, Any], Metrics]:
         learned = outputs.get("scales", {}).get("infonce")
-        degree = temperature if learned is None else learned.temperature
+        divisor = temperature if learned is None else learned.temperature
         if exchange == "ring" and "scores" not in outputs:
             images, texts = own_rows(outputs, batch)
-            own = similarity.rows(images.vectors, texts.vectors) / degree
+            own = similarity.rows(images.vectors, texts.vectors) / divisor
             part = partial(_part, similarity, chunk)
             one, other = (
-                picking_cost(own, _around(part, queries, keys, degree), queries.where)
+                picking_cost(own, _around(part, queries, keys, divisor), queries.where)
                 for queries, keys in ((images, texts), (texts, images))
             )
             count = jnp.maximum(parallel.total(jnp.sum(images.where)), 1)
         else:
             pairs = gather(outputs, batch, similarity)
             one, other = (
-                cross_entropy(pairs.similarity, queries, keys, pairs.positive, degree, chunk)
+                cross_entropy(pairs.similarity, queries, keys, pairs.positive, divisor, chunk)
                 for queries, keys in pairs.directions
             )
             count = pairs.total
@@ -73,9 +70,9 @@ def infonce(
 
 
 def _around(
-    part: ring.Part, queries: Rows, keys: Rows, degree: float | Float[Array, ""]
+    part: ring.Part, queries: Rows, keys: Rows, divisor: float | Float[Array, ""]
 ) -> Float[Array, " b"]:
-    own = queries.vectors, jnp.asarray(degree, jnp.float32)
+    own = queries.vectors, jnp.asarray(divisor, jnp.float32)
     return ring.total(
         ring.LOG_SUM, part, own, keys.vectors, (ring.labels(queries), ring.labels(keys))
     )
@@ -88,6 +85,6 @@ def _part(
     keys: Float[Array, "b d"],
     given: tuple[ring.Labels, ring.Labels],
 ) -> Float[Array, " b"]:
-    vectors, degree = own
+    vectors, divisor = own
     ours, theirs = given
-    return log_total(similarity, Rows(vectors, *ours), Rows(keys, *theirs), degree, chunk)
+    return log_total(similarity, Rows(vectors, *ours), Rows(keys, *theirs), divisor, chunk)

@@ -8,7 +8,7 @@ whole batch. Source: Zhai et al., Sigmoid Loss for Language Image Pre-Training, 
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +16,9 @@ from jaxtyping import Array, Bool, Float, Int
 
 from vse_jax import parallel
 from vse_jax.losses.blocks import Rows
+
+# How keys come to the queries of other devices: gathered on all of them, or going round.
+Exchange = Literal["gather", "ring"]
 
 
 class Labels(NamedTuple):

@@ -11,12 +11,13 @@ from vse_jax.losses.blocks import Rows
 from vse_jax.losses.contrastive import pair_entropy, telling_cost, wrong_total
 from vse_jax.objectives import ring
 from vse_jax.objectives.base import Batch, Metrics, Objective, Outputs, Spec
-from vse_jax.objectives.infonce import Exchange
 from vse_jax.objectives.pairs import gather, own_rows
 from vse_jax.similarity import Similarity, dot
 
 
-def sigmoid(chunk: int, similarity: Similarity = dot, exchange: Exchange = "ring") -> Objective:
+def sigmoid(
+    chunk: int, similarity: Similarity = dot, exchange: ring.Exchange = "ring"
+) -> Objective:
     """The logistic loss of telling for every pair of a picture and a sentence whether it is right.
 
     The loss is the sum over all pairs of the global batch, over the number of right ones; there is

@@ -13,7 +13,7 @@ def looked(looks: Sequence[Mapping[str, Any]]) -> str:
     Args:
       looks: each {"name": str, "agreement": float or None}, and where the model tells classes
         {"class": {"name": str, "probability": float, "true"?: str}, "class_image": data URI}, where
-        it writes {"written": str, "caption_image": data URI}.
+        it writes {"written": str, "caption_image"?: data URI, none of a caption without a map}.
     """
     cards = "".join(map(_card, looks))
     if not cards:
@@ -36,8 +36,11 @@ def _card(item: Mapping[str, Any]) -> str:
         lines.append(f"<p>{_told(told)}</p>")
     if "written" in item:
         alt = f"{name}: where the model looks for the caption {item['written']}"
-        pictures.append(pictured({"image": item.get("caption_image", ""), "name": alt}))
         lines.append(f"<p class=query>“{escaped(item['written'])}”</p>")
+        if "caption_image" in item:
+            pictures.append(pictured({"image": item["caption_image"], "name": alt}))
+        else:
+            lines.append("<p class=muted>no content word in it, so no map</p>")
     if finite(agreement := item.get("agreement")):
         lines.append(f"<p class=muted>maps agree {three(agreement)}</p>")
     pair, below = "".join(pictures), "".join(lines)

@@ -18,8 +18,6 @@ from vse_jax.report import page
 
 # Pixels of the longer side of the pictures that maps are laid over.
 SIZE = 256
-# The map of a caption without a content word.
-NOWHERE = np.zeros((1, 1), np.float32)
 
 
 def of_classes(names: Sequence[str], found: Classified | None) -> dict[str, Any] | None:
@@ -77,10 +75,10 @@ def looked(
             item["class"] = _told(names, seen.logits[picture], _label(split, picture))
             item["class_image"] = _drawn(photo, class_map, boxes)
         if sentences is not None and own.caption_maps is not None and own.captioned is not None:
+            item["written"] = sentences[picture]
             if own.captioned[picture]:
                 caption_map = look.on_grid(own.caption_maps[picture], cells)
-            item["written"] = sentences[picture]
-            item["caption_image"] = _drawn(photo, caption_map, boxes)
+                item["caption_image"] = _drawn(photo, caption_map, boxes)
         item["agreement"] = look.agreement(class_map, caption_map)
         shown.append(item)
     return shown
@@ -113,8 +111,8 @@ def _small(data: bytes) -> Image.Image:
 
 def _drawn(
     photo: Image.Image,
-    heat: Float[np.ndarray, "h w"] | None,
+    heat: Float[np.ndarray, "h w"],
     boxes: Sequence[Sequence[float]] | np.ndarray,
 ) -> str:
-    shown = look_picture.overlay(photo, NOWHERE if heat is None else heat, boxes)
+    shown = look_picture.overlay(photo, heat, boxes)
     return page.as_uri(shown)
