@@ -4,7 +4,6 @@ import dataclasses
 import json
 import logging
 import shutil
-import types
 from pathlib import Path
 
 import jax
@@ -389,10 +388,8 @@ def test_pictures_without_a_caption_are_told_to_serve_the_classes_alone(config, 
         experiment.prepare(config, tmp_path / "run", training=True)
 
 
-def test_where_no_caption_has_a_map_the_class_alone_points(monkeypatch):
-    image = types.SimpleNamespace(backbone=None)
-    built = types.SimpleNamespace(model=types.SimpleNamespace(image=image))
-    run = types.SimpleNamespace(config=None, built=built)
+def test_where_no_caption_has_a_map_the_class_alone_points(own, opened, monkeypatch):
+    run, _ = opened(own[0])
     truth = [np.array([[0.0, 0.0, 1.0, 1.0]], np.float32)] * 3
     cells = np.ones((3, 1), np.float32)
     shown = cam_evaluation.Looks(cells, cells, np.zeros(3, bool))
