@@ -1,10 +1,10 @@
 """Measures speed and memory: python scripts/benchmark.py [--only=step,mining] [--output=FILE].
 
 Comparisons take turns in one process (A, B, A, B, ...); a ratio is the median over the rounds,
-with the least and the largest. Prints one table; `--output` writes it as JSON, and
-`--compare` tells what has changed since such a run. PyTorch,
-transformers and FAISS are compared with where they are installed (the extras [bench] and
-[parity]); TensorFlow is needed by `pipeline` and `first_step` alone.
+with the least and the largest. Prints one table; `--output` writes it as JSON, and `--compare`
+tells what has changed since such a run. PyTorch, transformers and FAISS are compared with where
+they are installed (the extras [bench] and [parity]); TensorFlow is needed by `pipeline` and
+`first_step` alone.
 """
 
 import argparse

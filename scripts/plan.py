@@ -40,8 +40,10 @@ from vse_jax import (
     training_objective,
 )
 from vse_jax.config import ConfigError
+from vse_jax.data import whole_file
 from vse_jax.objectives.base import Spec
 
+# Nobody is asked for the TPU that this machine may be a part of.
 _ALONE = {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost", "TPU_WORKER_ID": "0"}
 log = logging.getLogger("vse_jax.plan")
 # The data are not looked at: so many words, and training pictures.
@@ -117,7 +119,6 @@ def topology(name: str) -> tuple[tuple[Any, ...], Chip]:
         )
     from jax.experimental import topologies
 
-    # Nobody is asked for the TPU that this machine may be a part of.
     for name_of, value in _ALONE.items():
         os.environ.setdefault(name_of, value)
     try:
@@ -160,14 +161,14 @@ def plan(config: ConfigDict, batch: int, devices: tuple[Any, ...], chip: Chip, r
         _on(mapped, jax.tree.map(lambda _: parallel.SPLIT, rows), rows),
     )
     compiled = function.lower(*given).compile()
-    memory, moved = compiled.memory_analysis(), compiled.cost_analysis()
+    memory = compiled.memory_analysis()
     costs = step_costs.count(function, *given, devices=len(devices))
     holds = (
         memory.argument_size_in_bytes + memory.output_size_in_bytes + memory.temp_size_in_bytes
         - memory.alias_size_in_bytes
     )  # fmt: skip
-    moves = float((moved[0] if isinstance(moved, list) else moved).get("bytes accessed", 0.0))
-    received = {name: float(size) for name, size in costs.received.items()}
+    moves = float(compiled.cost_analysis().get("bytes accessed", 0.0))
+    received = dict(costs.received)
     seconds = {
         "products": costs.flops / chip.flops,
         "memory": moves / chip.memory_speed,
@@ -329,7 +330,8 @@ def main(arguments: Sequence[str]) -> None:
                 for each in plans
             ],
         }
-        output.write_text(json.dumps(report, indent=2) + "\n")
+        text = json.dumps(report, indent=2) + "\n"
+        whole_file.write(output, lambda file: file.write(text.encode()))
         print(table(plans, chip))
 
     config_command.run("plan", __doc__, arguments, work, own=own, suffix=".json")

@@ -6,7 +6,7 @@ as it does. A while loop of unknown length counts once, of a condition the deare
 
 import dataclasses
 import math
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -38,15 +38,15 @@ class Costs:
     """
 
     flops: float = 0.0
-    received: Counter[str] = dataclasses.field(default_factory=Counter)
-    calls: Counter[str] = dataclasses.field(default_factory=Counter)
+    received: dict[str, float] = dataclasses.field(default_factory=lambda: defaultdict(float))
+    calls: dict[str, float] = dataclasses.field(default_factory=lambda: defaultdict(float))
 
     def add(self, other: "Costs", times: float = 1.0) -> None:
         """Adds what another costs, so many times."""
         self.flops += times * other.flops
         for mine, more in ((self.received, other.received), (self.calls, other.calls)):
             for name, value in more.items():
-                mine[name] += times * value  # type: ignore[assignment]
+                mine[name] += times * value
 
 
 def count(function: Callable[..., Any], *arguments: Any, devices: int) -> Costs:
@@ -68,7 +68,7 @@ def _of(jaxpr: core.Jaxpr, devices: int) -> Costs:
         elif name in _RECEIVED:
             sides = [equation.invars, equation.outvars]
             size = max(sum(_bytes(x.aval) for x in side) for side in sides)
-            total.received[name] += _RECEIVED[name](devices) * size  # type: ignore[assignment]
+            total.received[name] += _RECEIVED[name](devices) * size
             total.calls[name] += 1
         inside = [_of(part, devices) for part in _parts(equation)]
         if name == "cond":

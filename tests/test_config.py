@@ -8,9 +8,10 @@ import pytest
 from ml_collections import ConfigDict
 
 from vse_jax import config as configs
-from vse_jax import config_checks, defaults
+from vse_jax import config_checks, defaults, network_checks
 from vse_jax.config import ConfigError, default_config
 from vse_jax.config_checks import validate
+from vse_jax.models import networks
 from vse_jax.presets import SYSTEMS
 from vse_jax.protocols import OWN, PROTOCOLS
 
@@ -77,6 +78,11 @@ def test_a_mistyped_value_is_named_with_the_type_it_must_have(field, value, want
 
 def test_a_whole_number_will_do_for_a_float():
     validate(changed(train__epochs=3, train__clip_norm=2))
+
+
+def test_every_network_can_be_asked_for():
+    """The checks have names of their own, as they come before Flax is imported."""
+    assert sorted(network_checks.NETWORKS) == sorted(networks.__all__)
 
 
 @pytest.mark.parametrize("field", sorted(config_checks.CHOICES))

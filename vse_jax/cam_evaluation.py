@@ -222,19 +222,20 @@ def _pointing(
     Where no caption has a map, of the class's alone.
     """
     where = np.array([len(boxes) > 0 for boxes in truth])
+    shown: dict[str, Float[np.ndarray, "n c"]] = {}
     if true.class_maps is not None:
+        shown["class"] = true.class_maps
         where &= labels >= 0
-    if own.captioned is not None and (own.captioned.any() or true.class_maps is None):
+    if own.caption_maps is not None and own.captioned is not None and own.captioned.any():
+        shown["caption"] = own.caption_maps
         where &= own.captioned
-    if not where.any():
+    if not shown or not where.any():
         return {}
     log.info("where the thing is is known of %d of %d pictures", where.sum(), len(where))
     cells = alignment.cell_boxes(experiment.config, experiment.built.model.image.backbone)
     judged = [boxes for boxes, kept in zip(truth, where, strict=True) if kept]
     found: dict[str, float] = {}
-    written = own.captioned is not None and own.captioned.any()
-    for name, shown in (("class", true.class_maps), ("caption", own.caption_maps)):
-        if shown is not None and (written or name == "class"):
-            right, chance = maps.pointing(shown[where], cells, judged)
-            found |= {f"maps/{name}_pointing": right, "maps/chance_pointing": chance}
+    for name, values in shown.items():
+        right, chance = maps.pointing(values[where], cells, judged)
+        found |= {f"maps/{name}_pointing": right, "maps/chance_pointing": chance}
     return found

@@ -73,6 +73,7 @@ def _products(side: int) -> dict[str, Callable[[int], object]]:
 
 
 def copies(count: int) -> dict[str, Callable[[int], object]]:
+    """Reads and writes `count` float32 numbers once, by XLA and by PyTorch where it is there."""
     # A sum with a scalar, for XLA may drop a plain copy; in place, for new memory costs more.
     held = [jnp.zeros(count)]
     add = jax.jit(lambda x, a: x + a, donate_argnums=0)

@@ -162,7 +162,13 @@ class OurStep:
         )
         model = _still(built.model) if still else built.model
         step = train_step.make_step(
-            model, objective, update, conf.train.freeze, conf.seed, conf.train.ema
+            model,
+            objective,
+            update,
+            conf.train.freeze,
+            conf.seed,
+            conf.train.ema,
+            conf.train.accumulate,
         )
         self.params = built.variables["params"]
         self._devices = parallel.Devices.all(conf.parallel)

@@ -47,6 +47,12 @@ class Objective(NamedTuple):
     apply: Callable[[State, Outputs, Batch], tuple[Float[Array, ""], State, Metrics]]
 
 
+def no_state(rng: PRNGKeyArray, spec: Spec) -> dict[str, Any]:
+    """The `init` of an objective that keeps nothing from step to step."""
+    del rng, spec
+    return {}
+
+
 def mean_over(costs: Float[Array, " b"], where: Bool[Array, " b"]) -> Float[Array, ""]:
     """This device's share of the mean over the rows of the global batch that `where` keeps.
 

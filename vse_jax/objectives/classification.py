@@ -4,10 +4,10 @@ from typing import Any
 
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float
 
 from vse_jax import parallel
-from vse_jax.objectives.base import Batch, Metrics, Objective, Outputs, Spec, mean_over
+from vse_jax.objectives.base import Batch, Metrics, Objective, Outputs, mean_over, no_state
 
 
 def classification() -> Objective:
@@ -16,10 +16,6 @@ def classification() -> Objective:
     A picture without a class, whose `label` is -1, costs nothing and does not count. Accuracy is in
     percent.
     """
-
-    def init(rng: PRNGKeyArray, spec: Spec) -> dict[str, Any]:
-        del rng, spec
-        return {}
 
     def apply(
         state: dict[str, Any], outputs: Outputs, batch: Batch
@@ -34,4 +30,4 @@ def classification() -> Objective:
         means = parallel.mean({"loss_per_picture": loss, "accuracy": accuracy})
         return loss, state, means
 
-    return Objective(init, apply)
+    return Objective(no_state, apply)

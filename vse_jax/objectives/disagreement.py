@@ -2,11 +2,11 @@
 
 from typing import Any
 
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float
 
 from vse_jax import parallel
 from vse_jax.losses import maps
-from vse_jax.objectives.base import Batch, Metrics, Objective, Outputs, Spec, mean_over
+from vse_jax.objectives.base import Batch, Metrics, Objective, Outputs, mean_over, no_state
 
 
 def disagreement(kind: maps.Kind) -> Objective:
@@ -19,10 +19,6 @@ def disagreement(kind: maps.Kind) -> Objective:
       kind: "cosine", "l2" or "kl".
     """
 
-    def init(rng: PRNGKeyArray, spec: Spec) -> dict[str, Any]:
-        del rng, spec
-        return {}
-
     def apply(
         state: dict[str, Any], outputs: Outputs, batch: Batch
     ) -> tuple[Float[Array, ""], dict[str, Any], Metrics]:
@@ -32,4 +28,4 @@ def disagreement(kind: maps.Kind) -> Objective:
         agreement = mean_over(maps.cosine(ours, theirs), where)
         return loss, state, parallel.mean({"loss_per_pair": loss, "agreement": agreement})
 
-    return Objective(init, apply)
+    return Objective(no_state, apply)

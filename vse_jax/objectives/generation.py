@@ -3,10 +3,10 @@
 from typing import Any
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float
 
 from vse_jax import parallel
-from vse_jax.objectives.base import Batch, Metrics, Objective, Outputs, Spec, mean_over
+from vse_jax.objectives.base import Batch, Metrics, Objective, Outputs, mean_over, no_state
 
 
 def generation() -> Objective:
@@ -15,10 +15,6 @@ def generation() -> Objective:
     Pictures without a caption do not count. Source: Li et al., VSRN, ICCV 2019, section 3.4.
     """
 
-    def init(rng: PRNGKeyArray, spec: Spec) -> dict[str, Any]:
-        del rng, spec
-        return {}
-
     def apply(
         state: dict[str, Any], outputs: Outputs, batch: Batch
     ) -> tuple[Float[Array, ""], dict[str, Any], Metrics]:
@@ -26,4 +22,4 @@ def generation() -> Objective:
         loss = mean_over(outputs["generation"], where)
         return loss, state, {"loss_per_pair": parallel.mean(loss)}
 
-    return Objective(init, apply)
+    return Objective(no_state, apply)

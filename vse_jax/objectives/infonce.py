@@ -4,13 +4,13 @@ from functools import partial
 from typing import Any
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float
 
 from vse_jax import parallel
 from vse_jax.losses.blocks import Rows
 from vse_jax.losses.contrastive import cross_entropy, log_total, picking_cost
 from vse_jax.objectives import ring
-from vse_jax.objectives.base import Batch, Metrics, Objective, Outputs, Spec
+from vse_jax.objectives.base import Batch, Metrics, Objective, Outputs, no_state
 from vse_jax.objectives.pairs import gather, own_rows
 from vse_jax.similarity import Similarity, dot
 
@@ -34,10 +34,6 @@ def infonce(
       exchange: how a device's keys meet the others' queries: gathered on all of them, or device
         after device, see `ring`. A pairwise model's scores are all there already.
     """
-
-    def init(rng: PRNGKeyArray, spec: Spec) -> dict[str, Any]:
-        del rng, spec
-        return {}
 
     def apply(
         state: dict[str, Any], outputs: Outputs, batch: Batch
@@ -66,7 +62,7 @@ def infonce(
             metrics["temperature"] = learned.temperature
         return loss, state, metrics
 
-    return Objective(init, apply)
+    return Objective(no_state, apply)
 
 
 def _around(

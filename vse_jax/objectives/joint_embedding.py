@@ -3,11 +3,11 @@
 from typing import Any, Literal, TypeAlias
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float
 
 from vse_jax import parallel
 from vse_jax.losses import maps
-from vse_jax.objectives.base import Batch, Metrics, Objective, Outputs, Spec, mean_over
+from vse_jax.objectives.base import Batch, Metrics, Objective, Outputs, mean_over
 from vse_jax.objectives.infonce import infonce
 
 Kind: TypeAlias = Literal["contrast", "cosine"]
@@ -28,9 +28,6 @@ def joint_embedding(kind: Kind, temperature: float = 0.05, chunk: int = 4096) ->
     """
     contrast = infonce(temperature, chunk)
 
-    def init(rng: PRNGKeyArray, spec: Spec) -> dict[str, Any]:
-        return contrast.init(rng, spec)
-
     def apply(
         state: dict[str, Any], outputs: Outputs, batch: Batch
     ) -> tuple[Float[Array, ""], dict[str, Any], Metrics]:
@@ -45,4 +42,4 @@ def joint_embedding(kind: Kind, temperature: float = 0.05, chunk: int = 4096) ->
         loss = mean_over(1.0 - maps.cosine(image, text), where)
         return loss, state, {"loss_per_pair": parallel.mean(loss)}
 
-    return Objective(init, apply)
+    return Objective(contrast.init, apply)

@@ -4,13 +4,13 @@ from functools import partial
 from typing import Any
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float
 
 from vse_jax import parallel
 from vse_jax.losses.blocks import Rows
 from vse_jax.losses.contrastive import pair_entropy, telling_cost, wrong_total
 from vse_jax.objectives import ring
-from vse_jax.objectives.base import Batch, Metrics, Objective, Outputs, Spec
+from vse_jax.objectives.base import Batch, Metrics, Objective, Outputs, no_state
 from vse_jax.objectives.pairs import gather, own_rows
 from vse_jax.similarity import Similarity, dot
 
@@ -30,10 +30,6 @@ def sigmoid(
       similarity: of two embeddings.
       exchange: as of `infonce`.
     """
-
-    def init(rng: PRNGKeyArray, spec: Spec) -> dict[str, Any]:
-        del rng, spec
-        return {}
 
     def apply(
         state: dict[str, Any], outputs: Outputs, batch: Batch
@@ -64,7 +60,7 @@ def sigmoid(
         }  # fmt: skip
         return loss, state, metrics
 
-    return Objective(init, apply)
+    return Objective(no_state, apply)
 
 
 def _part(
