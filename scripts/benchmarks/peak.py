@@ -19,12 +19,12 @@ def run(options: Options) -> list[Row]:
 
 
 @functools.cache
-def gflops(side: int = SIDE, rounds: int = 5) -> float:
-    """GFLOP/s of the faster of XLA's and PyTorch's float32 product, at its best round.
+def gflops(side: int = SIDE, rounds: int = 5, dtype: str = "float32") -> float:
+    """GFLOP/s of the faster of XLA's and PyTorch's product of numbers of `dtype`, at its best.
 
     FLOPs of a product of two n x n matrices: 2 n^3.
     """
-    timings = alternately(_products(side), rounds, warmup=1)
+    timings = alternately(_products(side, dtype), rounds, warmup=1)
     return max(2e-9 * side**3 / min(timing.seconds) for timing in timings.values())
 
 
@@ -60,14 +60,14 @@ def torch_wait() -> None:
         torch.cuda.synchronize()
 
 
-def _products(side: int) -> dict[str, Callable[[int], object]]:
-    x = jax.random.normal(jax.random.key(0), (side, side))
+def _products(side: int, dtype: str = "float32") -> dict[str, Callable[[int], object]]:
+    x = jax.random.normal(jax.random.key(0), (side, side)).astype(dtype)
     product = jax.jit(functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST))
     work: dict[str, Callable[[int], object]] = {"XLA": lambda _: product(x, x).block_until_ready()}
     with contextlib.suppress(ImportError):
         import torch
 
-        y = torch.randn(side, side, device=torch_device())
+        y = torch.randn(side, side, device=torch_device()).to(getattr(torch, dtype))
         work["PyTorch"] = lambda _: (y @ y, torch_wait())
     return work
 
