@@ -14,6 +14,7 @@ import importlib.util
 import json
 import sys
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,9 @@ BENCHMARKS = (
 def main(arguments: Sequence[str]) -> None:
     """Runs what the flags name."""
     flags = _parse(arguments)
-    options = Options(flags.rounds, flags.manual_dir, flags.data_dir, flags.sizes, flags.compile)
+    options = Options(
+        flags.rounds, flags.manual_dir, flags.data_dir, flags.sizes, flags.compile, flags.networks
+    )
     about = machine()
     _say("machine: " + ", ".join(f"{key} {value}" for key, value in about.items()))
     rows: list[Row] = []
@@ -100,7 +103,9 @@ def _write(
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", type=_names, default=BENCHMARKS, help=", ".join(BENCHMARKS))
+    parser.add_argument(
+        "--only", type=partial(_names, BENCHMARKS), default=BENCHMARKS, help=", ".join(BENCHMARKS)
+    )
     parser.add_argument("--rounds", type=int, help="of every comparison (each has its default)")
     parser.add_argument("--output", type=Path, help="JSON file to write")
     parser.add_argument("--compare", type=_report, help="JSON file of an earlier run")
@@ -108,6 +113,8 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--data_dir", default="~/.cache/vse_jax", help="for prepared data sets")
     parser.add_argument("--sizes", type=_sizes, default=Options.sizes, help="pairs, for mining")
     parser.add_argument("--compile", action="store_true", help="also torch.compile")
+    cases = tuple(importlib.import_module("benchmarks.networks").CASES)
+    parser.add_argument("--networks", type=partial(_names, cases), help=", ".join(cases))
     return parser.parse_args(arguments)
 
 
@@ -125,13 +132,13 @@ def _report(text: str) -> tuple[Path, dict[str, Any]]:
     return path, report
 
 
-def _names(text: str) -> tuple[str, ...]:
-    """The benchmarks named, in the order in which they run."""
+def _names(known: tuple[str, ...], text: str) -> tuple[str, ...]:
+    """Those named of the known ones, in the order in which they run."""
     names = text.split(",")
     for name in names:
-        if name not in BENCHMARKS:
-            raise argparse.ArgumentTypeError(f"{name!r} is none of {', '.join(BENCHMARKS)}")
-    return tuple(name for name in BENCHMARKS if name in names)
+        if name not in known:
+            raise argparse.ArgumentTypeError(f"{name!r} is none of {', '.join(known)}")
+    return tuple(name for name in known if name in names)
 
 
 def _sizes(text: str) -> tuple[int, ...]:

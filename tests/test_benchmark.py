@@ -1,9 +1,11 @@
+import functools
 import importlib
 import json
 import re
 import sys
 from pathlib import Path
 
+import jax
 import numpy as np
 import parity
 import pytest
@@ -11,6 +13,10 @@ import pytest
 from vse_jax.models.multimodal_rnn import MultimodalRNN
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
+NETWORKS = (
+    "vse_infinity", "saf", "sgr", "vsrn", "dvsa", "multimodal_rnn", "multimodal_lstm", "cam_joint",
+    "cam", "leap", "frozen", "frozen_sigmoid",
+)  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
@@ -253,6 +259,9 @@ def test_an_unknown_name_is_refused(capsys):
     with pytest.raises(SystemExit):
         program.main(["--only=steps"])
     assert "'steps' is none of peak, step" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        program.main(["--networks=bert"])
+    assert "'bert' is none of vse_infinity, saf, sgr" in capsys.readouterr().err
 
 
 def teardown_module():
@@ -260,22 +269,139 @@ def teardown_module():
         del sys.modules[name]
 
 
+def small_network(name):
+    """A case at sizes that take seconds: its step, its batches and their vocabulary."""
+    step, networks = load("step"), load("networks")
+    conf = step.without_dropout(networks.config(name))
+    conf.data.max_tokens, conf.model.dimension, conf.model.hidden = 8, 16, 12
+    conf.model.text.words, conf.train.batch_size = 8, 8
+    conf.objective.quantizer.parts, conf.objective.quantizer.codes = 4, 4
+    # Axes are taken after the first step, so that the others have all that the quantizer adds.
+    conf.objective.quantizer.rotate_at = (1e-9,)
+    captions = step.drawn(conf, vocabulary=20)
+    case = networks.CASES[name]._replace(regions=min(networks.CASES[name].regions, 5))
+    return conf, networks.batches(case, conf, captions, 1, width=24), captions.vocabulary
+
+
+def anything_but_nothing(model, batch, seed):
+    """Variables of which none is zero or one, so that each matters; without a program's compiling.
+
+    Batch norms' scales, of which VSRN's start at zero, too.
+    """
+    rng = np.random.default_rng(seed)
+    init = functools.partial(model.init, train=False)
+    shapes = jax.eval_shape(init, jax.random.key(seed), batch)
+
+    def drawn(x):
+        scale = min(0.3, max(x.shape, default=1) ** -0.5)
+        return (scale * rng.normal(size=x.shape)).astype(x.dtype)
+
+    return jax.tree.map(drawn, shapes)
+
+
+@pytest.fixture
+def quickly_compiled():
+    """Programs that are run thrice need not be fast."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
 @pytest.mark.slow
 @pytest.mark.torch
-@pytest.mark.parametrize("name", ["vse_infinity", "saf"])
-def test_the_twins_of_networks_do_the_same_step(name):
+@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.usefixtures("quickly_compiled")
+def test_the_twins_of_networks_do_the_same_step(name, monkeypatch):
     parity.torch()
-    step, networks = load("step"), load("networks")
-    conf = step.without_dropout(step.config(name))
-    conf.data.image_size, conf.data.max_tokens = 32, 16
-    conf.model.image.backbone, conf.model.dimension, conf.model.text.words = "small_resnet", 16, 8
-    conf.train.batch_size = 8
-    captions = step.drawn(conf, vocabulary=20)
-    ours = step.OurStep(conf, captions.vocabulary, still=True)
-    width = ours.params["image"]["head"]["project"]["kernel"].shape[0]
-    given = step.batches(captions, 8, width, 1, parts=3)
-    twin = load("torch_twins").TrainStep(ours.params, conf, compiled=False, still=True)
-    step.agree(ours, twin, given, networks.GRADIENT[name])
+    step, networks, twins = load("step"), load("networks"), load("torch_twins")
+    conf, given, vocabulary = small_network(name)
+    monkeypatch.setattr(step, "drawn_variables", anything_but_nothing)
+    alone = classmethod(lambda cls, how: cls(how, tuple(jax.devices()[:1])))
+    monkeypatch.setattr(step.parallel.Devices, "all", alone)
+    ours = networks.ours(conf, vocabulary, given[0], still=True)
+    words = networks.FUNCTION_WORDS
+    twin = twins.TrainStep(ours.params, conf, compiled=False, still=True, function_words=words)
+    # Again and again the same pictures, of which LEAP has centers from the second step on.
+    step.agree(ours, twin, given * 3, networks.CASES[name].gradient)
+    assert twins.products(ours.params, conf, given[0], words) > 0
+
+
+@pytest.mark.parametrize(
+    ("speed", "share", "met", "by"),
+    [
+        (1.3, 0.5, True, "by speed: 50%"),
+        (1.1, 0.86, True, "by share of the peak: 86%"),
+        (1.2, 0.85, True, "by speed and share of the peak: 85%"),
+        (1.1, 0.84, False, "by neither: 84%"),
+    ],
+)
+def test_a_step_is_fast_enough_beside_its_twin_or_the_machine(speed, share, met, by):
+    networks, timing = load("networks"), load("timing")
+    row = networks.verdict("sgr", timing.Row("networks", "PyTorch", speed, "x"), share)
+    assert row.quantity == "sgr step, fast enough: time of PyTorch / ours, float32"
+    assert (row.median, row.wanted, row.met) == (speed, ">= 1.2, or 85% of the peak", met)
+    assert row.note.startswith(by)
+
+
+def test_the_networks_named_are_measured_without_torch(monkeypatch):
+    networks, seen = load("networks"), []
+
+    class Recorded(FakeStep):
+        def __init__(self, conf, *unused):
+            del unused
+            seen.append((conf.model.network, conf.precision))
+
+    find = importlib.util.find_spec
+    monkeypatch.setattr(networks.step, "OurStep", Recorded)
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name == "torch" else find(name)
+    )
+    rows = networks.run(load("timing").Options(rounds=1, networks=("frozen",)))
+    assert seen == [("residual", "float32"), ("residual", "bfloat16")]
+    assert [row.quantity for row in rows] == [
+        "frozen step, ours, float32", "frozen step, ours, bfloat16"
+    ]  # fmt: skip
+
+
+def test_rows_of_a_network_beside_its_twins(monkeypatch):
+    networks, timing = load("networks"), load("timing")
+    monkeypatch.setattr(
+        networks.peak, "gflops", lambda dtype="float32": 100.0 if dtype == "float32" else 200.0
+    )
+    kinds = "ours, float32", "ours, bfloat16", "PyTorch", "PyTorch compiled"
+    timings = {
+        kind: timing.Timing((seconds,)) for kind, seconds in zip(kinds, (2, 1, 5, 3), strict=True)
+    }
+    rows = {row.quantity: row for row in networks._speed("sgr", timings, 100.0, "batch 8")}
+    assert rows["sgr step: products forward"].median == 100
+    assert rows["sgr step, ours, float32"].note == "50% of 100 GFLOP/s; batch 8"
+    assert rows["sgr step, ours, bfloat16"].note.startswith("50% of 200 GFLOP/s")
+    assert rows["sgr step: time of PyTorch / ours, bfloat16"].median == 5
+    last = rows["sgr step, fast enough: time of PyTorch compiled / ours, float32"]
+    assert (last.median, last.met) == (1.5, True)
+
+
+@pytest.mark.torch
+def test_products_of_packed_recurrent_layers_are_counted():
+    """By hand: forward, then twice that backward, but the first state is zero and has none."""
+    torch = parity.torch()
+    twins, layers = load("torch_twins"), load("torch_layers")
+    words, hidden, lengths = 5, 4, torch.tensor([3, 2])
+    drawn = np.random.default_rng(0).normal
+    sizes = {
+        "weight_ih": (3 * hidden, words), "weight_hh": (3 * hidden, hidden),
+        "bias_ih": (3 * hidden,), "bias_hh": (3 * hidden,),
+    }  # fmt: skip
+    gru = {name: drawn(size=size) for name, size in sizes.items()}
+    sentences = layers.Sentences({"words": drawn(size=(9, words)), "gru": gru}, 0.0)
+    with twins.FlopCounterMode(display=False) as counter:
+        _, last = sentences(torch.ones(2, 3, dtype=torch.long), lengths)
+        forward = counter.get_total_flops()
+        last.sum().backward()
+    tokens = int(lengths.sum())
+    assert forward == 2 * tokens * 3 * hidden * (words + hidden)
+    from_inputs, from_states = (6 * tokens * 3 * hidden * width for width in (words, hidden))
+    assert counter.get_total_flops() == from_inputs + from_states - 2 * 2 * 3 * hidden * hidden
 
 
 @pytest.mark.slow

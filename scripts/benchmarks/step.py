@@ -1,5 +1,6 @@
 """The training step of configs/flickr8k.py beside PyTorch's."""
 
+import functools
 import importlib.util
 import sys
 from collections.abc import Callable, Iterator
@@ -60,6 +61,7 @@ def without_dropout(conf: ConfigDict) -> ConfigDict:
     still = conf.copy_and_resolve_references()
     still.model.image.dropout = still.model.text.dropout = 0.0
     still.model.image.drop_parts = still.model.text.alter = 0.0
+    still.model.captioner.dropout = 0.0
     return still
 
 
@@ -120,6 +122,41 @@ def batches(
     return made
 
 
+def spec_of(conf: ConfigDict) -> Spec:
+    """What an objective is told before a training on Flickr8k."""
+    epoch = IMAGES * CAPTIONS_OF_EACH / conf.train.batch_size
+    return Spec(conf.model.dimension, IMAGES, round(epoch), round(conf.train.epochs * epoch))
+
+
+def started(
+    conf: ConfigDict, words: assembly.Words, example: Batch | None
+) -> tuple[VisualSemanticModel, dict[str, Any]]:
+    """The model and its variables, random ones: cached features pass the frozen backbone by.
+
+    Args:
+      conf: of the step.
+      words: of the captions, and how many classes there are.
+      example: a batch with features of the widths to come, in a model of what reads these alone;
+        None: a whole model, whose features have the width of its backbone.
+    """
+    loose = conf.copy_and_resolve_references()
+    # A frozen backbone would ask for pretrained weights.
+    loose.train.freeze, loose.model.image.weights = (), None
+    frozen = assembly.Frozen(image=False, text=False)
+    if example is None:
+        built = assembly.build_model(loose, words, frozen)
+        return built.model, built.variables
+    model = assembly.make_model(loose, words, assembly.Sources(None, None), frozen)
+    few = {name: rows[:1] for name, rows in example.items()}
+    return model, {"batch_stats": {}} | drawn_variables(model, few, conf.seed)
+
+
+def drawn_variables(model: VisualSemanticModel, batch: Batch, seed: int) -> dict[str, Any]:
+    """What the model starts from on such batches, on the host."""
+    draw = jax.jit(functools.partial(model.init, train=False))
+    return jax.tree.map(np.array, draw(jax.random.key(seed), batch))
+
+
 class OurStep:
     """The project's own step over all devices, one host batch a call."""
 
@@ -130,8 +167,9 @@ class OurStep:
         still: bool = False,
         classes: int = 1,
         function_words: tuple[int, ...] = (),
+        example: Batch | None = None,
     ) -> None:
-        """Random weights: cached features pass the frozen backbone by.
+        """Starts from random weights.
 
         Args:
           conf: of the step.
@@ -139,38 +177,33 @@ class OurStep:
           still: whether the networks' own dropout is left out, for a comparison.
           classes: of pictures.
           function_words: tokens that no map is made of.
+          example: as of `started`; with one, nothing that is frozen is there.
         """
-        loose = conf.copy_and_resolve_references()
-        # A frozen backbone would ask for pretrained weights.
-        loose.train.freeze, loose.model.image.weights = (), None
         words = assembly.Words(vocabulary, 0, (), function_words, classes)
-        built = assembly.build_model(loose, words, assembly.Frozen(image=False, text=False))
-        trainable, _ = optimizer.partition(built.variables["params"], conf.train.freeze)
-        epoch = IMAGES * CAPTIONS_OF_EACH / conf.train.batch_size
-        steps = round(conf.train.epochs * epoch)
-        rate = optimizer.schedule(conf.train, steps, epoch)
+        model, variables = started(conf, words, example)
+        rules = conf.train.freeze
+        if example is not None:
+            rules = tuple(rule for rule in rules if rule[1] is not None)
+        trainable, _ = optimizer.partition(variables["params"], rules)
+        spec = spec_of(conf)
+        rate = optimizer.schedule(
+            conf.train, spec.steps, IMAGES * CAPTIONS_OF_EACH / conf.train.batch_size
+        )
         update = optimizer.make_optimizer(conf.train, trainable, rate)
         objective = training_objective.build(conf)
         state = train_step.init_state(
-            built.variables,
-            objective,
-            update,
-            Spec(conf.model.dimension, IMAGES, round(epoch), steps),
-            conf.train.freeze,
-            conf.seed,
-            ema=conf.train.ema > 0,
+            variables, objective, update, spec, rules, conf.seed, ema=conf.train.ema > 0
         )
-        model = _still(built.model) if still else built.model
         step = train_step.make_step(
-            model,
+            _still(model) if still else model,
             objective,
             update,
-            conf.train.freeze,
+            rules,
             conf.seed,
             conf.train.ema,
             conf.train.accumulate,
         )
-        self.params = built.variables["params"]
+        self.params = variables["params"]
         self._devices = parallel.Devices.all(conf.parallel)
         self._state = self._devices.place(jax.tree.map(np.asarray, state))
         placed = parallel.placements(state)
@@ -186,13 +219,15 @@ class OurStep:
 
 
 def _still(model: VisualSemanticModel) -> VisualSemanticModel:
-    """The model without its heads' dropout."""
+    """The model without the dropout that is its networks' own."""
 
     def calm(encoder: Any) -> Any:
-        head = encoder.head
-        return encoder.clone(head=head.clone(dropout=0.0) if hasattr(head, "dropout") else head)
+        if encoder is None or not hasattr(encoder.head, "dropout"):
+            return encoder
+        return encoder.clone(head=encoder.head.clone(dropout=0.0))
 
-    return model.clone(image=calm(model.image), text=calm(model.text))
+    generator = model.generator and model.generator.clone(dropout=0.0)
+    return model.clone(image=calm(model.image), text=calm(model.text), generator=generator)
 
 
 def flops(conf: ConfigDict, tokens: float, features: int) -> float:
@@ -216,9 +251,9 @@ def measure(
     steps: dict[str, Callable[[Batch], Any]] = {"ours": ours}
     if importlib.util.find_spec("torch") is not None:
         still = without_dropout(conf)
-        ((_, twin),) = _twins(still, ours.params, False, given[0])
+        ((_, twin),) = twins(still, ours.params, False, given[0])
         agree(OurStep(still, captions.vocabulary), twin, given[:3])
-        steps |= dict(_twins(conf, ours.params, compiled, given[0]))
+        steps |= dict(twins(conf, ours.params, compiled, given[0]))
     timings = alternately(
         {
             name: lambda number, step=step: step(given[number % len(given)])
@@ -230,8 +265,12 @@ def measure(
     return _rows(conf, captions, timings, tokens, features, peak_gflops)
 
 
-def _twins(
-    conf: ConfigDict, params: Any, compiled: bool, batch: Batch
+def twins(
+    conf: ConfigDict,
+    params: Any,
+    compiled: bool,
+    batch: Batch,
+    function_words: tuple[int, ...] = (),
 ) -> Iterator[tuple[str, Callable[[Batch], Any]]]:
     """PyTorch's step from the same weights: eager and, if asked for and possible, compiled."""
     from benchmarks.torch_twins import TrainStep
@@ -239,7 +278,7 @@ def _twins(
     for name, through_compiler in (("PyTorch", False), ("PyTorch compiled", True)):
         if through_compiler and not compiled:
             continue
-        twin = TrainStep(params, conf, compiled=through_compiler)
+        twin = TrainStep(params, conf, compiled=through_compiler, function_words=function_words)
         try:
             if through_compiler:
                 twin(batch)

@@ -21,6 +21,7 @@ class Options:
       data_dir: where prepared data sets go.
       sizes: batch sizes of the mining.
       compile: whether PyTorch's step is also measured compiled.
+      networks: whose steps are measured; None: all.
     """
 
     rounds: int | None = None
@@ -28,6 +29,7 @@ class Options:
     data_dir: str = "~/.cache/vse_jax"
     sizes: tuple[int, ...] = (4096, 16384, 65536)
     compile: bool = False
+    networks: tuple[str, ...] | None = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,8 +4,25 @@ from typing import Any
 
 import numpy as np
 import torch
+from ml_collections import ConfigDict
 from torch import nn
 from torch.nn import functional
+
+
+class Features(nn.Module):
+    """Cached features of pictures as heads take them: at length 1 if so configured, dropped out."""
+
+    def __init__(self, config: ConfigDict) -> None:
+        """As `config.model.image` says."""
+        super().__init__()
+        self.normalize = config.model.image.normalize_features
+        self.dropout = nn.Dropout(config.model.image.dropout)
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """Features [b, n, f] of the same shape."""
+        if self.normalize:
+            features = functional.normalize(features, dim=-1)
+        return self.dropout(features)
 
 
 class Sentences(nn.Module):
@@ -75,9 +92,9 @@ class SelfAttention(nn.Module):
         self.part, self.mean, self.weight = (
             linear_of(params[name]) for name in ("part", "mean", "weight")
         )
-        width = self.part.out_features
         self.part_norm, self.mean_norm = (
-            nn.BatchNorm1d(width) if normed else nn.Identity() for _ in range(2)
+            norm_of(params[f"{name}_norm"]) if normed else nn.Identity()
+            for name in ("part", "mean")
         )
         self.dropout = nn.Dropout(0.4)
 
@@ -95,21 +112,22 @@ def unit(x: torch.Tensor) -> torch.Tensor:
     return x / (torch.pow(x, 2).sum(-1, keepdim=True).sqrt() + 1e-8)
 
 
-def hardest_hinge(scores: torch.Tensor, ids: torch.Tensor, margin: float) -> torch.Tensor:
-    """The sum of both directions, as VSE++'s authors wrote it."""
-    positive = scores.diagonal()
-    same = ids[:, None] == ids[None, :]
-    to_texts = (margin + scores - positive[:, None]).clamp(min=0).masked_fill(same, 0)
-    to_images = (margin + scores - positive[None, :]).clamp(min=0).masked_fill(same, 0)
-    return to_texts.max(1)[0].sum() + to_images.max(0)[0].sum()
-
-
 def linear_of(params: Any) -> nn.Linear:
     """A linear layer with this project's parameters."""
     layer = nn.Linear(*params["kernel"].shape)
     with torch.no_grad():
         layer.weight.copy_(tensor_of(params["kernel"].T))
         layer.bias.copy_(tensor_of(params["bias"]))
+    return layer
+
+
+def norm_of(params: Any) -> nn.BatchNorm1d:
+    """A batch norm with this project's parameters; numbers are of a single channel."""
+    scale, bias = (tensor_of(params[name]).reshape(-1) for name in ("scale", "bias"))
+    layer = nn.BatchNorm1d(len(scale))
+    with torch.no_grad():
+        layer.weight.copy_(scale)
+        layer.bias.copy_(bias)
     return layer
 
 
