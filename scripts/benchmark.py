@@ -26,8 +26,8 @@ from benchmarks.timing import Options, Row, machine, table  # noqa: E402 (after 
 
 # In the order in which they run: TensorFlow's threads come last.
 BENCHMARKS = (
-    "peak", "step", "leap", "networks", "scoring", "captioning", "maps", "mining", "evaluation",
-    "features", "pipeline", "first_step",
+    "peak", "step", "leap", "networks", "pixels", "scoring", "captioning", "maps", "mining",
+    "batch_memory", "evaluation", "features", "pipeline", "first_step",
 )  # fmt: skip
 
 

@@ -47,6 +47,7 @@ def run(
             needed = f"--output=FILE{suffix}" if suffix else "--output"
             unknown = f", and knows no {' '.join(rest)}" if rest else ""
             sys.exit(f"{usage}\n{name}: needs --config and {needed}{unknown}")
+        configs.unset(chosen.value)
         work(chosen.value, Path(output.value).expanduser())
     except (*USER_ERRORS, OSError, flags.Error) as error:
         sys.exit(f"{name}: {error}")

@@ -1,6 +1,6 @@
 """What a training step takes on a machine that is not here, from its true program.
 
-    python scripts/plan.py --config=configs/shapes.py --topology=v5e:4x4 [--batch=4096,65536] \
+    python scripts/plan.py --config=configs/shapes.py --topology=v5e:4x4,v4:2x2x4 [--batch=4096] \
         --output=plan.json [--config.train.accumulate=8 and other fields]
 
 Compiles the step ahead of time for the topology of a TPU (`pip install 'vse_jax[tpu]'`; no TPU is
@@ -10,13 +10,16 @@ moves and receives, and how many pairs a second none of these lets it exceed.
 """
 
 import dataclasses
+import itertools
 import json
 import logging
+import math
 import os
+import re
 import statistics
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,25 +30,19 @@ import numpy as np
 import step_costs
 from absl import flags
 from benchmarks import peak
+from benchmarks.memory import planned
 from benchmarks.timing import alternately
 from jax.sharding import NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
-from vse_jax import (
-    assembly,
-    config_checks,
-    optimizer,
-    parallel,
-    train_step,
-    training_objective,
-)
+from vse_jax import assembly, config_checks, parallel, training
 from vse_jax.config import ConfigError
 from vse_jax.data import whole_file
-from vse_jax.objectives.base import Spec
 
 # Nobody is asked for the TPU that this machine may be a part of.
 _ALONE = {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost", "TPU_WORKER_ID": "0"}
 log = logging.getLogger("vse_jax.plan")
+HERE = "here"
 # The data are not looked at: so many words, and training pictures.
 VOCABULARY, IMAGES = 10_000, 30_000
 
@@ -73,21 +70,24 @@ class Plan:
     """Of a step of so many pairs, what one device has of it.
 
     Attributes:
+      topology: by name, whose devices they are.
       batch: pairs of the step, over all devices.
       devices: how many there are.
       holds: bytes in use at most, as the compiler planned them.
       flops: of products and convolutions.
-      moves: bytes to and from memory, as the compiler counts them: the body of a loop once.
+      moves: bytes to and from memory, as the compiler counts them: the body of a loop once; None
+        of a step that does not fit, which is not compiled to its end.
       receives: bytes, by collective.
       seconds: the least that a step can take, by what bounds it: "products", "memory", "links".
       measured: seconds of a step, where it was run.
     """
 
+    topology: str
     batch: int
     devices: int
     holds: int
     flops: float
-    moves: float
+    moves: float | None
     receives: dict[str, float]
     seconds: dict[str, float]
     measured: float | None = None
@@ -103,18 +103,26 @@ class Plan:
         return self.batch / self.seconds[self.bound]
 
 
-def topology(name: str) -> tuple[tuple[Any, ...], Chip]:
-    """The devices of a topology and what each can do.
+class Topology(NamedTuple):
+    """Devices, and what each can do."""
+
+    name: str
+    devices: tuple[Any, ...]
+    chip: Chip
+
+
+def topology(name: str) -> Topology:
+    """The topology of this name.
 
     Raises:
       ConfigError: there is no such topology, or no libtpu to compile for it.
     """
-    if name == "here":
-        return tuple(jax.devices()), _here()
+    if name == HERE:
+        return Topology(HERE, tuple(jax.devices()), _here())
     kind, _, _ = name.partition(":")
     if kind not in CHIPS:
         raise ConfigError(
-            f"--topology is {name!r}; it must be 'here' or one of {', '.join(CHIPS)} with its "
+            f"--topology is {name!r}; it must be {HERE!r} or one of {', '.join(CHIPS)} with its "
             "chips, such as v5e:4x4"
         )
     from jax.experimental import topologies
@@ -129,7 +137,7 @@ def topology(name: str) -> tuple[tuple[Any, ...], Chip]:
             f"--topology is {name!r}, which cannot be compiled for; is libtpu there "
             f"(pip install 'vse_jax[tpu]')? It says: {told}"
         ) from error
-    return tuple(found.devices), CHIPS[kind]
+    return Topology(name, tuple(found.devices), CHIPS[kind])
 
 
 def _here() -> Chip:
@@ -140,8 +148,8 @@ def _here() -> Chip:
     return Chip(share * 1e9 * peak.gflops(2048), speed, speed, float("inf"))
 
 
-def plan(config: ConfigDict, batch: int, devices: tuple[Any, ...], chip: Chip, run: bool) -> Plan:
-    """The plan of a step of `batch` pairs, which is measured where `run` says so.
+def plan(config: ConfigDict, batch: int, where: Topology) -> Plan:
+    """The plan of a step of `batch` pairs, which is measured where the devices are here.
 
     Raises:
       ConfigError: as `config_checks.validate`.
@@ -149,65 +157,67 @@ def plan(config: ConfigDict, batch: int, devices: tuple[Any, ...], chip: Chip, r
     """
     config = config.copy_and_resolve_references()
     config.train.batch_size = batch
+    devices, chip = where.devices, where.chip
     config_checks.validate(config, len(devices))
-    step, state, rows = _step(config, batch)
-    placed = parallel.placements(state)
+    whole, state, rows = _training(config, batch)
     mapped = parallel.Devices("shard_map", devices)
-    function = mapped.map(
-        step, (placed, parallel.SPLIT), (placed, parallel.REPLICATED), donate=(0,)
-    )
+    function = whole.on(mapped, state)
     given = (
-        _on(mapped, placed, state),
+        _on(mapped, parallel.placements(state), state),
         _on(mapped, jax.tree.map(lambda _: parallel.SPLIT, rows), rows),
     )
-    compiled = function.lower(*given).compile()
-    memory = compiled.memory_analysis()
+    holds, moves = _compiled(function.lower(*given), given)
     costs = step_costs.count(function, *given, devices=len(devices))
-    holds = (
-        memory.argument_size_in_bytes + memory.output_size_in_bytes + memory.temp_size_in_bytes
-        - memory.alias_size_in_bytes
-    )  # fmt: skip
-    moves = float(compiled.cost_analysis().get("bytes accessed", 0.0))
     received = dict(costs.received)
     seconds = {
         "products": costs.flops / chip.flops,
-        "memory": moves / chip.memory_speed,
+        "memory": (moves or 0.0) / chip.memory_speed,
         "links": sum(received.values()) / chip.link_speed,
     }
-    measured = _measured(mapped, function, state, rows) if run else None
-    return Plan(batch, len(devices), holds, costs.flops, moves, received, seconds, measured)
+    measured = _measured(mapped, function, state, rows) if where.name == HERE else None
+    return Plan(
+        where.name, batch, len(devices), holds, costs.flops, moves, received, seconds, measured
+    )
 
 
-def _step(config: ConfigDict, batch: int) -> tuple[Any, Any, dict[str, jax.ShapeDtypeStruct]]:
-    """The step of a device, the shapes of the state, and those of a batch."""
+def _compiled(lowered: Any, given: Any) -> tuple[int, float | None]:
+    """Bytes that a device holds and moves; None moved where it would have to hold too many."""
+    try:
+        compiled = lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        # The compiler for TPUs refuses what is too large, and says what it would take.
+        told = re.search(r"HLO temporaries \(([0-9.]+)([KMGT])\)", str(error))
+        if told is None:
+            raise
+        temporaries = float(told[1]) * 2 ** (10 * (1 + "KMGT".index(told[2])))
+        arguments = sum(
+            math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
+            for x in jax.tree.leaves(given)
+        )
+        return round(temporaries) + arguments, None
+    return planned(compiled), float(compiled.cost_analysis().get("bytes accessed", 0.0))
+
+
+def _training(
+    config: ConfigDict, batch: int
+) -> tuple[training.Training, Any, dict[str, jax.ShapeDtypeStruct]]:
+    """The training, the shapes of its state, and those of a batch."""
     frozen = assembly.frozen_backbones(config)
     cached = assembly.features_are_cached(config, frozen)
     function_words = tuple(range(4))
     words = assembly.Words(VOCABULARY, 3, (0, 1, 2), function_words, classes=100)
     model = assembly.make_model(config, words, assembly.sources_of(config), frozen)
     rows = _rows(config, model, cached, batch)
+    # Of pictures: a state has the frozen backbone's parameters too.
+    pictures = _rows(config, model, assembly.Frozen(image=False, text=False), 1)
     variables = jax.eval_shape(
-        lambda key, rows: model.init(key, rows, train=False),
-        jax.random.key(0),
-        jax.tree.map(lambda x: jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype), rows),
+        lambda key, rows: model.init(key, rows, train=False), jax.random.key(0), pictures
     )
-    epoch = IMAGES / batch
-    rate = optimizer.schedule(config.train, 1000, epoch)
-    trainable, _ = optimizer.partition(variables["params"], config.train.freeze)
-    update = optimizer.make_optimizer(config.train, trainable, rate)
-    objective = training_objective.build(config)
-    spec = Spec(config.model.dimension, IMAGES, max(1, round(epoch)), 1000)
-    state = jax.eval_shape(
-        lambda variables: train_step.init_state(
-            variables, objective, update, spec, config.train.freeze, 0, config.train.ema > 0
-        ),
-        variables,
-    )
-    step = train_step.make_step(
-        model, objective, update, config.train.freeze, 0, config.train.ema,
-        config.train.accumulate,
+    built = training.build(
+        config, model, variables["params"],
+        images=IMAGES, steps=1000, steps_per_epoch=IMAGES / batch,
     )  # fmt: skip
-    return step, state, rows
+    return built, jax.eval_shape(built.initial_state, variables), rows
 
 
 def _rows(
@@ -284,23 +294,28 @@ def _measured(devices: parallel.Devices, function: Any, state: Any, rows: Any) -
     return statistics.median(seconds[3:])
 
 
-def table(plans: Sequence[Plan], chip: Chip) -> str:
-    """A line a batch, in Markdown."""
+def table(plans: Sequence[Plan], chips: Mapping[str, Chip]) -> str:
+    """A line a plan, in Markdown; `chips` are those of the topologies."""
     lines = [
-        "| batch | devices | held a device | of its memory | TFLOP | GB moved | GB received | "
-        "bound by | step at least | pairs/s at most | step measured |",
-        "|" + "---|" * 11,
+        "| topology | devices | batch | held a device | of its memory | TFLOP | GB moved | "
+        "GB received | bound by | step at least | pairs/s at most | step measured |",
+        "|" + "---|" * 12,
     ]
     for each in plans:
-        full = each.holds / chip.memory
-        share = f"{full:.0%}{', too much' if full > 1 else ''}" if chip.memory < 1e15 else ""
-        measured = "" if each.measured is None else f"{1e3 * each.measured:.4g} ms"
-        cells = (
-            f"{each.batch:,}", f"{each.devices}", f"{each.holds / 2**30:.2f} GiB", share,
-            f"{each.flops / 1e12:.3g}", f"{each.moves / 1e9:.3g}",
-            f"{sum(each.receives.values()) / 1e9:.3g}", each.bound,
-            f"{1e3 * each.seconds[each.bound]:.3g} ms", f"{each.pairs_a_second:,.0f}", measured,
-        )  # fmt: skip
+        memory = chips[each.topology].memory
+        share = f"{each.holds / memory:.0%}" if memory < 1e15 else ""
+        cells = [
+            each.topology, f"{each.devices}", f"{each.batch:,}", f"{each.holds / 2**30:.2f} GiB",
+        ]  # fmt: skip
+        brought = f"{sum(each.receives.values()) / 1e9:.3g}"
+        if each.moves is None:
+            cells += [f"{share}, too much", f"{each.flops / 1e12:.3g}", "", brought, *4 * ("",)]
+        else:
+            cells += [
+                share, f"{each.flops / 1e12:.3g}", f"{each.moves / 1e9:.3g}", brought, each.bound,
+                f"{1e3 * each.seconds[each.bound]:.3g} ms", f"{each.pairs_a_second:,.0f}",
+                "" if each.measured is None else f"{1e3 * each.measured:.4g} ms",
+            ]  # fmt: skip
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -308,22 +323,22 @@ def table(plans: Sequence[Plan], chip: Chip) -> str:
 def main(arguments: Sequence[str]) -> None:
     """Plans what the flags name."""
     own = flags.FlagValues()
-    where = flags.DEFINE_string("topology", "here", "Of which TPU.", flag_values=own)
+    names = flags.DEFINE_list("topology", HERE, "Of which TPUs.", flag_values=own)
     sizes = flags.DEFINE_list("batch", None, "Pairs of a step.", flag_values=own)
 
     def work(config: ConfigDict, output: Path) -> None:
-        devices, chip = topology(where.value)
+        found = [topology(name) for name in names.value]
         try:
             batches = [int(size) for size in sizes.value or [config.train.batch_size]]
         except ValueError as error:
             raise ConfigError(f"--batch is {','.join(sizes.value)}; it must be numbers") from error
         plans = []
-        for batch in batches:
-            log.info("compiling the step of %d pairs for %d devices", batch, len(devices))
-            plans.append(plan(config, batch, devices, chip, where.value == "here"))
+        for where, batch in itertools.product(found, batches):
+            log.info("compiling the step of %d pairs for %s", batch, where.name)
+            plans.append(plan(config, batch, where))
+        chips = {where.name: where.chip for where in found}
         report = {
-            "topology": where.value,
-            "chip": chip._asdict(),
+            "chips": {name: chip._asdict() for name, chip in chips.items()},
             "plans": [
                 dataclasses.asdict(each)
                 | {"bound": each.bound, "pairs_a_second": each.pairs_a_second}
@@ -332,7 +347,7 @@ def main(arguments: Sequence[str]) -> None:
         }
         text = json.dumps(report, indent=2) + "\n"
         whole_file.write(output, lambda file: file.write(text.encode()))
-        print(table(plans, chip))
+        print(table(plans, chips))
 
     config_command.run("plan", __doc__, arguments, work, own=own, suffix=".json")
 

@@ -1,6 +1,7 @@
 """Settings of every test: strict shapes, a view of four CPU devices; one trained workdir."""
 
 import atexit
+import collections
 import os
 import shutil
 import tempfile
@@ -194,5 +195,9 @@ def trained_log(trained, shared_folder):
 
 
 def pytest_collection_modifyitems(items):
-    """The runs of test_resume.py, the longest file, come first: one worker has its fill."""
-    items.sort(key=lambda item: item.path.name != "test_resume.py")
+    """The runs of test_resume.py, the longest file, come first, then files of many slow tests.
+
+    What is long and starts last is waited for alone.
+    """
+    slow = collections.Counter(item.path for item in items if item.get_closest_marker("slow"))
+    items.sort(key=lambda item: (item.path.name != "test_resume.py", -slow[item.path]))

@@ -176,6 +176,17 @@ def test_a_twin_that_does_something_else_is_noticed(loss, norm, same):
             step.agree(FakeStep(), lambda batch: (loss, norm), given)  # noqa: ARG005
 
 
+@pytest.mark.slow
+def test_memory_of_a_step_against_its_batch():
+    """More pairs take more; what a further one adds is compared with what the first add."""
+    module = load("batch_memory")
+    case = module.CASES["InfoNCE"]
+    small, large = (module.of_step(case, size, width=16) for size in (8, 64))
+    assert small < large < 8 * small
+    assert module.steepening({1: 10, 2: 20, 4: 60}) == 2.0
+    assert module.steepening({64: 5, 32: 3, 128: 9}) == 1.0
+
+
 def test_mining_agrees_with_the_dense_computation():
     found = load("mining").compare(pairs=20, width=8, chunk=6, rounds=1)
     assert found["loss"] < 1e-5

@@ -242,6 +242,13 @@ def test_json_that_is_no_config_of_ours(text, message):
         configs.from_json(text)
 
 
+def test_none_unsets_what_a_preset_names_and_is_text_elsewhere():
+    config = changed(model__image__weights="None", data__data_dir="None")
+    configs.unset(config)
+    assert config.model.image.weights is None
+    assert config.data.data_dir == "None"
+
+
 def test_differences_name_each_field_and_both_values():
     old, new = default_config(), changed(seed=3, train__freeze=(("a", None),))
     assert configs.differences(old, new) == [

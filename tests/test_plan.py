@@ -111,13 +111,13 @@ def planned(tmp_path_factory):
 
 
 def test_a_plan_of_what_is_here(planned):
-    assert planned["topology"] == "here"
+    assert planned["chips"].keys() == {"here"}
     small, large = planned["plans"]
     assert [plan["batch"] for plan in (small, large)] == [32, 64]
     for plan in (small, large):
-        assert plan["devices"] == 4
+        assert (plan["topology"], plan["devices"]) == ("here", 4)
         assert plan["measured"] > 0
-        assert plan["seconds"]["products"] == plan["flops"] / planned["chip"]["flops"]
+        assert plan["seconds"]["products"] == plan["flops"] / planned["chips"]["here"]["flops"]
         assert plan["pairs_a_second"] == plan["batch"] / max(plan["seconds"].values())
         # Every device has all parameters, and the optimizer two numbers more of each.
         assert plan["receives"]["psum"] > 0
@@ -131,16 +131,44 @@ def test_flops_of_a_step_without_loops_are_what_xla_counts(monkeypatch):
     config = step.config("frozen")
     config.model.image.update({"backbone": "small_resnet", "weights": None})
     config.model.text.weights = None
-    config.train.update({"freeze": (), "batch_size": 128, "ema": 0.0})
+    config.train.freeze = (("(image/backbone|text/reader)/.*", None),)
+    config.train.update({"batch_size": 128, "ema": 0.0})
     config.data.max_tokens = 10
     both = plan.assembly.Frozen(image=True, text=True)
     monkeypatch.setattr(plan.assembly, "frozen_backbones", lambda _: both)
-    own, state, rows = plan._step(config, 128)
-    devices = Devices("shard_map", tuple(jax.devices()[:1]))
-    function = devices.map(own, ("replicated", "split"), ("replicated", "replicated"))
+    whole, state, rows = plan._training(config, 128)
+    function = whole.on(Devices("shard_map", tuple(jax.devices()[:1])), state)
     expected = function.lower(state, rows).cost_analysis()["flops"]
     found = importlib.import_module("step_costs").count(function, state, rows, devices=1)
     assert 0.8 * expected < found.flops < expected
+
+
+def test_a_step_that_does_not_fit_is_told_with_what_it_would_take():
+    plan = importlib.import_module("plan")
+    refused = (
+        "RESOURCE_EXHAUSTED: E1000: CompileTimeHbmOom: Ran out of memory on HBM, the total memory "
+        "required for HLO temporaries (23.5G) exceeds available HBM (15.75G). HLO module: jit_step."
+    )
+
+    class Lowered:
+        def __init__(self, message):
+            self.message = message
+
+        def compile(self):
+            raise jax.errors.JaxRuntimeError(self.message)
+
+    where = Devices.all("shard_map")
+    split = jax.NamedSharding(where.mesh, P("data"))
+    given = {"a": jax.ShapeDtypeStruct((8, 3), jnp.float32, sharding=split)}
+    holds, moves = plan._compiled(Lowered(refused), given)
+    assert holds == 23.5 * 2**30 + 2 * 3 * 4
+    assert moves is None
+    with pytest.raises(jax.errors.JaxRuntimeError, match="another"):
+        plan._compiled(Lowered("another"), given)
+    chip = plan.CHIPS["v5e"]
+    found = plan.Plan("v5e:2x2", 65_536, 4, holds, 1e12, moves, {"psum": 1e9}, {"products": 1.0})
+    line = plan.table([found], {"v5e:2x2": chip}).splitlines()[-1]
+    assert line == ("| v5e:2x2 | 4 | 65,536 | 23.50 GiB | 147%, too much | 1 |  | 1 |  |  |  |  |")
 
 
 def test_what_is_no_topology_is_told():

@@ -5,9 +5,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vse_jax import assembly, optimizer, parallel, train_step, training_objective
+from vse_jax import assembly, optimizer, parallel, training
 from vse_jax.models.backbones import mobilenet_v2
-from vse_jax.objectives.base import Spec
 
 PHOTOS, BATCH, STEPS = 192, 16, 4
 
@@ -39,17 +38,17 @@ def test_steps_on_real_grids_stay_finite(preset, grids, network):
     words = assembly.Words(50, 3, ())
     nothing = assembly.Frozen(image=False, text=False)
     built = assembly.build_model(config, words, nothing, grids.shape[2])
-    objective = training_objective.build(config)
-    trainable, _ = optimizer.partition(built.variables["params"], config.train.freeze)
-    update = optimizer.make_optimizer(
-        config.train, trainable, optimizer.schedule(config.train, STEPS, float(STEPS))
+    whole = training.build(
+        config,
+        built.model,
+        built.variables["params"],
+        images=BATCH,
+        steps=STEPS,
+        steps_per_epoch=float(STEPS),
     )
-    state = train_step.init_state(
-        built.variables, objective, update, Spec(32, BATCH, STEPS, STEPS), (), 0, ema=True
-    )
-    step = train_step.make_step(built.model, objective, update, (), 0, 0.9)
     devices = parallel.Devices("shard_map", tuple(jax.devices()[:1]))
-    run = devices.map(step, ("replicated", "split"), ("replicated", "replicated"))
+    state = devices.place(jax.tree.map(np.asarray, whole.initial_state(built.variables)))
+    run = whole.on(devices, state)
     rng = np.random.default_rng(0)
     batch = devices.split(
         {

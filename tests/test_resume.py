@@ -12,7 +12,7 @@ import signal
 import socket
 import time
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -92,8 +92,10 @@ FLAGS = [
 ]
 
 
-def start(workdir: Path, data_dir: Path, setup: str, *flags: str) -> list[Command]:
-    processes, devices, trained = SETUPS[setup]
+def start(
+    workdir: Path, data_dir: Path, setup: Setup, *flags: str, common: Sequence[str] = FLAGS
+) -> list[Command]:
+    processes, devices, trained = setup
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         port = probe.getsockname()[1]
@@ -104,7 +106,7 @@ def start(workdir: Path, data_dir: Path, setup: str, *flags: str) -> list[Comman
     command = [
         f"--workdir={workdir}",
         *trained,
-        *FLAGS,
+        *common,
         f"--config.data.data_dir={data_dir}",
         *flags,
     ]
@@ -215,7 +217,7 @@ def undisturbed(
     folders = {setup: tmp_path_factory.mktemp("undisturbed") for setup in SETUPS}
     running, begun = {}, time.monotonic()
     for setup, folder in folders.items():
-        running[setup] = start(folder, data_dir, setup)
+        running[setup] = start(folder, data_dir, SETUPS[setup])
         # The first prepares the data; after that they share the cores, as most of them wait.
         assert not wait(running[setup], 300, partial(began, folders["one device"]))
     runs = {}
@@ -244,7 +246,7 @@ def test_killed_runs_end_like_undisturbed_ones(
         step = 0
         while kills < wanted and step < STEPS - 2:
             best = names(workdir / "checkpoints" / "best")
-            running = start(workdir, data_dir, setup)
+            running = start(workdir, data_dir, SETUPS[setup])
             kind = KINDS[kills % len(KINDS)]
             if kind == "any":
                 # Side by side, and compiling, the undisturbed runs took several times as long.
@@ -259,7 +261,7 @@ def test_killed_runs_end_like_undisturbed_ones(
                 break
             (kill_one if kind == "step" and len(running) > 1 else kill)(running)
             kills += 1
-        resumed += "resumed at step" in finish(start(workdir, data_dir, setup))
+        resumed += "resumed at step" in finish(start(workdir, data_dir, SETUPS[setup]))
         assert_identical(workdir, expected)
     assert resumed
 
@@ -298,13 +300,41 @@ def test_every_number_of_devices_gives_the_same_numbers(
 
 
 @pytest.mark.slow
+def test_two_processes_measure_what_one_does(
+    undisturbed: dict[str, tuple[Path, float]], tmp_path: Path
+) -> None:
+    """Features of a frozen backbone, captions, classes and their maps: the same report."""
+    reports, found = [], []
+    for processes in (1, 2):
+        data_dir, workdir = (tmp_path / f"{name}{processes}" for name in ("data", "run"))
+        flags = [
+            *(flag for flag in FLAGS if "freeze" not in flag),
+            "--mode=evaluate",
+            f"--config.train.start_from={undisturbed['captions and classes'][0]}",
+            "--config.train.freeze=(('image/backbone/.*', None),)",
+        ]
+        finish(start(workdir, data_dir, Setup(processes, 1, TASKS), common=flags))
+        reports.append(json.loads((workdir / "report.json").read_text())["metrics"])
+        (features,) = (data_dir / "features").iterdir()
+        found.append({path.name: np.load(path) for path in features.glob("*.npy")})
+    one, two = reports
+    assert {"classify/accuracy", "caption/perplexity", "maps/agreement_truth"} <= one.keys()
+    assert one.keys() == two.keys()
+    for name, value in one.items():
+        np.testing.assert_allclose(two[name], value, rtol=1e-4, atol=1e-5, err_msg=name)
+    assert found[0].keys() == found[1].keys() >= {"test.npy"}
+    for name, rows in found[0].items():
+        np.testing.assert_allclose(found[1][name], rows, rtol=1e-4, atol=1e-5, err_msg=name)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("setup", ["one device", "two by two"])
 def test_sigterm_saves_and_the_same_command_goes_on(
     setup: str, data_dir: Path, undisturbed: dict[str, tuple[Path, float]], tmp_path: Path
 ) -> None:
     """One process of several that gets it is enough."""
     workdir = tmp_path / "run"
-    running = start(workdir, data_dir, setup)
+    running = start(workdir, data_dir, SETUPS[setup])
     while not (workdir / "metrics.jsonl").exists() or len(metrics(workdir)) < 6:
         assert running[0].poll() is None, running[0].output()
         time.sleep(0.01)
@@ -315,7 +345,7 @@ def test_sigterm_saves_and_the_same_command_goes_on(
     assert checkpoint(workdir, "last")["folder"] == int(told[1]) < STEPS
     assert not (workdir / "report.json").exists()
     if setup == "one device":
-        finish(start(workdir, data_dir, setup))
+        finish(start(workdir, data_dir, SETUPS[setup]))
         assert_identical(workdir, undisturbed[setup][0])
 
 
@@ -328,7 +358,7 @@ def test_damaged_checkpoint_falls_back_to_the_one_before(
     newest = workdir / "checkpoints" / "last" / str(STEPS)
     largest = max(newest.rglob("*"), key=lambda path: path.stat().st_size * path.is_file())
     os.truncate(largest, largest.stat().st_size // 2)
-    output = finish(start(workdir, data_dir, "one device"))
+    output = finish(start(workdir, data_dir, SETUPS["one device"]))
     assert f"checkpoint {STEPS} is damaged" in output
     assert "resumed at step" in output
     assert_identical(workdir, expected)
@@ -344,7 +374,7 @@ def test_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpoin
     flags = [f"--config.objective.{term}.weight=0" for term in terms]
     flags += ["--config.objective.leap.pair_margins=False"]
     flags += ["--config.train.learning_rate=1e30", "--config.train.checkpoint_every=1"]
-    code, output = start(workdir, data_dir, "one device", *flags)[0].wait(300)
+    code, output = start(workdir, data_dir, SETUPS["one device"], *flags)[0].wait(300)
     assert code == 1, output
     message = next(line for line in output.splitlines() if "gradient norm" in line)
     assert "Traceback" not in output
@@ -367,7 +397,7 @@ def test_workdir_of_another_config_is_refused(
 ) -> None:
     workdir, _ = undisturbed["one device"]
     before = {path: path.stat().st_mtime_ns for path in workdir.rglob("*.*")}
-    code, output = start(workdir, data_dir, "one device", "--config.seed=7")[0].wait(300)
+    code, output = start(workdir, data_dir, SETUPS["one device"], "--config.seed=7")[0].wait(300)
     assert code == 1
     assert "seed: 0 there, 7 here" in output
     assert "Traceback" not in output

@@ -52,6 +52,17 @@ def names_set(arguments: Iterable[str]) -> list[str]:
     return names
 
 
+def unset(config: ConfigDict) -> None:
+    """Unsets, in place, the fields of text that a command line gives as None.
+
+    `--config.model.image.weights=None` comes as that word, and a preset may have named weights.
+    """
+    optional = {name for name, default in fields(default_config()) if default is None}
+    for name, value in fields(config):
+        if value == "None" and name in optional:
+            config.update_from_flattened_dict({name: None})
+
+
 def without_backbone(config: ConfigDict) -> None:
     """Features instead of pictures: no backbone, no weights, nothing of them to freeze."""
     config.data.dataset = "precomputed"

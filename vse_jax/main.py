@@ -132,7 +132,8 @@ def _parse(argv: Sequence[str]) -> list[str]:
         if _MODE.value == "train" and _CONFIG.value is None:
             raise flags.ValidationError("--config is missing: a file of configs/")
         if _CONFIG.value is not None:
-            _CONFIG.value.to_dict()  # a file that could not be loaded says so when it is used
+            # A file that could not be loaded says so when it is used.
+            config.unset(_CONFIG.value)
     except Exception as error:  # whatever a user's config file raises
         sys.stderr.write(f"vse_jax: {_told(error)}\n")
         sys.exit(2)

@@ -16,9 +16,9 @@ from ml_collections import ConfigDict
 from vse_jax import (
     evaluation,
     experiment,
-    optimizer,
     parallel,
     train_step,
+    training,
     training_objective,
     validation,
     workdir,
@@ -27,7 +27,6 @@ from vse_jax.checkpoint import Checkpoints
 from vse_jax.console import Progress, TensorBoard
 from vse_jax.experiment import Experiment
 from vse_jax.losses.codes import refitted
-from vse_jax.objectives.base import Spec
 from vse_jax.report import content
 from vse_jax.train_state import TrainState
 
@@ -116,23 +115,19 @@ def _final_state(run: Experiment, template: TrainState) -> TrainState:
 
 def initial_state(run: Experiment) -> TrainState:
     """The state before the first step, as host arrays."""
-    config = run.config
-    trainable, _ = optimizer.partition(run.built.variables["params"], config.train.freeze)
-    state = train_step.init_state(
-        run.built.variables,
-        training_objective.build(config),
-        _optimizer(run, trainable),
-        Spec(
-            dimension=config.model.dimension,
-            images=len(run.dataset.splits["train"].images),
-            steps_per_epoch=math.ceil(steps_per_epoch(run)),
-            steps=total_steps(run),
-        ),
-        config.train.freeze,
-        config.seed,
-        ema=config.train.ema > 0,
-    )
+    state = _training(run).initial_state(run.built.variables)
     return jax.tree.map(np.asarray, state)
+
+
+def _training(run: Experiment) -> training.Training:
+    return training.build(
+        run.config,
+        run.built.model,
+        run.built.variables["params"],
+        images=len(run.dataset.splits["train"].images),
+        steps=total_steps(run),
+        steps_per_epoch=steps_per_epoch(run),
+    )
 
 
 def steps_per_epoch(run: Experiment) -> float:
@@ -197,11 +192,6 @@ def never_mined(run: Experiment) -> list[str]:
     ]  # fmt: skip
 
 
-def _optimizer(run: Experiment, trainable: Mapping[str, Any]) -> Any:
-    rate = optimizer.schedule(run.config.train, total_steps(run), steps_per_epoch(run))
-    return optimizer.make_optimizer(run.config.train, trainable, rate)
-
-
 class Loop:
     """Steps a state to its end; every side effect of training happens here."""
 
@@ -214,25 +204,12 @@ class Loop:
         stop: threading.Event,
     ) -> None:
         """Starts at the step of `state` (host arrays)."""
-        config = run.config
         self.experiment, self.last, self.best, self.stop = run, last, best, stop
         self.start, self.end = int(state.step), total_steps(run)
         self.epoch_steps = steps_per_epoch(run)
-        trainable, _ = optimizer.partition(state.params, config.train.freeze)
-        self.rate = optimizer.schedule(config.train, self.end, self.epoch_steps)
-        step = train_step.make_step(
-            run.built.model,
-            training_objective.build(config),
-            optimizer.make_optimizer(config.train, trainable, self.rate),
-            config.train.freeze,
-            config.seed,
-            config.train.ema,
-            config.train.accumulate,
-        )
-        placed = parallel.placements(state)
-        self.step = run.devices.map(
-            step, (placed, parallel.SPLIT), (placed, parallel.REPLICATED), donate=(0,)
-        )
+        built = _training(run)
+        self.rate = built.rate
+        self.step = built.on(run.devices, state)
         self.state = run.devices.place(state)
         writes = parallel.is_first_process()
         self.metrics = workdir.MetricsLog(run.workdir, self.start, writes)

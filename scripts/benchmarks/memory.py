@@ -50,6 +50,15 @@ def peak() -> tuple[int, str]:
     return _status("VmHWM"), "resident set of a fresh process"
 
 
+def planned(compiled: Any) -> int:
+    """Bytes that a compiled function has in use at most, as XLA plans it, arguments included."""
+    memory = compiled.memory_analysis()
+    return (
+        memory.argument_size_in_bytes + memory.output_size_in_bytes + memory.temp_size_in_bytes
+        - memory.alias_size_in_bytes
+    )  # fmt: skip
+
+
 def _device_statistics() -> dict[str, int] | None:
     return jax.devices()[0].memory_stats() if jax.default_backend() != "cpu" else None
 

@@ -2,6 +2,7 @@
 
 import functools
 import importlib.util
+import math
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,7 +14,7 @@ from ml_collections import ConfigDict
 
 from benchmarks import peak
 from benchmarks.timing import Options, Row, Timing, alternately, rate, ratio
-from vse_jax import assembly, optimizer, parallel, train_step, training_objective
+from vse_jax import assembly, parallel, training
 from vse_jax.models.model import VisualSemanticModel
 from vse_jax.objectives.base import Spec
 
@@ -125,7 +126,17 @@ def batches(
 def spec_of(conf: ConfigDict) -> Spec:
     """What an objective is told before a training on Flickr8k."""
     epoch = IMAGES * CAPTIONS_OF_EACH / conf.train.batch_size
-    return Spec(conf.model.dimension, IMAGES, round(epoch), round(conf.train.epochs * epoch))
+    return Spec(conf.model.dimension, IMAGES, math.ceil(epoch), round(conf.train.epochs * epoch))
+
+
+def training_of(
+    conf: ConfigDict, model: VisualSemanticModel, params: dict[str, Any]
+) -> training.Training:
+    """The training of a model on Flickr8k."""
+    spec, epoch = spec_of(conf), IMAGES * CAPTIONS_OF_EACH / conf.train.batch_size
+    return training.build(
+        conf, model, params, images=spec.images, steps=spec.steps, steps_per_epoch=epoch
+    )
 
 
 def started(
@@ -181,35 +192,15 @@ class OurStep:
         """
         words = assembly.Words(vocabulary, 0, (), function_words, classes)
         model, variables = started(conf, words, example)
-        rules = conf.train.freeze
         if example is not None:
-            rules = tuple(rule for rule in rules if rule[1] is not None)
-        trainable, _ = optimizer.partition(variables["params"], rules)
-        spec = spec_of(conf)
-        rate = optimizer.schedule(
-            conf.train, spec.steps, IMAGES * CAPTIONS_OF_EACH / conf.train.batch_size
-        )
-        update = optimizer.make_optimizer(conf.train, trainable, rate)
-        objective = training_objective.build(conf)
-        state = train_step.init_state(
-            variables, objective, update, spec, rules, conf.seed, ema=conf.train.ema > 0
-        )
-        step = train_step.make_step(
-            _still(model) if still else model,
-            objective,
-            update,
-            rules,
-            conf.seed,
-            conf.train.ema,
-            conf.train.accumulate,
-        )
+            conf = conf.copy_and_resolve_references()
+            conf.train.freeze = tuple(rule for rule in conf.train.freeze if rule[1] is not None)
+        whole = training_of(conf, _still(model) if still else model, variables["params"])
+        state = whole.initial_state(variables)
         self.params = variables["params"]
         self._devices = parallel.Devices.all(conf.parallel)
         self._state = self._devices.place(jax.tree.map(np.asarray, state))
-        placed = parallel.placements(state)
-        self._step = self._devices.map(
-            step, (placed, parallel.SPLIT), (placed, parallel.REPLICATED), donate=(0,)
-        )
+        self._step = whole.on(self._devices, state)
 
     def __call__(self, batch: Batch) -> dict[str, Any]:
         """The metrics, once the state is there too; the batch's transfer is part of it."""
