@@ -4,16 +4,13 @@ A padded batch makes a plain scan multiply matrices for every padded slot. Here 
 by length, longest first, so that those still running at step t are the first lanes, and their
 tokens lie step after step in one packed buffer, as in PyTorch's `pack_padded_sequence`. The number
 of running lanes only falls: the steps form consecutive runs of one row count (rounded up to a few
-static levels), each a `while_loop` of dynamic trip count over products of static shape. What the
-inputs say to the gates does not wait for the state: it comes first, in a few large products over
-the packed buffer.
+static levels), each a `while_loop` of dynamic trip count over products of static shape.
 
 The gradient is written by hand. The forward pass keeps, for each token, r, z, W_hn h + b_hn and the
-new state, from which n follows; one loop backwards finds the state's gradients, and again a few
-large products over the packed buffer give those of weights and inputs.
+new state, from which n follows; one loop backwards finds the state's gradients, and a few large
+products over the packed buffer give those of weights and inputs.
 """
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -230,14 +227,10 @@ def _forward(
         (params.weight_ih.T.astype(dtype), params.weight_hh.T.astype(dtype))
     )
 
-    def project(start: Int[Array, ""], size: int, buffer: Float[Array, "p h3"]) -> Array:
-        part = _dot(_rows(x, start, size), w_ih, 1, dtype) + params.bias_ih[None]
-        return _write(buffer, part, start)
-
     def step(rows: int, carry: Any) -> Any:
         t, h, states, gates = carry
         start = packing.starts[t]
-        from_x = _rows(projected, start, rows)
+        from_x = _dot(_rows(x, start, rows), w_ih, 1, dtype) + params.bias_ih[None]
         from_h = _dot(h, w_hh, 1, dtype) + params.bias_hh[None]
         r, z = jnp.split(jax.nn.sigmoid((from_x + from_h)[:, : 2 * hidden]), 2, axis=1)
         q = from_h[:, 2 * hidden :]
@@ -247,8 +240,6 @@ def _forward(
         new = jnp.where(_alive(packing, t, rows), (1 - z) * n + z * h, h)
         return t + 1, new, _write(states, new, start), gates
 
-    # Gates do not take their place: XLA on a CPU copies a buffer that a loop both reads and writes.
-    projected = _over_blocks(packing, project, jnp.zeros((x.shape[0], 3 * hidden)))
     t, state = jnp.int32(0), jnp.zeros((levels[-1], hidden))
     states = jnp.zeros((x.shape[0], hidden))
     gates = jnp.zeros((x.shape[0] if keep else 0, 3 * hidden))
@@ -260,25 +251,6 @@ def _forward(
         )
         state = _write(state, h, 0)
     return state[packing.lane], states, gates
-
-
-def _over_blocks(
-    packing: Packing, block: Callable[[Int[Array, ""], int, Any], Any], carry: Any
-) -> Any:
-    """The carry after `block(first row, rows, carry)` for all packed rows in use, and some more."""
-
-    def left(least: int, carry: Any) -> Bool[Array, ""]:
-        return packing.total - carry[0] >= least
-
-    def one(size: int, carry: Any) -> Any:
-        return carry[0] + size, block(carry[0], size, carry[1])
-
-    both: Any = (jnp.int32(0), carry)
-    for size in _BLOCKS:
-        if size <= packing.source.shape[0]:
-            least = size if size > _BLOCKS[-1] else 1
-            both = lax.while_loop(partial(left, least), partial(one, size), both)
-    return both[1]
 
 
 def _alive(packing: Packing, t: Int[Array, ""], rows: int) -> Bool[Array, "r 1"]:
@@ -377,8 +349,8 @@ def _weight_gradient(
     w_ih = params.weight_ih.astype(dtype)
     zero = _zero_after(d_state, packing)
 
-    def block(start: Int[Array, ""], size: int, carry: Any) -> Any:
-        grads, dx = carry
+    def block(size: int, carry: Any) -> Any:
+        start, grads, dx = carry
         h = _take(states, lax.dynamic_slice_in_dim(packing.previous, start, size))
         d_r, d_z, d_n, d_q = _gate_gradient(
             _rows(gates, start, size), h, _rows(states, start, size), _rows(d_state, start, size)
@@ -392,7 +364,16 @@ def _weight_gradient(
             jnp.sum(by_h, axis=0),
         )
         dx = _write(dx, _dot(by_x, w_ih, 1, dtype), start)
-        return jax.tree.map(jnp.add, grads, part), dx
+        return start + size, jax.tree.map(jnp.add, grads, part), dx
+
+    def left(least: int, carry: Any) -> Bool[Array, ""]:
+        return packing.total - carry[0] >= least
 
     grads = jax.tree.map(lambda leaf: jnp.broadcast_to(zero, leaf.shape), params)
-    return _over_blocks(packing, block, (grads, jnp.broadcast_to(zero, x.shape)))
+    carry: Any = (jnp.int32(0), grads, jnp.broadcast_to(zero, x.shape))
+    for size in _BLOCKS:
+        if size <= x.shape[0]:
+            least = size if size > _BLOCKS[-1] else 1
+            carry = lax.while_loop(partial(left, least), partial(block, size), carry)
+    _, grads, dx = carry
+    return grads, dx
