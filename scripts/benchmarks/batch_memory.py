@@ -1,10 +1,12 @@
 """Memory of a training step against the size of its batch, as XLA plans it: nothing is run."""
 
+import functools
 import itertools
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from ml_collections import ConfigDict
 
 from benchmarks import step
 from benchmarks.memory import planned
@@ -73,14 +75,9 @@ def of_step(case: Case, size: int, width: int | None = None) -> int:
       size: pairs of the step.
       width: of the common space; None: as configured.
     """
-    conf = step.config(case.choice)
+    conf, few, model, variables = _started(case, width)
+    conf = conf.copy_and_resolve_references()
     conf.train.batch_size = size
-    if width is not None:
-        conf.model.dimension = width
-    few = step.batches(step.drawn(conf), 2, WIDTH, 1, case.parts)[0]
-    few["semantics"] = np.zeros((2, SEMANTICS), np.float32)
-    model, variables = step.started(conf, assembly.Words(step.VOCABULARY, 0, ()), few)
-    conf.train.freeze = ()
     whole = step.training_of(conf, model, variables["params"])
     state = jax.eval_shape(whole.initial_state, variables)
     batch: Any = {
@@ -89,3 +86,16 @@ def of_step(case: Case, size: int, width: int | None = None) -> int:
     }
     devices = parallel.Devices("shard_map", tuple(jax.devices()[:1]))
     return planned(whole.on(devices, state).lower(state, batch).compile())
+
+
+@functools.cache
+def _started(case: Case, width: int | None) -> tuple[ConfigDict, step.Batch, Any, Any]:
+    """Config, two pairs, model and variables, which are the same for every size of the batch."""
+    conf = step.config(case.choice)
+    if width is not None:
+        conf.model.dimension = width
+    few = step.batches(step.drawn(conf), 2, WIDTH, 1, case.parts)[0]
+    few["semantics"] = np.zeros((2, SEMANTICS), np.float32)
+    model, variables = step.started(conf, assembly.Words(step.VOCABULARY, 0, ()), few)
+    conf.train.freeze = ()
+    return conf, few, model, variables
