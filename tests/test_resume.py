@@ -100,7 +100,7 @@ def start(
         probe.bind(("localhost", 0))
         port = probe.getsockname()[1]
     environment = {
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}",
         "JAX_COMPILATION_CACHE_DIR": str(data_dir / "xla"),
     }
     command = [

@@ -118,13 +118,21 @@ def model(path):
 
 
 def variables(path):
-    """Random where the model's own start has zeros or ones, so that everything matters."""
+    """Random where the model's own start has zeros or ones, so that everything matters.
+
+    Matrices have both signs: with one the sigmoid of SGR's score is flat, and its gradient noise.
+    """
     given = batch("pixels" if path in SETUPS else path)
     one_row = jax.tree.map(lambda rows: jnp.asarray(rows[:1]), given)
     init = partial(model(path).init, train=False)
     shapes = jax.eval_shape(init, jax.random.key(0), one_row)
     rng = np.random.default_rng(1)
-    return jax.tree.map(lambda leaf: rng.uniform(0.1, 0.5, leaf.shape).astype(np.float32), shapes)
+
+    def draw(leaf):
+        signs = rng.choice([-1, 1], leaf.shape) if leaf.ndim > 1 else 1
+        return (signs * rng.uniform(0.3, 1.0, leaf.shape)).astype(np.float32)
+
+    return jax.tree.map(draw, shapes)
 
 
 @cache
