@@ -131,19 +131,22 @@ def test_a_state_shared_out_makes_the_same_updates(rule, mode):
 
         def step(params, state, gradient, update=update):
             updates, state = update.update(gradient, state, params)
-            return optax.apply_updates(params, updates), state
+            return optax.apply_updates(params, updates), state, updates
 
         state = jax.tree.map(np.asarray, update.init(trainable))
         placed = parallel.placements(state)
         same = parallel.REPLICATED
-        mapped = devices.map(step, (same, placed, same), (same, placed))
+        mapped = devices.map(step, (same, placed, same), (same, placed, same))
         params, state = devices.place(trainable), devices.place(state)
+        steps = []
         for gradient in gradients:
-            params, state = mapped(params, state, devices.place(gradient))
-        found.append(devices.fetch(params))
+            params, state, updates = mapped(params, state, devices.place(gradient))
+            steps.append(devices.fetch(updates))
+        found.append(steps)
         states.append(devices.fetch(state))
-    for name, value in found[0].items():
-        np.testing.assert_allclose(found[1][name], value, rtol=1e-6, err_msg=name)
+    for number, (one, other) in enumerate(zip(*found, strict=True)):
+        for name, value in one.items():
+            np.testing.assert_allclose(other[name], value, rtol=1e-6, err_msg=f"{number} {name}")
     whole, shared = (jax.tree.leaves(state) for state in states)
     for one, other in zip(whole, shared, strict=True):
         np.testing.assert_allclose(other, np.ravel(one) if np.ndim(one) else one, rtol=1e-5)

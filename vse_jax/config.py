@@ -2,11 +2,12 @@
 
 import contextlib
 import difflib
+import functools
 import json
 import math
 import os
-from collections.abc import Iterable, Iterator
-from types import ModuleType
+from collections.abc import Iterable, Iterator, Mapping
+from types import MappingProxyType, ModuleType
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -27,14 +28,20 @@ def blaming(name: str, *errors: type[Exception]) -> Iterator[None]:
         raise ConfigError(f"config field {name!r}: {error}") from error
 
 
+@functools.cache
+def defaults() -> Mapping[str, Any]:
+    """Dotted name -> default of every field that there is."""
+    return MappingProxyType(dict(fields(default_config())))
+
+
 def check_name(name: str) -> None:
     """Raises ConfigError unless `name` is the dotted name of a field."""
-    known = dict(fields(default_config()))
-    inside = [field for field in known if field.startswith(f"{name}.")]
+    if name in defaults():
+        return
+    inside = [field for field in defaults() if field.startswith(f"{name}.")]
     if inside:
         raise ConfigError(f"{name!r} is a group of config fields, such as {inside[0]!r}")
-    if name not in known:
-        raise ConfigError(f"unknown config field {name!r}{nearest(name, known)}")
+    raise ConfigError(f"unknown config field {name!r}{nearest(name, defaults())}")
 
 
 def names_set(arguments: Iterable[str]) -> list[str]:
@@ -57,7 +64,7 @@ def unset(config: ConfigDict) -> None:
 
     `--config.model.image.weights=None` comes as that word, and a preset may have named weights.
     """
-    optional = {name for name, default in fields(default_config()) if default is None}
+    optional = {name for name, default in defaults().items() if default is None}
     for name, value in fields(config):
         if value == "None" and name in optional:
             config.update_from_flattened_dict({name: None})
@@ -183,7 +190,7 @@ def choose(module: ModuleType, name: str, field: str) -> Any:
 def check_type(name: str, value: Any, wanted: type) -> None:
     """Raises ConfigError unless `value` may stand in the field `name`, which is a `wanted`."""
     if value is None:
-        if dict(fields(default_config()))[name] is not None:
+        if defaults()[name] is not None:
             raise ConfigError(f"config field {name!r} is not set; it must be {wanted.__name__}")
         return
     accepted = (int, float) if wanted is float else wanted

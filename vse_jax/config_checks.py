@@ -6,7 +6,16 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from vse_jax.config import ConfigError, check_name, check_type, config_type, either, fields, nearest
+from vse_jax.config import (
+    ConfigError,
+    check_name,
+    check_type,
+    config_type,
+    defaults,
+    either,
+    fields,
+    nearest,
+)
 from vse_jax.defaults import default_config
 from vse_jax.network_checks import CAPTIONERS, LEAP, RANKING, check_network
 from vse_jax.protocols import OWN, PROTOCOLS
@@ -117,15 +126,14 @@ def validate(config: ConfigDict, devices: int = 1) -> None:
       config: to check.
       devices: over which batches are split.
     """
-    known = dict(fields(default_config()))
     given = dict(fields(config))
     for name in given:
         check_name(name)
-    for name in known:
+    for name in defaults():
         if name not in given:
             raise ConfigError(f"config field {name!r} is missing; start from default_config()")
     default = default_config()
-    types = {name: config_type(default, name) for name in known}
+    types = {name: config_type(default, name) for name in defaults()}
     for name, value in given.items():
         check_type(name, value, types[name])
     for name, choices in CHOICES.items():

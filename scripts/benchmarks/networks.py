@@ -19,6 +19,7 @@ from benchmarks import peak, step
 from benchmarks.maps import CLASSES, FUNCTION_WORDS
 from benchmarks.memory import in_process, start_peak
 from benchmarks.memory import peak as memory_peak
+from benchmarks.step import COMPILED, TORCH
 from benchmarks.timing import Options, Row, Timing, alternately, median_row, rate, ratio
 
 REGIONS, WIDTH = 49, 1280
@@ -26,7 +27,6 @@ REGIONS, WIDTH = 49, 1280
 SENTENCE = 384
 # Of ours; PyTorch's twins are in float32, as the released codes are.
 PRECISIONS = ("float32", "bfloat16")
-TORCH, COMPILED = "PyTorch", "PyTorch compiled"
 # Of the measured matrix product's speed: what is this fast need not be faster than PyTorch.
 SHARE = 0.85
 # Processes in which memory is measured: how an allocator's blocks fall differs between them.

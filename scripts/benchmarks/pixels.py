@@ -29,10 +29,10 @@ from ml_collections import ConfigDict
 from benchmarks import peak, step
 from benchmarks.memory import in_process, start_peak
 from benchmarks.memory import peak as memory_peak
+from benchmarks.step import COMPILED, TORCH
 from benchmarks.timing import Options, Row, Timing, alternately, median_row, rate, ratio
 from vse_jax.models.backbones import bert, weights
 
-TORCH, COMPILED = "PyTorch", "PyTorch compiled"
 BATCHES = 4
 # A BERT without dropout, for comparisons.
 STILL = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
@@ -202,17 +202,10 @@ def _twins(
         return
     from benchmarks.torch_pixels import TrainStep
 
-    yield TORCH, TrainStep(params, conf, reader, compiled=False)
-    if compiled:
-        twin = TrainStep(params, conf, reader, compiled=True)
-        try:
-            for batch in given:  # widths differ, and each may be compiled for
-                twin(batch)
-        except Exception as error:  # whatever PyTorch's compiler raises on this machine
-            reason = str(error).strip().splitlines()[0]
-            sys.stderr.write(f"torch.compile does not work here: {reason}\n")
-            return
-        yield COMPILED, twin
+    twin = partial(TrainStep, params, conf, reader)
+    yield TORCH, twin(compiled=False)
+    if compiled and step.compiles(by_compiler := twin(compiled=True), given):
+        yield COMPILED, by_compiler
 
 
 def _twin_is_possible() -> bool:

@@ -1,10 +1,10 @@
 """The training step of configs/flickr8k.py beside PyTorch's."""
 
-import functools
 import importlib.util
 import math
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,6 +22,7 @@ ROOT = Path(__file__).parents[2]
 # Flickr8k's training split: 6,000 pictures of 5 captions, 2,632 words seen 4 times or special.
 IMAGES, CAPTIONS_OF_EACH, VOCABULARY = 6000, 5, 2632
 BATCHES = 16
+TORCH, COMPILED = "PyTorch", "PyTorch compiled"
 Batch = dict[str, np.ndarray]
 
 
@@ -164,7 +165,7 @@ def started(
 
 def drawn_variables(model: VisualSemanticModel, batch: Batch, seed: int) -> dict[str, Any]:
     """What the model starts from on such batches, on the host."""
-    draw = jax.jit(functools.partial(model.init, train=False))
+    draw = jax.jit(partial(model.init, train=False))
     return jax.tree.map(np.array, draw(jax.random.key(seed), batch))
 
 
@@ -266,18 +267,22 @@ def twins(
     """PyTorch's step from the same weights: eager and, if asked for and possible, compiled."""
     from benchmarks.torch_twins import TrainStep
 
-    for name, through_compiler in (("PyTorch", False), ("PyTorch compiled", True)):
-        if through_compiler and not compiled:
-            continue
-        twin = TrainStep(params, conf, compiled=through_compiler, function_words=function_words)
-        try:
-            if through_compiler:
-                twin(batch)
-        except Exception as error:  # whatever PyTorch's compiler raises on this machine
-            reason = str(error).strip().splitlines()[0]
-            sys.stderr.write(f"torch.compile does not work here: {reason}\n")
-            continue
-        yield name, twin
+    twin = partial(TrainStep, params, conf, function_words=function_words)
+    yield TORCH, twin(compiled=False)
+    if compiled and compiles(by_compiler := twin(compiled=True), [batch]):
+        yield COMPILED, by_compiler
+
+
+def compiles(twin: Callable[[Batch], Any], given: list[Batch]) -> bool:
+    """Whether torch.compile takes the step for these batches; if not, stderr says why."""
+    try:
+        for batch in given:  # widths differ, and each may be compiled for
+            twin(batch)
+    except Exception as error:  # whatever PyTorch's compiler raises on this machine
+        reason = str(error).strip().splitlines()[0]
+        sys.stderr.write(f"torch.compile does not work here: {reason}\n")
+        return False
+    return True
 
 
 def agree(
