@@ -14,14 +14,14 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 # Four CPU devices, whatever else there is: `JAX_PLATFORMS=cuda pytest -m gpu` asks for a GPU.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-# Compiling is most of the suite's time: the last two cut it to a fifth, for code that is slower but
-# does the same. Flags that are given come last, so they win.
+# Compiling is most of the suite's time: the first two cut it to a fifth, for code that is slower
+# but does the same. What is given comes behind them and wins.
 os.environ["XLA_FLAGS"] = " ".join(
     [
-        "--xla_force_host_platform_device_count=4",
         "--xla_backend_optimization_level=0",
         "--xla_cpu_use_fusion_emitters=false",
         os.environ.get("XLA_FLAGS", ""),
+        "--xla_force_host_platform_device_count=4",
     ]
 )
 

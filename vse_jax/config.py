@@ -8,7 +8,7 @@ import math
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from types import MappingProxyType, ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
@@ -28,20 +28,30 @@ def blaming(name: str, *errors: type[Exception]) -> Iterator[None]:
         raise ConfigError(f"config field {name!r}: {error}") from error
 
 
+class Field(NamedTuple):
+    """What a field is where nothing is said, and the type that its values have."""
+
+    default: Any
+    type: type
+
+
 @functools.cache
-def defaults() -> Mapping[str, Any]:
-    """Dotted name -> default of every field that there is."""
-    return MappingProxyType(dict(fields(default_config())))
+def known() -> Mapping[str, Field]:
+    """Dotted name -> field, of every field that there is."""
+    config = default_config()
+    return MappingProxyType(
+        {name: Field(value, config_type(config, name)) for name, value in fields(config)}
+    )
 
 
 def check_name(name: str) -> None:
     """Raises ConfigError unless `name` is the dotted name of a field."""
-    if name in defaults():
+    if name in known():
         return
-    inside = [field for field in defaults() if field.startswith(f"{name}.")]
+    inside = [field for field in known() if field.startswith(f"{name}.")]
     if inside:
         raise ConfigError(f"{name!r} is a group of config fields, such as {inside[0]!r}")
-    raise ConfigError(f"unknown config field {name!r}{nearest(name, defaults())}")
+    raise ConfigError(f"unknown config field {name!r}{nearest(name, known())}")
 
 
 def names_set(arguments: Iterable[str]) -> list[str]:
@@ -64,7 +74,7 @@ def unset(config: ConfigDict) -> None:
 
     `--config.model.image.weights=None` comes as that word, and a preset may have named weights.
     """
-    optional = {name for name, default in defaults().items() if default is None}
+    optional = {name for name, field in known().items() if field.default is None}
     for name, value in fields(config):
         if value == "None" and name in optional:
             config.update_from_flattened_dict({name: None})
@@ -122,10 +132,9 @@ def from_json(text: str) -> ConfigDict:
         raise ConfigError(f"config.json is not JSON: line {error.lineno}: {error.msg}") from error
     if not isinstance(values, dict):
         raise ConfigError(f"config.json holds a {type(values).__name__}, not an object of fields")
-    types = {name: config_type(config, name) for name, _ in fields(config)}
     for name, value in fields(ConfigDict(values)):
         check_name(name)
-        check_type(name, _tuples(value), types[name])
+        check_type(name, _tuples(value))
         *parents, leaf = name.split(".")
         target = config
         for parent in parents:
@@ -187,10 +196,11 @@ def choose(module: ModuleType, name: str, field: str) -> Any:
     return getattr(module, name)
 
 
-def check_type(name: str, value: Any, wanted: type) -> None:
-    """Raises ConfigError unless `value` may stand in the field `name`, which is a `wanted`."""
+def check_type(name: str, value: Any) -> None:
+    """Raises ConfigError unless `value` may stand in the field `name`."""
+    default, wanted = known()[name]
     if value is None:
-        if defaults()[name] is not None:
+        if default is not None:
             raise ConfigError(f"config field {name!r} is not set; it must be {wanted.__name__}")
         return
     accepted = (int, float) if wanted is float else wanted

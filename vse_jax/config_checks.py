@@ -6,17 +6,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from vse_jax.config import (
-    ConfigError,
-    check_name,
-    check_type,
-    config_type,
-    defaults,
-    either,
-    fields,
-    nearest,
-)
-from vse_jax.defaults import default_config
+from vse_jax.config import ConfigError, check_name, check_type, either, fields, known, nearest
 from vse_jax.network_checks import CAPTIONERS, LEAP, RANKING, check_network
 from vse_jax.protocols import OWN, PROTOCOLS
 
@@ -129,13 +119,11 @@ def validate(config: ConfigDict, devices: int = 1) -> None:
     given = dict(fields(config))
     for name in given:
         check_name(name)
-    for name in defaults():
+    for name in known():
         if name not in given:
             raise ConfigError(f"config field {name!r} is missing; start from default_config()")
-    default = default_config()
-    types = {name: config_type(default, name) for name in defaults()}
     for name, value in given.items():
-        check_type(name, value, types[name])
+        check_type(name, value)
     for name, choices in CHOICES.items():
         if given[name] not in choices:
             raise ConfigError(

@@ -114,7 +114,7 @@ def _parse(argv: Sequence[str]) -> list[str]:
             raise flags.ValidationError("--config is missing: a file of configs/")
         for name in names:
             several = names.count(name) > 1
-            if several and config.config_type(config.default_config(), name) is tuple:
+            if several and config.known()[name].type is tuple:
                 # ml_collections would put the values of both together.
                 raise flags.ValidationError(f"--config.{name} is given twice")
         remaining = flags.FLAGS(argv)
