@@ -29,7 +29,7 @@ import jax.numpy as jnp
 import numpy as np
 import step_costs
 from absl import flags
-from benchmarks import peak
+from benchmarks import peak, step
 from benchmarks.memory import planned
 from benchmarks.timing import alternately
 from jax.sharding import NamedSharding, PartitionSpec
@@ -167,14 +167,17 @@ def plan(config: ConfigDict, batch: int, where: Topology) -> Plan:
         _on(mapped, jax.tree.map(lambda _: parallel.SPLIT, rows), rows),
     )
     holds, moves = _compiled(function.lower(*given), given)
-    costs = step_costs.count(function, *given, devices=len(devices))
+    mask = captions(config, rows["token_mask"].shape)
+    costs = step_costs.count(function, state, rows | {"token_mask": mask}, devices=len(devices))
     received = dict(costs.received)
     seconds = {
         "products": costs.flops / chip.flops,
         "memory": (moves or 0.0) / chip.memory_speed,
         "links": sum(received.values()) / chip.link_speed,
     }
-    measured = _measured(mapped, function, state, rows) if where.name == HERE else None
+    measured = None
+    if where.name == HERE:
+        measured = _measured(mapped, function, state, rows, mask)
     return Plan(
         where.name, batch, len(devices), holds, costs.flops, moves, received, seconds, measured
     )
@@ -271,7 +274,15 @@ def _on(devices: parallel.Devices, placed: Any, shapes: Any) -> Any:
     return jax.tree.map(one, placed, shapes)
 
 
-def _measured(devices: parallel.Devices, function: Any, state: Any, rows: Any) -> float:
+def captions(config: ConfigDict, shape: tuple[int, int]) -> np.ndarray:
+    """Which of so many captions' places [b, l] have a token; as long as Flickr8k's are."""
+    mask = step.drawn(config).mask
+    return mask[np.arange(shape[0]) % len(mask), : shape[1]]
+
+
+def _measured(
+    devices: parallel.Devices, function: Any, state: Any, rows: Any, mask: np.ndarray
+) -> float:
     """The median of five steps over drawn numbers, the first three left out."""
     rng = np.random.default_rng(0)
 
@@ -283,7 +294,8 @@ def _measured(devices: parallel.Devices, function: Any, state: Any, rows: Any) -
     held = devices.place(jax.tree.map(drawn, state))
     batch = {name: drawn(x) for name, x in rows.items()}
     numbers = np.arange(len(batch["image_id"]), dtype=np.int32)
-    batch |= {"image_id": numbers, "weight": np.ones(len(numbers), np.float32)}
+    weight = np.ones(len(numbers), np.float32)
+    batch |= {"image_id": numbers, "weight": weight, "token_mask": mask}
     shown = devices.split(batch)
     seconds = []
     for _ in range(8):

@@ -7,9 +7,11 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
+from vse_jax.models.recurrent import GRUParams, gru
 from vse_jax.parallel import Devices
 
 # Of a config file that ml_collections loads.
@@ -54,7 +56,75 @@ def test_products_count_as_often_as_they_are_made():
     def either(x, w):
         return jax.lax.cond(x[0, 0] > 0, lambda: once(once(x, w), w), lambda: once(x, w))
 
-    assert count(either, (3, 5), (5, 5)).flops == 2 * product
+    assert count(either, (3, 5), (5, 5)).flops == product  # at least
+
+
+def test_loops_end_where_the_numbers_say():
+    """A loop over the tokens of captions; of unknown ones, or of an unknown end, it counts once."""
+    product = 2 * 3 * 5 * 5
+    shapes = (jax.ShapeDtypeStruct((3, 5), jnp.float32), jax.ShapeDtypeStruct((5, 5), jnp.float32))
+    costs = importlib.import_module("step_costs")
+
+    def looped(x, w, mask):
+        steps = jnp.max(jnp.sum(mask, axis=1))
+
+        def turn(carry):
+            return carry[0] + 1, carry[1] @ w
+
+        return jax.lax.while_loop(lambda carry: carry[0] < steps, turn, (jnp.int32(0), x))[1]
+
+    def flops(function, *arrays, devices=1):
+        return costs.count(function, *arrays, devices=devices).flops
+
+    mask = np.arange(8) < np.array([[2], [4], [7], [5]])
+    assert flops(looped, *shapes, mask) == 7 * product
+    assert flops(jax.jit(looped), *shapes, mask[:2]) == 4 * product
+    assert flops(looped, *shapes, jax.ShapeDtypeStruct((4, 8), bool)) == product
+
+    # In parts, as gradients are accumulated; none of the second has a token.
+    def in_parts(x, w, mask):
+        return jax.lax.scan(lambda x, part: (looped(x, w, part), None), x, mask)[0]
+
+    parts = np.stack([mask[:2], np.zeros_like(mask[:2]), mask[2:]])
+    assert flops(in_parts, *shapes, parts) == (4 + 0 + 7) * product
+
+    def chosen(x, w, mask):
+        return jax.lax.cond(mask[0, 0], lambda: x @ w, lambda: (x @ w) @ w)
+
+    assert flops(chosen, *shapes, mask) == product
+    assert flops(chosen, *shapes, ~mask) == 2 * product
+
+    def until(x, w):  # the numbers say nothing of this end
+        return jax.lax.while_loop(lambda x: x[0, 0] > 0, lambda x: x @ w, x)
+
+    assert flops(until, *shapes) == product
+
+    # Of four devices the first has the first row, two tokens.
+    mapped = jax.shard_map(
+        lambda x, w, mask: jax.lax.psum(looped(x, w, mask), "data"),
+        mesh=Devices.all("shard_map").mesh, in_specs=(P(), P(), P("data")), out_specs=P(),
+        check_vma=False,
+    )  # fmt: skip
+    assert flops(mapped, *shapes, mask, devices=4) == 2 * product
+
+
+def test_a_recurrence_counts_for_real_tokens():
+    """The GRU's products forward and twice backward; rows of a step are rounded up to a level."""
+    costs = importlib.import_module("step_costs")
+    batch, length, words, width = 128, 20, 12, 16
+    lengths = np.random.default_rng(0).integers(3, length, batch).astype(np.int32)
+
+    def floats(*shape):
+        return jax.ShapeDtypeStruct(shape, jnp.float32)
+
+    def loss(params, x, lengths):
+        return jnp.sum(gru(params, x, lengths).last)
+
+    params = GRUParams(floats(3 * width, words), floats(3 * width, width), *2 * [floats(3 * width)])
+    step = jax.jit(jax.grad(loss, (0, 1)))
+    found = costs.count(step, params, floats(batch, length, words), lengths, devices=1).flops
+    least = 6 * lengths.sum() * 3 * width * (words + width)
+    assert least < found < 1.2 * least
 
 
 @pytest.mark.parametrize("stride", [1, 2])

@@ -4,7 +4,9 @@ A padded batch makes a plain scan multiply matrices for every padded slot. Here 
 by length, longest first, so that those still running at step t are the first lanes, and their
 tokens lie step after step in one packed buffer, as in PyTorch's `pack_padded_sequence`. The number
 of running lanes only falls: the steps form consecutive runs of one row count (rounded up to a few
-static levels), each a `while_loop` of dynamic trip count over products of static shape.
+static levels), each a `while_loop` of dynamic trip count over products of static shape. A step's
+inputs are multiplied within it: all of them in one product before the loops took the same time (a
+step of VSE++ at batch 128 on a CPU, 1.00x) and three widths a token of memory more.
 
 The gradient is written by hand. The forward pass keeps, for each token, r, z, W_hn h + b_hn and the
 new state, from which n follows; one loop backwards finds the state's gradients, and a few large
