@@ -1,12 +1,13 @@
 """What a training step takes on a machine that is not here, from its true program.
 
-    python scripts/plan.py --config=configs/shapes.py --topology=v5e:4x4,v4:2x2x4 [--batch=4096] \
-        --output=plan.json [--config.train.accumulate=8 and other fields]
+    python scripts/plan.py --config=configs/shapes.py --topology=v5e:4x4,v4:2x2x4 \
+        [--batch=4096,65536 or --each=256] --output=plan.json [--config.train.accumulate=8 ...]
 
 Compiles the step ahead of time for the topology of a TPU (`pip install 'vse_jax[tpu]'`; no TPU is
 needed) of v4, v5e, v5p or v6e, such as v5e:16x16 or v5p:4x4x4; "here" means the devices of this
-machine, on which the step is measured too. Tells for each batch what a device holds, computes,
-moves and receives, and how many pairs a second none of these lets it exceed.
+machine, on which the step is measured too. Tells for each batch, of so many pairs or of so many for
+each device, what a device holds, computes, moves and receives, and how many pairs a second none of
+these lets it exceed.
 """
 
 import dataclasses
@@ -54,6 +55,10 @@ class Chip(NamedTuple):
     memory_speed: float
     link_speed: float
     memory: float
+
+    def shared(self, devices: float) -> "Chip":
+        """What one has of so many devices that are a chip together."""
+        return Chip(*(value / devices for value in self))
 
 
 # As Google's pages on each version of Cloud TPU have it.
@@ -137,7 +142,10 @@ def topology(name: str) -> Topology:
             f"--topology is {name!r}, which cannot be compiled for; is libtpu there "
             f"(pip install 'vse_jax[tpu]')? It says: {told}"
         ) from error
-    return Topology(name, tuple(found.devices), CHIPS[kind])
+    devices = tuple(found.devices)
+    # The two cores of a v4 are a device each.
+    chips = len({tuple(device.coords) for device in devices})
+    return Topology(name, devices, CHIPS[kind].shared(len(devices) / chips))
 
 
 def _here() -> Chip:
@@ -332,29 +340,39 @@ def table(plans: Sequence[Plan], chips: Mapping[str, Chip]) -> str:
     return "\n".join(lines)
 
 
+def _numbers(name: str, given: Sequence[str | int]) -> list[int]:
+    """The numbers of a flag; raises ConfigError where there is another thing."""
+    try:
+        return [int(number) for number in given]
+    except ValueError as error:
+        raise ConfigError(f"--{name} is {','.join(map(str, given))}; it must be numbers") from error
+
+
 def main(arguments: Sequence[str]) -> None:
     """Plans what the flags name."""
     own = flags.FlagValues()
     names = flags.DEFINE_list("topology", HERE, "Of which TPUs.", flag_values=own)
     sizes = flags.DEFINE_list("batch", None, "Pairs of a step.", flag_values=own)
+    each = flags.DEFINE_list("each", None, "Pairs of a device.", flag_values=own)
 
     def work(config: ConfigDict, output: Path) -> None:
         found = [topology(name) for name in names.value]
-        try:
-            batches = [int(size) for size in sizes.value or [config.train.batch_size]]
-        except ValueError as error:
-            raise ConfigError(f"--batch is {','.join(sizes.value)}; it must be numbers") from error
+        if sizes.value and each.value:
+            raise ConfigError("--batch is of a step, --each of a device of it: give one of the two")
+        batches = _numbers("batch", sizes.value or [config.train.batch_size])
+        shares = _numbers("each", each.value or [])
         plans = []
-        for where, batch in itertools.product(found, batches):
+        for where, number in itertools.product(found, shares or batches):
+            batch = number * len(where.devices) if shares else number
             log.info("compiling the step of %d pairs for %s", batch, where.name)
             plans.append(plan(config, batch, where))
         chips = {where.name: where.chip for where in found}
         report = {
             "chips": {name: chip._asdict() for name, chip in chips.items()},
             "plans": [
-                dataclasses.asdict(each)
-                | {"bound": each.bound, "pairs_a_second": each.pairs_a_second}
-                for each in plans
+                dataclasses.asdict(made)
+                | {"bound": made.bound, "pairs_a_second": made.pairs_a_second}
+                for made in plans
             ],
         }
         text = json.dumps(report, indent=2) + "\n"

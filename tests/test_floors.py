@@ -12,7 +12,7 @@ ALLOWED = {
     "losses": {"codebook", "similarity"},
     "models": {"encoding"},
     "evaluators": {"boxes", "codebook", "protocols", "similarity"},
-    "index": {"codebook"},
+    "index": {"codebook", "evaluators", "similarity"},
     "objectives": {"encoding", "losses", "parallel", "codebook", "similarity"},
     "captioning": set(),
     "boxes": set(),

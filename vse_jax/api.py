@@ -2,15 +2,18 @@
 
 import dataclasses
 import functools
+import hashlib
+import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
+import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Bool, Float, UInt8
 
 from vse_jax import (
     alignment,
@@ -29,7 +32,7 @@ from vse_jax import codebook as codebooks
 from vse_jax.alignment import Alignment
 from vse_jax.data import box_files, proposals, tokenizer
 from vse_jax.data.split import DataError
-from vse_jax.encode import Encoded, Encoder, HostBatch
+from vse_jax.encode import Encoded, Encoder, HostBatch, Side
 from vse_jax.encoding import Encoding
 from vse_jax.inputs import Boxes, Picture
 from vse_jax.look import Class, Look
@@ -67,6 +70,7 @@ class Model:
         path = Path(folder).expanduser()
         self.config = workdir.read_config(path)
         workdir.check_tokenizer(path)
+        self._vocabulary = (path / workdir.TOKENIZER).read_text(encoding="utf-8")
         self._tokenizer = tokenizer.load(
             path / workdir.TOKENIZER, self.config.data.tokenizer, self.config.data.max_tokens
         )
@@ -143,9 +147,7 @@ class Model:
                     pixels = list(
                         threads.map(lambda item: inputs.pixels(item[0], item[1], size), chosen)
                     )
-                    image = np.zeros((padded, size, size, 3), np.uint8)
-                    image[:count] = pixels
-                    batch = {"image": image, "weight": _weight(count, padded)}
+                    batch = self.image_batch(pixels, padded)
                     if regions:
                         batch["boxes"] = np.zeros((padded, most, 4), np.float32)
                         for row, own in enumerate(regions[start : start + count]):
@@ -247,21 +249,68 @@ class Model:
 
         def batches() -> Iterator[HostBatch]:
             for start, count, padded in self._slices(len(sentences), batch_size):
-                found, known = self._tokenizer.tokenize(sentences[start : start + count])
-                tokens = np.zeros((padded, self.config.data.max_tokens), np.int32)
-                mask = np.zeros(tokens.shape, bool)
-                tokens[:count, : found.shape[1]] = found
-                mask[:count, : found.shape[1]] = known
-                yield {
-                    "tokens": tokens,
-                    "token_mask": mask,
-                    "weight": _weight(count, padded),
-                }
+                yield self.text_batch(sentences[start : start + count], padded)
 
         _check_batch_size(batch_size)
         if not len(sentences):
             return self._nothing()
         return self._encoder.texts(self._variables, batches())
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 (hex) of what embeddings depend on: parameters, words, size of pictures."""
+        found = hashlib.sha256()
+        variables = self._devices.fetch(self._variables)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(variables):
+            found.update(f"{jax.tree_util.keystr(path)} {leaf.dtype}{leaf.shape}".encode())
+            found.update(np.asarray(leaf).tobytes())
+        told = (self._vocabulary, self.config.data.image_size, self.config.data.max_tokens)
+        found.update(json.dumps(told).encode())
+        return found.hexdigest()
+
+    def share(self, batch_size: int) -> tuple[slice, int]:
+        """(this process's rows of a batch, how many there are), for `in_turn`.
+
+        Args:
+          batch_size: of all processes together; rounded up so that all devices have as many.
+        """
+        total, of = self._devices.shared(batch_size), parallel.process_share()
+        own = total // of["processes"]
+        return slice(of["process"] * own, (of["process"] + 1) * own), total
+
+    def in_turn(
+        self, side: Side, batches: Iterable[HostBatch]
+    ) -> Iterator[tuple[Float[np.ndarray, "b d"], Bool[np.ndarray, " b"]]]:
+        """(embeddings, False of padding) of each batch, in memory for a few; for many items.
+
+        Args:
+          side: which tower.
+          batches: of `image_batch` or `text_batch`, each process's `share` of them.
+        """
+        return self._encoder.in_turn(side, self._variables, batches)
+
+    def image_batch(
+        self, pictures: Sequence[UInt8[np.ndarray, "s s 3"] | None], rows: int
+    ) -> HostBatch:
+        """A batch of `rows` pictures that have the model's size already; padding for None."""
+        size = self.config.data.image_size
+        image = np.zeros((rows, size, size, 3), np.uint8)
+        weight = np.zeros(rows, np.float32)
+        for row, picture in enumerate(pictures):
+            if picture is not None:
+                image[row], weight[row] = picture, 1
+        return {"image": image, "weight": weight}
+
+    def text_batch(self, sentences: Sequence[str | None], rows: int) -> HostBatch:
+        """A batch of `rows` sentences; padding for None."""
+        found, known = self._tokenizer.tokenize([text or "" for text in sentences])
+        tokens = np.zeros((rows, self.config.data.max_tokens), np.int32)
+        mask = np.zeros(tokens.shape, bool)
+        tokens[: len(found), : found.shape[1]] = found
+        mask[: len(known), : known.shape[1]] = known
+        weight = np.zeros(rows, np.float32)
+        weight[: len(sentences)] = [text is not None for text in sentences]
+        return {"tokens": tokens, "token_mask": mask, "weight": weight}
 
     def similarity(self, images: Encoded, texts: Encoded) -> Float[np.ndarray, "n m"]:
         """Scores float32 of every picture with every sentence; larger is closer.

@@ -1,13 +1,13 @@
 """Runs the towers over any number of pictures or sentences, on all devices."""
 
 from collections.abc import Iterable, Iterator
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from vse_jax import parallel
 from vse_jax.encoding import Encoding
@@ -17,6 +17,10 @@ from vse_jax.objectives.base import Batch
 HostBatch = dict[str, np.ndarray]
 # float32 [n, d]; of a model that compares pictures and sentences in pairs, an `Encoding` of arrays.
 Encoded: TypeAlias = Any
+
+
+# Of the two towers.
+Side = Literal["images", "texts"]
 
 
 class Encoder:
@@ -67,6 +71,12 @@ class Encoder:
     def variables(self, params: Any, batch_stats: Any) -> Any:
         """Host variables put on the devices, for the methods below."""
         return self._devices.place({"params": params, "batch_stats": batch_stats})
+
+    def in_turn(
+        self, side: Side, variables: Any, batches: Iterable[HostBatch]
+    ) -> Iterator[tuple[Encoded, Bool[np.ndarray, " b"]]]:
+        """(embeddings, False of padding) of each batch, of the rows of all processes."""
+        return self._in_turn(self._image if side == "images" else self._text, variables, batches)
 
     def images(self, variables: Any, batches: Iterable[HostBatch]) -> Encoded:
         """Embeddings of every picture of the batches that is not padding, in order."""
@@ -125,11 +135,18 @@ class Encoder:
         return found
 
     def _collect(self, function: Any, variables: Any, batches: Iterable[HostBatch]) -> Encoded:
-        parts = []
+        parts = [
+            jax.tree.map(lambda x, kept=is_real: x[kept], found)
+            for found, is_real in self._in_turn(function, variables, batches)
+        ]
+        return jax.tree.map(lambda *rows: np.concatenate(rows), *parts)
+
+    def _in_turn(
+        self, function: Any, variables: Any, batches: Iterable[HostBatch]
+    ) -> Iterator[tuple[Any, Bool[np.ndarray, " b"]]]:
         for _, batch in self._devices.prefetch(iter(batches)):
             found, weight = self._devices.fetch(function(variables, batch))
-            parts.append(jax.tree.map(lambda x, kept=weight > 0: x[kept], found))
-        return jax.tree.map(lambda *rows: np.concatenate(rows), *parts)
+            yield found, weight > 0
 
 
 def _everywhere(tree: Any) -> Any:

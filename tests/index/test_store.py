@@ -1,0 +1,196 @@
+"""The store of an index has what a folder has, through any changes, and after any stop."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from vse_jax.index import store as stores
+from vse_jax.index.store import Encoded, File, Row, Store, StoreError
+
+WIDTH = 3
+ABOUT = {"side": "texts", "model": "m", "dimension": WIDTH, "similarity": "dot"}
+
+
+def embedding(path, size, line):
+    """Another one for each line of each state of a file."""
+    seed = [len(path), *path.encode(), size, line]
+    return np.random.default_rng(seed).normal(size=WIDTH).astype(np.float32)
+
+
+def lines_of(path, size):
+    """How many sentences a file has; of some sizes none."""
+    return 0 if size % 7 == 0 else 1 + (size + len(path)) % 3
+
+
+def encoded(files):
+    for file in files:
+        lines = range(1, lines_of(file.path, file.size) + 1)
+        rows = [Row(n, f"{file.path} {n}", embedding(file.path, file.size, n)) for n in lines]
+        if not rows:
+            yield Encoded(file, problem="it is broken")
+        for row in rows:  # a line at a time, as they may come
+            yield Encoded(file, [row], is_last=row is rows[-1])
+
+
+def synchronized(store, root, present):
+    changes = store.compare(root, [File(*file) for file in present])
+    store.forget_missing(root)
+    for _ in store.add(root, encoded(list(store.wanted()))):
+        pass
+    return changes
+
+
+def check(store, roots):
+    """The items are those of the files, each with its embedding."""
+    expected = {
+        (str(root), path, line): embedding(path, size, line)
+        for root, present in roots.items()
+        for path, size, _ in present
+        for line in range(1, lines_of(path, size) + 1)
+    }
+    assert len(store) == len(expected)
+    numbers = np.arange(len(store))
+    items, rows = store.items(numbers.tolist()), store.embeddings(numbers)
+    assert {(item.root, item.path, item.line) for item in items} == expected.keys()
+    for item, row in zip(items, rows, strict=True):
+        np.testing.assert_array_equal(row, expected[item.root, item.path, item.line])
+        assert item.text == f"{item.path} {item.line}"
+    whole = [block for _, block in store.shards()]
+    np.testing.assert_array_equal(np.concatenate([np.zeros((0, WIDTH)), *whole]), rows)
+    assert all(len(block) <= stores.SHARD for block in whole)
+    files = {path.name for path in store.folder.glob("*.npy")}
+    assert len(files) == len(whole), "shards that nobody knows"
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_any_changes(tmp_path, monkeypatch, seed):
+    monkeypatch.setattr(stores, "SHARD", 5)
+    rng = random.Random(seed)
+    store = Store(tmp_path / "index", ABOUT)
+    roots = {Path("/a"): [], Path("/b"): []}
+    generation = store.generation
+    for _ in range(12):
+        root = rng.choice(list(roots))
+        known = {path: (path, *rest) for path, *rest in roots[root]}
+        names = rng.sample([f"{n}.txt" for n in range(20)], rng.randrange(12))
+        present = []
+        for name in names:
+            fresh = (name, rng.randrange(1, 50), rng.randrange(9))
+            present.append(known.get(name, fresh) if rng.random() < 0.6 else fresh)
+        wanted = {file for file in present if known.get(file[0]) != file}
+        changes = synchronized(store, root, present)
+        assert changes.files == len(present)
+        assert changes.wanted == len(wanted)
+        assert changes.changed == sum(file[0] in known for file in wanted)
+        assert changes.missing == len(known.keys() - set(names))
+        roots[root] = present
+        check(store, roots)
+        if wanted or changes.missing:
+            assert store.generation > generation or not any(lines_of(*f[:2]) for f in wanted)
+        generation = store.generation
+    broken = {path for path, size, _ in roots[Path("/a")] if not lines_of(path, size)}
+    assert dict(store.problems(Path("/a"))) == dict.fromkeys(broken, "it is broken")
+    # Nothing is encoded twice.
+    assert not synchronized(store, Path("/a"), roots[Path("/a")]).wanted
+    again = Store(tmp_path / "index")
+    check(again, roots)
+    assert again.about["model"] == "m"
+    again.forget_root(Path("/a"))
+    roots[Path("/a")] = []
+    check(again, roots)
+    assert [root for root, _ in again.roots()] == ["/b"] * bool(roots[Path("/b")])
+
+
+def test_a_file_that_is_not_done_is_encoded_again(tmp_path, monkeypatch):
+    """It is larger than a shard, and the first lines of it were safe when it stopped."""
+    monkeypatch.setattr(stores, "SHARD", 2)
+    store, root = Store(tmp_path, ABOUT), Path("/a")
+    file = File("b.txt", 10, 1)
+    assert lines_of(file.path, file.size) == 1 + 15 % 3
+    store.compare(root, [file])
+    rows = [Row(n, f"b.txt {n}", embedding("b.txt", 10, n)) for n in (1, 2, 3)]
+
+    def some():
+        for row in rows:
+            yield Encoded(file, [row], is_last=False)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        list(store.add(root, some()))
+    assert len(store) == 2
+    changes = synchronized(store, root, [file])
+    assert changes.wanted == 1
+    check(store, {root: [file]})
+
+
+PROGRAM = """
+import sys
+sys.path[:0] = [sys.argv[1]]
+import test_store as tests
+tests.stores.SHARD = 5
+store = tests.Store(tests.Path(sys.argv[2]), tests.ABOUT)
+present = [tests.File(f"{n}.txt", 1 + n % 40, 1) for n in range(400)]
+print("begun", flush=True)
+print(tests.synchronized(store, tests.Path("/a"), present).wanted, flush=True)
+"""
+
+
+@pytest.mark.slow
+def test_killed_at_any_moment_it_goes_on(tmp_path, monkeypatch):
+    monkeypatch.setattr(stores, "SHARD", 5)
+    command = [sys.executable, "-c", PROGRAM, str(Path(__file__).parent), str(tmp_path)]
+    rng, kills, wanted = random.Random(0), 0, None
+    while wanted is None:
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as running:
+            assert running.stdout is not None
+            assert running.stdout.readline() == "begun\n"
+            if kills < 3:
+                time.sleep(rng.uniform(0.01, 0.3))
+                running.send_signal(signal.SIGKILL)
+                kills += running.wait() == -signal.SIGKILL
+            else:
+                wanted = int(running.stdout.readline())
+    assert 0 < wanted < 400, "nothing was kept"
+    present = [File(f"{n}.txt", 1 + n % 40, 1) for n in range(400)]
+    store = Store(tmp_path)
+    assert not synchronized(store, Path("/a"), present).wanted
+    check(store, {Path("/a"): present})
+
+
+def test_what_is_no_index(tmp_path):
+    with pytest.raises(StoreError, match=r"has no index: make one with python -m vse_jax\.search"):
+        Store(tmp_path)
+    (tmp_path / stores.DATABASE).write_bytes(b"something else, long enough to be looked at" * 9)
+    with pytest.raises(StoreError, match="cannot be read or written: file is not a database"):
+        Store(tmp_path)
+    (tmp_path / stores.DATABASE).write_bytes(b"")
+    with pytest.raises(StoreError, match="is no index of vse_jax"):
+        Store(tmp_path)
+
+
+def test_another_layout_is_refused(tmp_path):
+    Store(tmp_path, ABOUT)._database.execute("UPDATE about SET value = 9 WHERE name = 'version'")
+    with pytest.raises(StoreError, match="of layout 9, this program's is 1"):
+        Store(tmp_path)
+
+
+@pytest.mark.parametrize("damage", ["cut", "other", "gone"])
+def test_a_damaged_shard_is_told(tmp_path, damage):
+    store = Store(tmp_path, ABOUT)
+    synchronized(store, Path("/a"), [("a.txt", 1, 1)])
+    [path] = tmp_path.glob("*.npy")
+    if damage == "cut":
+        os.truncate(path, 130)
+    elif damage == "other":
+        np.save(path, np.zeros((2, 2)))
+    else:
+        path.unlink()
+    with pytest.raises(StoreError, match=rf"{path.name} (cannot be read|is float64\[2, 2\])"):
+        list(store.shards())

@@ -1,0 +1,254 @@
+"""python -m vse_jax.search: what is indexed and found, what is told of mistakes."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import vse_jax
+from vse_jax import search
+from vse_jax.finder import Finder
+from vse_jax.index import store as stores
+
+SENTENCES = ["a red circle", "a blue square above a green triangle", "two circles", "a star"]
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """Nine pictures, one of them in a folder below, beside what are none."""
+    folder = tmp_path / "photos"
+    (folder / "more").mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for number in range(9):
+        path = folder / ("more" if number == 4 else "") / f"{number}.png"
+        Image.fromarray(rng.integers(0, 256, (30 + number, 40, 3), np.uint8)).save(path)
+    (folder / "notes.md").write_text("no picture")
+    (folder / ".hidden.png").write_bytes(b"")
+    return folder
+
+
+@pytest.fixture
+def run(trained, tmp_path, capsys):
+    """Command and arguments -> exit code, what was printed, and what was told."""
+
+    def command(name, *arguments, folder=trained, index=tmp_path / "index"):
+        code = 0
+        given = [name, f"--workdir={folder}", f"--index={index}", *map(str, arguments)]
+        try:
+            search.main(given)
+        except SystemExit as ended:
+            code = ended.code
+        printed = capsys.readouterr()
+        return code, printed.out, printed.err
+
+    return command
+
+
+def pictures_of(folder):
+    return sorted(folder.rglob("[0-9].png"))
+
+
+def test_a_folder_is_indexed_and_searched(trained, run, photos, tmp_path):
+    code, printed, _ = run("index", f"--images={photos}", "--batch_size=4")
+    assert code == 0
+    assert printed.startswith(f"9 files: 9 new; 9 items in {tmp_path / 'index'} (")
+    model, paths = vse_jax.load(trained), pictures_of(photos)
+    scores = model.similarity(model.encode_images(paths), model.encode_texts(SENTENCES[:1]))[:, 0]
+    order = np.argsort(-scores)
+    code, printed, _ = run("query", SENTENCES[0], "--top=3")
+    assert code == 0
+    lines = [line.split("\t") for line in printed.splitlines()]
+    assert [path for _, path in lines] == [str(paths[row]) for row in order[:3]]
+    assert [float(score) for score, _ in lines] == pytest.approx(scores[order[:3]], abs=1e-4)
+    # By a picture: it is itself the nearest.
+    code, printed, _ = run("query", f"--image={paths[5]}", "--json", "--top=20")
+    found = [json.loads(line) for line in printed.splitlines()]
+    assert len(found) == 9
+    assert found[0] == {"score": pytest.approx(1.0, abs=1e-5), "file": str(paths[5])}
+
+
+def test_only_what_changed_is_encoded_again(run, photos, monkeypatch):
+    run("index", f"--images={photos}")
+    pixels, seen = search.indexing.inputs.pixels, []
+
+    def watched(number, path, size):
+        seen.append(Path(path).name)
+        return pixels(number, path, size)
+
+    monkeypatch.setattr(search.indexing.inputs, "pixels", watched)
+    code, printed, _ = run("index", f"--images={photos}")
+    assert (code, seen) == (0, [])
+    assert printed.startswith("9 files: as before; 9 items")
+    (photos / "0.png").unlink()
+    Image.new("RGB", (50, 50), "red").save(photos / "1.png")
+    Image.new("RGB", (50, 50), "blue").save(photos / "new.jpg")
+    code, printed, _ = run("index", f"--images={photos}")
+    assert printed.startswith("9 files: 1 new, 1 changed, 1 gone; 9 items")
+    assert sorted(seen) == ["1.png", "new.jpg"]
+    _, printed, _ = run("query", "a circle", "--top=99")
+    names = {Path(line.split("\t")[1]).name for line in printed.splitlines()}
+    assert names == {"new.jpg", *(f"{number}.png" for number in range(1, 9))}
+    code, printed, _ = run("index", f"--images={photos}", "--forget")
+    assert printed.startswith("0 items are in")
+    code, printed, told = run("query", "a circle")
+    assert (code, printed) == (0, "")
+    assert "there is nothing in" in told
+
+
+def test_pictures_that_cannot_be_read_are_counted(run, photos):
+    (photos / "3.png").write_bytes((photos / "3.png").read_bytes()[:200])
+    (photos / "empty.jpg").write_bytes(b"")
+    code, printed, told = run("index", f"--images={photos}", "--batch_size=4")
+    assert code == 0
+    assert printed.startswith("10 files: 10 new, 2 unreadable; 8 items")
+    assert "left out: 3.png: " in told
+    assert "left out: empty.jpg: cannot identify image file" in told
+    # They are not tried again until they change.
+    code, printed, told = run("index", f"--images={photos}")
+    assert printed.startswith("10 files: as before; 8 items")
+    assert "left out" not in told
+
+
+def test_sentences(trained, run, photos, tmp_path):
+    folder = tmp_path / "sentences"
+    folder.mkdir()
+    (folder / "a.txt").write_text(f"{SENTENCES[0]}\n\n  {SENTENCES[1]}\n", "utf-8-sig")
+    (folder / "b.txt").write_text("\n".join(SENTENCES[2:]))
+    (folder / "none.txt").write_text(" \n")
+    (folder / "latin.txt").write_bytes("a caf\xe9".encode("latin-1"))
+    index = tmp_path / "index_of_texts"
+    code, printed, told = run("index", f"--texts={folder}", "--batch_size=3", index=index)
+    assert code == 0
+    assert printed.startswith("4 files: 4 new, 1 unreadable; 4 items")
+    assert "left out: latin.txt: it cannot be read as UTF-8" in told
+    picture = pictures_of(photos)[0]
+    model = vse_jax.load(trained)
+    scores = model.similarity(model.encode_images([picture]), model.encode_texts(SENTENCES))[0]
+    places = [("a.txt", 1), ("a.txt", 3), ("b.txt", 1), ("b.txt", 2)]
+    best = int(scores.argmax())
+    code, printed, _ = run(
+        "query", f"--image={picture}", "--among=texts", "--top=1", "--json", index=index
+    )
+    name, line = places[best]
+    assert json.loads(printed) == {
+        "score": pytest.approx(scores[best], abs=1e-5),
+        "file": str(folder / name), "line": line, "text": SENTENCES[best],
+    }  # fmt: skip
+    code, printed, _ = run("query", SENTENCES[3], "--top=1", index=index)
+    assert printed.endswith(f"\t{folder / 'b.txt'}:2\t{SENTENCES[3]}\n")
+    # One index has one kind.
+    code, _, told = run("index", f"--images={photos}", index=index)
+    assert code == 1
+    assert "is an index of texts: index images elsewhere (--index)" in told
+
+
+def test_an_index_is_beside_its_model(trained, run):
+    assert search.finder.default_folder(trained, "images") == trained / "index" / "images"
+    code, _, told = run("query", "a circle")
+    assert code == 1
+    assert "has no index: make one with python -m vse_jax.search index" in told
+
+
+def test_another_model_is_refused(run, photos, trained_leap):
+    run("index", f"--images={photos}")
+    for command in (["query", "a circle"], ["index", f"--images={photos}"]):
+        code, _, told = run(*command, folder=trained_leap)
+        assert code == 1
+        assert "was made by another model, whose embeddings mean other things" in told
+
+
+def test_distances(trained_leap, run, photos):
+    """Of LEAP, the nearest first."""
+    run("index", f"--images={photos}", folder=trained_leap)
+    _, printed, _ = run("query", "a red circle", "--top=9", folder=trained_leap)
+    scores = [float(line.split("\t")[0]) for line in printed.splitlines()]
+    assert len(scores) == 9
+    assert scores == sorted(scores, reverse=True)
+    assert scores[0] < 0
+
+
+def test_models_without_embeddings_are_refused(run, photos, trained_dvsa, trained_cam):
+    code, _, told = run("index", f"--images={photos}", folder=trained_dvsa)
+    assert code == 1
+    assert "the network 'dvsa' looks at every pair" in told
+    code, _, told = run("index", f"--images={photos}", folder=trained_cam)
+    assert code == 1
+    assert "this model compares no pictures with sentences" in told
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["query"], "takes a sentence in quotes, or --image=FILE"),
+        (["query", "a", "--image=b.png"], "takes a sentence in quotes, or --image=FILE"),
+        (["query", "a", "--top=0"], "'0' is no whole number of 1 or more"),
+        (["index"], "one of the arguments --images --texts is required"),
+        (["index", "--images=a", "--process=1"], "--processes and --process belong together"),
+    ],
+)
+def test_wrong_flags_end_in_one_line(run, arguments, message):
+    code, _, told = run(*arguments)
+    assert code == 2
+    assert message in told
+    assert told.count("\n") == 1
+
+
+def test_folders_that_are_none(run, photos, tmp_path):
+    code, _, told = run("index", f"--images={tmp_path / 'nowhere'}")
+    assert (code, told.strip().splitlines()[-1]) == (
+        1,
+        f"search: {tmp_path / 'nowhere'} is not there",
+    )
+    code, _, told = run("index", f"--images={photos / '0.png'}")
+    assert code == 1
+    assert "0.png is no folder" in told
+
+
+def test_from_python(trained, run, photos, tmp_path):
+    run("index", f"--images={photos}")
+    model = vse_jax.load(trained)
+    finder = Finder(model, tmp_path / "index")
+    both = finder.by_texts(SENTENCES[:2], k=2)
+    assert [len(hits) for hits in both] == [2, 2]
+    assert both[0][0].item.where in pictures_of(photos)
+    [[itself]] = finder.by_images([pictures_of(photos)[2]], k=1)
+    assert itself.item.path == "2.png"
+    with pytest.raises(ValueError, match="k is 0; it must be at least 1"):
+        finder.by_texts(["a"], k=0)
+
+
+@pytest.mark.slow
+def test_two_processes_index_what_one_does(trained, run, photos, tmp_path):
+    (photos / "7.png").write_bytes(b"none")
+    run("index", f"--images={photos}", "--batch_size=4")
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        address = f"localhost:{probe.getsockname()[1]}"
+    environment = os.environ | {
+        "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=2",
+    }
+    command = [
+        sys.executable, "-m", "vse_jax.search", "index", f"--workdir={trained}",
+        f"--images={photos}", f"--index={tmp_path / 'two'}", "--batch_size=4",
+        f"--coordinator={address}", "--processes=2",
+    ]  # fmt: skip
+    running = [
+        subprocess.Popen(
+            [*command, f"--process={number}"], env=environment, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, cwd=Path(__file__).parents[1],
+        )
+        for number in (0, 1)
+    ]  # fmt: skip
+    outputs = [process.communicate(timeout=300)[0] for process in running]
+    assert [process.returncode for process in running] == [0, 0], outputs
+    assert "9 files: 9 new, 1 unreadable; 8 items" in outputs[0]
+    one, two = (stores.Store(tmp_path / name) for name in ("index", "two"))
+    numbers = np.arange(8)
+    assert one.items(numbers.tolist()) == two.items(numbers.tolist())
+    np.testing.assert_allclose(one.embeddings(numbers), two.embeddings(numbers), atol=1e-6)

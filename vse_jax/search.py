@@ -1,0 +1,171 @@
+"""python -m vse_jax.search: finds pictures and sentences by a trained model.
+
+    python -m vse_jax.search index --workdir=RUN --images=FOLDER
+    python -m vse_jax.search query --workdir=RUN "two dogs playing in snow"
+    python -m vse_jax.search query --workdir=RUN --image=photo.jpg
+
+`index` encodes the pictures of a folder and of those in it, or with --texts its .txt files, a
+sentence a line. Again, it encodes what is new or has changed, and forgets what is gone; stopped at
+any moment, the same command goes on. `query` prints a line for each of the best: the score, the
+file, and of a sentence its line and words; with --json an object.
+"""
+
+import argparse
+import json
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn, get_args
+
+from vse_jax import console, finder, indexing, parallel, workdir
+from vse_jax.api import load
+from vse_jax.encode import Side
+from vse_jax.errors import USER_ERRORS
+from vse_jax.finder import Finder, Hit
+from vse_jax.index.store import Store
+
+log = logging.getLogger("vse_jax.search")
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """Ends in one line."""
+        self.exit(2, f"search: {message}\n")
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Does what the command line asks for; a user's mistake ends in one clear line and exit 1."""
+    given = _parsed(arguments)
+    try:
+        if given.command == "index":
+            parallel.initialize(given.coordinator, given.processes, given.process)
+        console.set_up_logging(parallel.process_share()["process"])
+        parallel.keep_compiled()
+        (_index if given.command == "index" else _query)(given)
+    except (*USER_ERRORS, ValueError, OSError) as error:
+        sys.stderr.write(f"search: {error}\n")
+        sys.stderr.flush()
+        if getattr(given, "coordinator", None):
+            os._exit(1)  # other processes wait in collectives; they must not be waited for
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.stderr.write("search: stopped; the same command goes on from here\n")
+        sys.exit(130)
+
+
+def _parsed(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = _Parser(
+        "python -m vse_jax.search",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="index|query")
+    both = _Parser(add_help=False, allow_abbrev=False)
+    both.add_argument("--workdir", type=Path, required=True, help="folder of the trained run")
+    both.add_argument("--index", type=Path, help="folder of the index (RUN/index/images or texts)")
+
+    index = commands.add_parser("index", parents=[both], help="encode what is new in a folder")
+    what = index.add_mutually_exclusive_group(required=True)
+    what.add_argument("--images", type=Path, help="folder of pictures")
+    what.add_argument("--texts", type=Path, help="folder of .txt files, a sentence a line")
+    index.add_argument("--forget", action="store_true", help="take the folder out of the index")
+    index.add_argument("--batch_size", type=_positive, default=64, help="encoded at a time (64)")
+    index.add_argument("--coordinator", help="host:port of process 0, or auto: as of vse_jax.main")
+    index.add_argument("--processes", type=_positive, help="how many there are")
+    index.add_argument("--process", type=int, help="number of this one")
+
+    query = commands.add_parser("query", parents=[both], help="what is most similar")
+    query.add_argument("text", nargs="?", help="a sentence, in quotes")
+    query.add_argument("--image", type=Path, help="a picture, in place of a sentence")
+    query.add_argument("--among", choices=get_args(Side), default="images", help="what is found")
+    query.add_argument("--top", type=_positive, default=10, help="how many (10)")
+    query.add_argument("--json", action="store_true", help="print an object for each")
+    given = parser.parse_args(arguments)
+    if given.command == "query" and (given.text is None) == (given.image is None):
+        parser.error("query takes a sentence in quotes, or --image=FILE")
+    if given.command == "index":
+        some = [value is not None for value in (given.coordinator, given.processes, given.process)]
+        automatic = given.coordinator == parallel.AUTO
+        if any(some) and some != [True, not automatic, not automatic]:
+            parser.error(
+                "--coordinator=host:port, --processes and --process belong together; of "
+                f"--coordinator={parallel.AUTO} the environment says the others"
+            )
+    return given
+
+
+def _positive(text: str) -> int:
+    value = int(text) if text.isdecimal() else 0
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number of 1 or more")
+    return value
+
+
+def _index(given: argparse.Namespace) -> None:
+    """Brings an index up to date with a folder."""
+    side: Side = "images" if given.images is not None else "texts"
+    root = (given.images or given.texts).expanduser().resolve()
+    folder = given.index or finder.default_folder(given.workdir, side)
+    model = load(given.workdir)
+    about = finder.about(model, side)
+    first = parallel.is_first_process()
+    with workdir.locked(folder, first):
+        store = Store(folder, about) if first else None
+        if store is not None:
+            finder.check(model, store, side)
+        if given.forget:
+            if store is not None:
+                store.forget_root(root)
+                print(f"{len(store)} items are in {folder}")
+            return
+        done = indexing.update(model, folder, store, side, root, given.batch_size)
+    if store is not None:
+        print(_told(done, folder))
+
+
+def _told(done: indexing.Report, folder: Path) -> str:
+    files, wanted, changed, missing = done.changes
+    parts = {
+        "new": wanted - changed,
+        "changed": changed,
+        "gone": missing,
+        "unreadable": done.problems,
+    }
+    told = ", ".join(f"{count} {name}" for name, count in parts.items() if count) or "as before"
+    return f"{files} files: {told}; {done.items} items in {folder} ({done.seconds:.0f} s)"
+
+
+def _query(given: argparse.Namespace) -> None:
+    """Prints what is most similar to a sentence or a picture."""
+    model = load(given.workdir)
+    folder = given.index or finder.default_folder(given.workdir, given.among)
+    found = Finder(model, folder)
+    if given.image is not None:
+        [hits] = found.by_images([given.image], given.top)
+    else:
+        [hits] = found.by_texts([given.text], given.top)
+    if not hits:
+        log.warning("there is nothing in %s", folder)
+    for hit in hits:
+        print(_as_json(hit) if given.json else _as_line(hit))
+
+
+def _as_line(hit: Hit) -> str:
+    place = str(hit.item.where)
+    if hit.item.line is None:
+        return f"{hit.score:.4f}\t{place}"
+    return f"{hit.score:.4f}\t{place}:{hit.item.line}\t{hit.item.text}"
+
+
+def _as_json(hit: Hit) -> str:
+    told = {"score": hit.score, "file": str(hit.item.where)}
+    if hit.item.line is not None:
+        told |= {"line": hit.item.line, "text": hit.item.text}
+    return json.dumps(told, ensure_ascii=False)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
