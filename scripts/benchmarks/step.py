@@ -73,12 +73,13 @@ def captions_of(options: Options, conf: ConfigDict) -> Captions:
 
 
 def real(manual_dir: Path, conf: ConfigDict) -> Captions:
-    """Flickr8k's own captions, through the project's tokenizer."""
+    """Flickr8k's own captions, as many as its training has, through the project's tokenizer."""
     from vse_jax.data import tokenizer
 
     path = manual_dir / "Flickr8k_text" / "Flickr8k.token.txt"
     lines = path.read_text(encoding="utf-8").splitlines()
     captions = [line.split("\t", 1)[1] for line in lines if line.strip()]
+    captions = captions[: IMAGES * CAPTIONS_OF_EACH]
     words = tokenizer.train(captions, conf.data.tokenizer, conf.data.max_tokens)
     return Captions(*words.tokenize(captions), words.vocabulary, "Flickr8k's captions")
 

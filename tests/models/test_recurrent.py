@@ -6,7 +6,8 @@ import pytest
 from jax.sharding import AxisType, PartitionSpec
 from jax.test_util import check_grads
 
-from vse_jax.models.recurrent import GRUParams, GRUResult, average, gru, pack
+from vse_jax.models.packed import pack
+from vse_jax.models.recurrent import GRUParams, GRUResult, average, gru
 
 WORDS, HIDDEN, LENGTH = 5, 6, 9
 LENGTHS = {5: [0, 1, 9, 3, 9], 37: [(7 * i) % 10 for i in range(37)], 2: [0, 0]}

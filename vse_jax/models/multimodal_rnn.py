@@ -14,12 +14,16 @@ import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
+from vse_jax.models import captioner_cells
+from vse_jax.models.captioner_cells import CellParams
 from vse_jax.models.dropout import Dropout
 from vse_jax.models.rows_product import rows_product
 from vse_jax.models.text import symmetric_uniform
 
 # Words whose scores over the vocabulary are held at once: 18 MB of 9,000 float32.
 _ROWS = 512
+# Scores that are kept for the way back: 256 MiB.
+_KEPT = 2**26
 
 
 class State(NamedTuple):
@@ -42,7 +46,8 @@ class MultimodalRNN(nn.Module):
     "lstm": i, f, g, o = W_hx (x_t + 1(t=1) b_v) + W_hh h_{t-1} + b_h, c_t = sigmoid(f) c_{t-1} +
     sigmoid(i) tanh(g), h_t = sigmoid(o) tanh(c_t): PyTorch's `nn.LSTMCell`, whose first input is
     the word's vector and b_v, which is as wide. Either: p(next word) = softmax(W_oh h_t + b_o),
-    h_0 = c_0 = 0, x_1 the vector of <start>.
+    h_0 = c_0 = 0, x_1 the vector of <start>. Training reads all captions at once, real words alone
+    (`captioner_cells`); writing goes step by step.
 
     Matrices start in U(+-0.1), W_oh in U(+-0.01), biases at zero, as in the released code; the
     LSTM's forget gate at 1 (Jozefowicz et al., ICML 2015). Parameters, all inputs x outputs:
@@ -108,16 +113,20 @@ class MultimodalRNN(nn.Module):
           mask: which tokens are real.
           train: whether to drop out.
         """
-        from_words = self.read(tokens, mask, train=train)
-        states = self.states(features, from_words, mask[:, 1:], train=train)
+        words = self.drop(self._vectors(tokens, mask), train=train)
+        states = captioner_cells.states(
+            CellParams(self.weight_hx, self.weight_hh, self.bias_h),
+            self._start(self.drop(self._picture(features), train=train)).argument,
+            words,
+            jnp.sum(mask[:, 1:], axis=1),
+            lstm=self.cell == "lstm",
+            dtype=self.dtype,
+        )
         return jnp.sum(self.word_costs(self.drop(states, train=train), tokens, mask), axis=1)
 
-    def read(
-        self, tokens: Int[Array, "b l"], mask: Bool[Array, "b l"], *, train: bool = False
-    ) -> Float[Array, "b t g"]:
-        """What each token but the last adds to the cell's argument; as of `__call__`."""
-        given = jnp.where(mask, tokens, self.vocabulary)[:, :-1]
-        vectors = self.drop(self.table.at[given].get(mode="fill", fill_value=0), train=train)
+    def read(self, tokens: Int[Array, "b l"], mask: Bool[Array, "b l"]) -> Float[Array, "b t g"]:
+        """What each token but the last adds to the cell's argument, without dropout."""
+        vectors = self._vectors(tokens, mask)
         return self._product(vectors, self.weight_hx) + self.bias_h[None, None]
 
     def states(
@@ -125,19 +134,17 @@ class MultimodalRNN(nn.Module):
         features: Float[Array, "b f"],
         from_words: Float[Array, "b t g"],
         real: Bool[Array, "b t"],
-        *,
-        train: bool = False,
     ) -> Float[Array, "b t {self.hidden}"]:
-        """h after each token but the last, of which each tells the next.
+        """h after each token but the last, of which each tells the next, without dropout.
+
+        Differentiable any number of times; padding costs as much as words.
 
         Args:
           features: as of `__call__`.
           from_words: as `read` gives it.
           real: whether there is a next token.
-          train: as of `__call__`.
         """
-        state = self._start(self.drop(self._picture(features), train=train))
-        return self._states(state, from_words, real)
+        return self._states(self._start(self._picture(features)), from_words, real)
 
     def word_costs(
         self,
@@ -160,6 +167,13 @@ class MultimodalRNN(nn.Module):
         state, hidden = self._advance(state, from_words)
         return state, self._product(hidden, self.weight_oh) + self.bias_o[None]
 
+    def _vectors(
+        self, tokens: Int[Array, "b l"], mask: Bool[Array, "b l"]
+    ) -> Float[Array, "b t {self.words}"]:
+        """Of each token but the last; zero of padding."""
+        given = jnp.where(mask, tokens, self.vocabulary)[:, :-1]
+        return self.table.at[given].get(mode="fill", fill_value=0)
+
     def _picture(self, features: Float[Array, "b f"]) -> Float[Array, "b h"]:
         features = jnp.tanh(features) if self.squash else features
         return self.image(features).astype(jnp.float32)
@@ -174,13 +188,7 @@ class MultimodalRNN(nn.Module):
         self, state: State, from_words: Float[Array, "b g"]
     ) -> tuple[State, Float[Array, "b h"]]:
         """The next state and h, given the words' part of the cell's argument."""
-        argument, memory = from_words + state.argument, state.memory
-        if memory is None:
-            hidden = nn.relu(argument)
-        else:
-            i, f, g, o = jnp.split(argument, 4, axis=1)
-            memory = nn.sigmoid(f) * memory + nn.sigmoid(i) * jnp.tanh(g)
-            hidden = nn.sigmoid(o) * jnp.tanh(memory)
+        hidden, memory = captioner_cells.cell(from_words + state.argument, state.memory)
         return State(self._product(hidden, self.weight_hh), memory), hidden
 
     def _states(
@@ -213,20 +221,12 @@ class MultimodalRNN(nn.Module):
         order = jnp.argsort(~real.reshape(-1), stable=True)  # Real ones first.
         order = jnp.pad(order, (0, -count % rows), constant_values=count)
         take = partial(jnp.take, indices=order, axis=0, mode="fill", fill_value=0)
-        weight = self.weight_oh.astype(self.dtype)
 
-        def run(states: Array, targets: Array) -> Array:
-            logits = rows_product(states.astype(self.dtype), weight) + self.bias_o[None]
-            chosen = jnp.take_along_axis(logits, targets[:, None], axis=1)[:, 0]
-            return jax.nn.logsumexp(logits, axis=1) - chosen
-
-        # Recomputed on the way back: the scores of all words would not fit in memory.
-        @jax.checkpoint
         def block(_: None, inputs: tuple[Array, ...]) -> tuple[None, Array]:
-            *known, real = inputs
-            costs = jax.lax.cond(jnp.any(real), run, lambda *_: jnp.zeros(rows), *known)
-            return None, jnp.where(real, costs, 0.0)
+            return None, _block_costs(self.dtype, *inputs, self.weight_oh, self.bias_o)
 
+        if count * self.vocabulary > _KEPT:  # each block's scores are computed again instead
+            block = jax.checkpoint(block)
         inputs = (
             take(states.reshape(count, -1)),
             take(targets.reshape(-1)),
@@ -241,6 +241,58 @@ class MultimodalRNN(nn.Module):
         self, x: Float[Array, "*b i"], weight: Float[Array, "i o"]
     ) -> Float[Array, "*b o"]:
         return rows_product(x.astype(self.dtype), weight.astype(self.dtype))
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _block_costs(
+    dtype: Any,
+    states: Float[Array, "r h"],
+    targets: Int[Array, " r"],
+    real: Bool[Array, " r"],
+    weight: Float[Array, "h v"],
+    bias: Float[Array, " v"],
+) -> Float[Array, " r"]:
+    """-log p of each target; 0 of those that are not real, and of none if none is.
+
+    The gradient keeps the scores alone, where JAX's own keeps what each step made of them.
+    """
+    return _costs_and_scores(dtype, states, targets, real, weight, bias)[0]
+
+
+def _costs_and_scores(
+    dtype: Any, states: Any, targets: Any, real: Any, weight: Any, bias: Any
+) -> tuple[Float[Array, " r"], Any]:
+    def run(states: Array) -> tuple[Array, Array]:
+        scores = rows_product(states.astype(dtype), weight.astype(dtype)) + bias[None]
+        return jax.nn.logsumexp(scores, axis=1), scores
+
+    def nothing(states: Array) -> tuple[Array, Array]:
+        return jnp.zeros(len(states)), jnp.zeros((len(states), len(bias)))
+
+    total, scores = jax.lax.cond(jnp.any(real), run, nothing, states)
+    chosen = jnp.take_along_axis(scores, targets[:, None], axis=1)[:, 0]
+    costs = jnp.where(real, total - chosen, 0.0)
+    return costs, (states, targets, real, weight, scores, total)
+
+
+def _costs_backward(dtype: Any, residual: Any, d_costs: Float[Array, " r"]) -> Any:
+    states, targets, real, weight, scores, total = residual
+
+    def run(d_costs: Array) -> tuple[Array, Array, Array]:
+        words = jnp.arange(scores.shape[1])[None]
+        p = jnp.exp(scores - total[:, None])
+        d = (p - (words == targets[:, None])) * jnp.where(real, d_costs, 0.0)[:, None]
+        d_weight = rows_product(states.T.astype(dtype), d.astype(dtype))
+        return rows_product(d.astype(dtype), weight.T.astype(dtype)), d_weight, jnp.sum(d, axis=0)
+
+    def nothing(_: Array) -> tuple[Array, Array, Array]:
+        return jnp.zeros(states.shape), jnp.zeros(weight.shape), jnp.zeros(weight.shape[1])
+
+    d_states, d_weight, d_bias = jax.lax.cond(jnp.any(real), run, nothing, d_costs)
+    return d_states, None, None, d_weight, d_bias
+
+
+_block_costs.defvjp(_costs_and_scores, _costs_backward)
 
 
 def with_word_frequencies(

@@ -1,0 +1,188 @@
+"""The cells of a captioner over real tokens only, under static shapes; see `packed`.
+
+Either cell reads a = W_hx x_t + W_hh h_{t-1} + b, and what it is shown beside its first word:
+"rnn": h = relu(a). "lstm": i, f, g, o = a, c_t = sigmoid(f) c_{t-1} + sigmoid(i) tanh(g), h_t =
+sigmoid(o) tanh(c_t). h_0 = c_0 = 0.
+
+The gradient is written by hand, and has none itself: one loop backwards finds that of a, and a few
+large products over the packed buffer give those of weights and words.
+"""
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Int
+
+from vse_jax.models import packed
+from vse_jax.models.packed import Packing
+
+
+class CellParams(NamedTuple):
+    """Weights, inputs x outputs; an LSTM's four gates are stacked.
+
+    Attributes:
+      weight_hx: from the words.
+      weight_hh: from the state.
+      bias: added to both.
+    """
+
+    weight_hx: Float[Array, "w g"]
+    weight_hh: Float[Array, "h g"]
+    bias: Float[Array, " g"]
+
+
+class _Kept(NamedTuple):
+    """Of each token what the way back needs; of "rnn" the states alone."""
+
+    states: Float[Array, "p h"]
+    arguments: Float[Array, "p g"] | None
+    memories: Float[Array, "p h"] | None
+
+
+def cell(
+    argument: Float[Array, "b g"], memory: Float[Array, "b h"] | None
+) -> tuple[Float[Array, "b h"], Float[Array, "b h"] | None]:
+    """(h, c) after a word, given a and the c before it; of "rnn" both c are None."""
+    if memory is None:
+        return jax.nn.relu(argument), None
+    i, f, g, o = jnp.split(argument, 4, axis=1)
+    memory = jax.nn.sigmoid(f) * memory + jax.nn.sigmoid(i) * jnp.tanh(g)
+    return jax.nn.sigmoid(o) * jnp.tanh(memory), memory
+
+
+def states(
+    params: CellParams,
+    shown: Float[Array, "b g"],
+    words: Float[Array, "b t w"],
+    lengths: Int[Array, " b"],
+    *,
+    lstm: bool,
+    dtype: DTypeLike = jnp.float32,
+) -> Float[Array, "b t h"]:
+    """h after each of the first `lengths` words of each caption; zero behind them.
+
+    Args:
+      params: of the cell.
+      shown: what is added to a at the first word.
+      words: vectors; those behind a caption's end are never read.
+      lengths: of the captions.
+      lstm: which cell.
+      dtype: of the operands of products, which are summed in float32; all else is float32.
+    """
+    return _states(lstm, jnp.dtype(dtype), params, shown, words, lengths)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _states(
+    lstm: bool, dtype: Any, params: CellParams, shown: Any, words: Any, lengths: Any
+) -> Float[Array, "b t h"]:
+    return _forward(lstm, dtype, params, shown, words, lengths)[0]
+
+
+def _forward(
+    lstm: bool, dtype: Any, params: CellParams, shown: Any, words: Any, lengths: Any
+) -> tuple[Float[Array, "b t h"], Any]:
+    packing = packed.pack(lengths, words.shape[1])
+    hidden, lanes = params.weight_hh.shape[0], packed.lane_count(packing)
+    x = packed.flat(words, packing).astype(dtype)
+    # Word and state in one product.
+    weight = lax.optimization_barrier(
+        jnp.concatenate([params.weight_hx, params.weight_hh]).astype(dtype)
+    )
+    first = jnp.zeros((lanes, shown.shape[1])).at[: len(shown)].set(shown[packing.order])
+
+    def step(t: Int[Array, ""], given: Any, kept: _Kept) -> Any:
+        h, memory = given
+        start, rows = packing.starts[t], len(h)
+        both = jnp.concatenate([packed.rows_of(x, start, rows), h.astype(dtype)], axis=1)
+        argument = packed.dot(both, weight, 1, dtype) + params.bias[None]
+        argument = argument + jnp.where(t == 0, first[:rows], 0)
+        # What lies behind a caption's end must not overflow, or the way back would have NaN there.
+        alive = packed.alive(packing, t, rows)
+        argument = jnp.where(alive, argument, 0)
+        h, memory = jax.tree.map(
+            lambda new, old: jnp.where(alive, new, old), cell(argument, memory), (h, memory)
+        )
+        kept = jax.tree.map(
+            lambda buffer, value: packed.write(buffer, value, start),
+            kept,
+            _Kept(h, argument if lstm else None, memory),
+        )
+        return (h, memory), kept
+
+    nothing, tokens = jnp.zeros((lanes, hidden)), len(x)
+    kept = _Kept(
+        jnp.zeros((tokens, hidden)),
+        jnp.zeros((tokens, 4 * hidden)) if lstm else None,
+        jnp.zeros((tokens, hidden)) if lstm else None,
+    )
+    begun = nothing, nothing if lstm else None
+    _, kept = packed.forward(packing, step, begun, kept)
+    return packed.take(kept.states, packing.place), (params, packing, x, kept)
+
+
+def _backward(lstm: bool, dtype: Any, residual: Any, d_outputs: Float[Array, "b t h"]) -> Any:
+    params, packing, x, kept = residual
+    hidden, lanes = params.weight_hh.shape[0], packed.lane_count(packing)
+    d_states = packed.flat(d_outputs, packing)
+    zero = packed.zero_after(d_states, packing)
+    back = params.weight_hh.T.astype(dtype)
+
+    def step(t: Int[Array, ""], given: Any, d_arguments: Float[Array, "p g"]) -> Any:
+        d, d_memory = given
+        start, rows = packing.starts[t], len(d)
+        alive = packed.alive(packing, t, rows)
+        d_h = d + packed.rows_of(d_states, start, rows)
+        if lstm:
+            argument = packed.rows_of(kept.arguments, start, rows)
+            memory = packed.before(packing, kept.memories, t, rows)
+            _, of_cell = jax.vjp(cell, argument, memory)
+            d_argument, new_memory = of_cell((d_h, d_memory))
+            d_memory = jnp.where(alive, new_memory, d_memory)
+        else:
+            d_argument = jnp.where(packed.rows_of(kept.states, start, rows) > 0, d_h, 0)
+        d_argument = jnp.where(alive, d_argument, 0)
+        d = jnp.where(alive, packed.dot(d_argument, back, 1, dtype), d)
+        return (d, d_memory), packed.write(d_arguments, d_argument, start)
+
+    nothing = jnp.zeros((lanes, hidden))
+    begun = nothing, nothing if lstm else None
+    d_arguments = jnp.broadcast_to(zero, (len(x), len(params.bias)))
+    _, d_arguments = packed.backward(packing, step, begun, d_arguments)
+    d_params, dx = _weight_gradient(params, packing, x, kept.states, d_arguments, dtype)
+    d_shown = jnp.where(packed.alive(packing, jnp.int32(0), lanes), d_arguments[:lanes], 0)
+    return d_params, d_shown[packing.lane], packed.take(dx, packing.place), None
+
+
+_states.defvjp(_forward, _backward)
+
+
+def _weight_gradient(
+    params: CellParams,
+    packing: Packing,
+    x: Float[Array, "p w"],
+    states: Float[Array, "p h"],
+    d_arguments: Float[Array, "p g"],
+    dtype: Any,
+) -> tuple[CellParams, Float[Array, "p w"]]:
+    """Gradients of the weights and of the packed words."""
+    zero, back = packed.zero_after(d_arguments, packing), params.weight_hx.T.astype(dtype)
+
+    def block(start: Int[Array, ""], size: int, carry: Any) -> Any:
+        grads, dx = carry
+        d = packed.rows_of(d_arguments, start, size)
+        h = packed.take(states, lax.dynamic_slice_in_dim(packing.previous, start, size))
+        part = CellParams(
+            packed.dot(packed.rows_of(x, start, size), d, 0, dtype),
+            packed.dot(h, d, 0, dtype),
+            jnp.sum(d, axis=0),
+        )
+        dx = packed.write(dx, packed.dot(d, back, 1, dtype), start)
+        return jax.tree.map(jnp.add, grads, part), dx
+
+    grads = jax.tree.map(lambda leaf: jnp.broadcast_to(zero, leaf.shape), params)
+    return packed.over_blocks(packing, block, (grads, jnp.broadcast_to(zero, x.shape)))
