@@ -203,6 +203,28 @@ def test_second_order_is_the_whole_derivative():
     assert apart
 
 
+@pytest.mark.parametrize("squash", [False, True])
+@pytest.mark.parametrize("cell", ["rnn", "lstm"])
+def test_words_gradients_are_the_same_by_either_way(cell, squash):
+    """Of words of which some are asked for, among captions without any."""
+    params, given = variables(cell)["params"], batch()
+    said = given["tokens"], given["token_mask"]
+    content = cam.content_words(*said, FUNCTION)
+    captioner = MultimodalRNN(VOCABULARY, 8, 9, cell, squash=squash)
+    pooled = jax.random.normal(jax.random.key(3), (len(CAPTIONS), 7))
+    one, other = (
+        jax.jit(
+            partial(
+                cam.word_gradients, captioner, {"params": params["captioner"]},
+                differentiable=differentiable,
+            )
+        )(pooled, *said, content)
+        for differentiable in (False, True)
+    )  # fmt: skip
+    assert (np.abs(one).max(axis=2) > 0).tolist() == content.tolist()
+    np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6)
+
+
 def test_first_order_is_the_derivative_with_the_words_gradients_held():
     params, given = variables()["params"], batch()
     said = given["tokens"], given["token_mask"]
@@ -215,6 +237,7 @@ def test_first_order_is_the_derivative_with_the_words_gradients_held():
         encode(variables(), given).pooled,
         *said,
         content,
+        differentiable=False,
     )
 
     @jax.jit

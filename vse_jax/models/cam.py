@@ -97,6 +97,8 @@ def word_gradients(
     tokens: Int[Array, "b l"],
     mask: Bool[Array, "b l"],
     content: Bool[Array, "b t"],
+    *,
+    differentiable: bool,
 ) -> Float[Array, "b t d"]:
     """d log p(w_t) / d z of each content word, 0 of other words.
 
@@ -109,15 +111,23 @@ def word_gradients(
       tokens: <start>, words, <end>.
       mask: which tokens are real.
       content: which of the tokens from the second on are asked for.
+      differentiable: whether these gradients are to have a gradient themselves. Without one,
+        captions are read once; with it, once more for each word.
     """
 
-    def of(method: str, *given: Array) -> Any:
+    def of(method: str, *given: Any) -> Any:
         return captioner.apply(variables, *given, method=method)
 
+    def by_states(states: Float[Array, "b t h"]) -> Float[Array, "b t h"]:
+        # Each word's log p depends on its own state alone, so one gradient tells them all apart.
+        return jax.grad(lambda states: -jnp.sum(of("word_costs", states, tokens, mask)))(states)
+
+    if not differentiable:
+        states, read = of("read_once", pooled, tokens, mask)
+        return of("word_gradients", read, pooled, by_states(states), content)
     from_words, real = of("read", tokens, mask), mask[:, 1:]
     states = of("states", pooled, from_words, real)
-    # Each word's log p depends on its own state alone, so one gradient tells them all apart.
-    of_states = jax.grad(lambda states: -jnp.sum(of("word_costs", states, tokens, mask)))(states)
+    of_states = by_states(states)
     rows, count = content.shape
     steps = jnp.arange(count)
     # Each word asked for is a row of its own; rows of early words together, as nothing behind a

@@ -8,6 +8,7 @@ The gradient is written by hand, and has none itself: one loop backwards finds t
 large products over the packed buffer give those of weights and words.
 """
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -15,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from vse_jax.models import packed
 from vse_jax.models.packed import Packing
@@ -36,7 +37,7 @@ class CellParams(NamedTuple):
 
 
 class _Kept(NamedTuple):
-    """Of each token what the way back needs; of "rnn" the states alone."""
+    """Of each token what a way back needs; of "rnn" the states alone."""
 
     states: Float[Array, "p h"]
     arguments: Float[Array, "p g"] | None
@@ -76,6 +77,95 @@ def states(
     return _states(lstm, jnp.dtype(dtype), params, shown, words, lengths)
 
 
+class Read(NamedTuple):
+    """Captions that were read, for `word_gradients`.
+
+    Attributes:
+      params: of the cell.
+      packing: of the captions.
+      words: their packed vectors.
+      kept: of each word.
+    """
+
+    params: CellParams
+    packing: Packing
+    words: Float[Array, "p w"]
+    kept: _Kept
+
+
+def read(
+    params: CellParams,
+    shown: Float[Array, "b g"],
+    words: Float[Array, "b t w"],
+    lengths: Int[Array, " b"],
+    *,
+    lstm: bool,
+    dtype: DTypeLike = jnp.float32,
+) -> tuple[Float[Array, "b t h"], Read]:
+    """As `states`, and what `word_gradients` needs; without a gradient."""
+    return _forward(lstm, jnp.dtype(dtype), params, shown, words, lengths)
+
+
+def word_gradients(
+    read: Read,
+    d_states: Float[Array, "b t h"],
+    asked: Bool[Array, "b t"],
+    finish: Callable[[Float[Array, "r g"], Int[Array, " r"]], Float[Array, "r d"]],
+    *,
+    lstm: bool,
+    dtype: DTypeLike = jnp.float32,
+) -> Float[Array, "b t d"]:
+    """Of each word asked for, the gradient of h_t . d_states_t by what was shown; 0 of others.
+
+    Each has a way back of its own, through the same cells of its caption: the captions are read
+    once, and at every step all words that come later go back together.
+
+    Args:
+      read: the captions.
+      d_states: at each word.
+      asked: which words.
+      finish: from gradients by what was shown, and the captions that they are of, to what is
+        wanted.
+      lstm: which cell.
+      dtype: as of `states`.
+    """
+    packing, kept, dtype = read.packing, read.kept, jnp.dtype(dtype)
+    back, count = read.params.weight_hh.T.astype(dtype), asked.shape[1]
+    # Each is a lane as long as its way back.
+    ways = packed.pack(jnp.where(asked, jnp.arange(1, count + 1)[None], 0).reshape(-1), count)
+    lanes, hidden = packed.lane_count(ways), d_states.shape[2]
+    captions = jnp.pad(ways.order // count, (0, lanes - asked.size))
+    d = jnp.zeros((lanes, hidden)).at[: asked.size].set(d_states.reshape(-1, hidden)[ways.order])
+
+    def step(t: Int[Array, ""], given: Any, found: Float[Array, "n d"]) -> Any:
+        d, d_memory = given
+        own, alive = captions[: len(d)], packed.alive(ways, t, len(d))
+        here = packing.place[:, t][own]
+        if lstm:
+            assert kept.arguments is not None
+            assert kept.memories is not None
+            before = jnp.where(t > 0, packing.place[:, jnp.maximum(t - 1, 0)][own], len(read.words))
+            argument, memory = packed.take(kept.arguments, here), packed.take(kept.memories, before)
+            _, of_cell = jax.vjp(cell, argument, memory)
+            d_argument, new_memory = of_cell((d, d_memory))
+            d_memory = jnp.where(alive, new_memory, d_memory)
+        else:
+            d_argument = jnp.where(packed.take(kept.states, here) > 0, d, 0)
+        d_argument = jnp.where(alive, d_argument, 0)
+        found = lax.cond(
+            t == 0, lambda: packed.write(found, finish(d_argument, own), 0), lambda: found
+        )
+        d = jnp.where(alive, packed.dot(d_argument, back, 1, dtype), d)
+        return (d, d_memory), found
+
+    example = jax.ShapeDtypeStruct((1, len(read.params.bias)), jnp.float32)
+    width = jax.eval_shape(finish, example, jax.ShapeDtypeStruct((1,), jnp.int32)).shape[1]
+    begun = d, jnp.zeros((lanes, hidden)) if lstm else None
+    _, found = packed.backward(ways, step, begun, jnp.zeros((lanes, width)))
+    found = found[ways.lane].reshape(*asked.shape, width)
+    return jnp.where(asked[..., None], found, 0)
+
+
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _states(
     lstm: bool, dtype: Any, params: CellParams, shown: Any, words: Any, lengths: Any
@@ -85,7 +175,7 @@ def _states(
 
 def _forward(
     lstm: bool, dtype: Any, params: CellParams, shown: Any, words: Any, lengths: Any
-) -> tuple[Float[Array, "b t h"], Any]:
+) -> tuple[Float[Array, "b t h"], Read]:
     packing = packed.pack(lengths, words.shape[1])
     hidden, lanes = params.weight_hh.shape[0], packed.lane_count(packing)
     x = packed.flat(words, packing).astype(dtype)
@@ -122,10 +212,10 @@ def _forward(
     )
     begun = nothing, nothing if lstm else None
     _, kept = packed.forward(packing, step, begun, kept)
-    return packed.take(kept.states, packing.place), (params, packing, x, kept)
+    return packed.take(kept.states, packing.place), Read(params, packing, x, kept)
 
 
-def _backward(lstm: bool, dtype: Any, residual: Any, d_outputs: Float[Array, "b t h"]) -> Any:
+def _backward(lstm: bool, dtype: Any, residual: Read, d_outputs: Float[Array, "b t h"]) -> Any:
     params, packing, x, kept = residual
     hidden, lanes = params.weight_hh.shape[0], packed.lane_count(packing)
     d_states = packed.flat(d_outputs, packing)
@@ -138,6 +228,8 @@ def _backward(lstm: bool, dtype: Any, residual: Any, d_outputs: Float[Array, "b 
         alive = packed.alive(packing, t, rows)
         d_h = d + packed.rows_of(d_states, start, rows)
         if lstm:
+            assert kept.arguments is not None
+            assert kept.memories is not None
             argument = packed.rows_of(kept.arguments, start, rows)
             memory = packed.before(packing, kept.memories, t, rows)
             _, of_cell = jax.vjp(cell, argument, memory)

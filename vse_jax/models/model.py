@@ -133,11 +133,14 @@ class VisualSemanticModel(nn.Module):
         captioner, variables = self.captioner.unbind()
         pooled = cast(Any, image.pooled)
         local, cells = cast(Any, image.local), cast(Any, image.mask)
-        if self.maps != "whole":
+        whole = self.maps == "whole"
+        if not whole:
             # Of constants, so that nothing is kept for a second derivative.
             variables, pooled = jax.lax.stop_gradient((variables, pooled))
         content = cam.content_words(tokens, mask, self.function_words)
-        gradients = cam.word_gradients(captioner, variables, pooled, tokens, mask, content)
+        gradients = cam.word_gradients(
+            captioner, variables, pooled, tokens, mask, content, differentiable=whole
+        )
         return cam.caption_map(local, cells, gradients, content), jnp.any(content, axis=1)
 
     def encode_image(self, batch: Mapping[str, Array], *, train: bool) -> Encoding:

@@ -15,7 +15,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from vse_jax.models import captioner_cells
-from vse_jax.models.captioner_cells import CellParams
+from vse_jax.models.captioner_cells import CellParams, Read
 from vse_jax.models.dropout import Dropout
 from vse_jax.models.rows_product import rows_product
 from vse_jax.models.text import symmetric_uniform
@@ -113,15 +113,8 @@ class MultimodalRNN(nn.Module):
           mask: which tokens are real.
           train: whether to drop out.
         """
-        words = self.drop(self._vectors(tokens, mask), train=train)
-        states = captioner_cells.states(
-            CellParams(self.weight_hx, self.weight_hh, self.bias_h),
-            self._start(self.drop(self._picture(features), train=train)).argument,
-            words,
-            jnp.sum(mask[:, 1:], axis=1),
-            lstm=self.cell == "lstm",
-            dtype=self.dtype,
-        )
+        given = self._given(features, tokens, mask, train)
+        states = captioner_cells.states(*given, **self._cell())
         return jnp.sum(self.word_costs(self.drop(states, train=train), tokens, mask), axis=1)
 
     def read(self, tokens: Int[Array, "b l"], mask: Bool[Array, "b l"]) -> Float[Array, "b t g"]:
@@ -146,6 +139,42 @@ class MultimodalRNN(nn.Module):
         """
         return self._states(self._start(self._picture(features)), from_words, real)
 
+    def read_once(
+        self,
+        features: Float[Array, "b f"],
+        tokens: Int[Array, "b l"],
+        mask: Bool[Array, "b l"],
+    ) -> tuple[Float[Array, "b t {self.hidden}"], Read]:
+        """h after each token but the last, zero of padding, and what `word_gradients` needs.
+
+        Without dropout, and without a gradient.
+        """
+        return captioner_cells.read(*self._given(features, tokens, mask, False), **self._cell())
+
+    def word_gradients(
+        self,
+        read: Read,
+        features: Float[Array, "b f"],
+        d_states: Float[Array, "b t {self.hidden}"],
+        asked: Bool[Array, "b t"],
+    ) -> Float[Array, "b t f"]:
+        """Of each word asked for, the gradient of h_t . d_states_t by the features; 0 of others.
+
+        Args:
+          read: of `read_once`, with these features.
+          features: as of `__call__`.
+          d_states: of the state before each word.
+          asked: which of the tokens from the second on.
+        """
+        kernel = self.image.variables["params"]["kernel"]
+
+        def finish(d: Float[Array, "r g"], captions: Int[Array, " r"]) -> Float[Array, "r f"]:
+            d = self._product(d, self.weight_hx.T) if self.cell == "lstm" else d
+            d = self._product(d, kernel.T)
+            return d * (1 - jnp.tanh(features[captions]) ** 2) if self.squash else d
+
+        return captioner_cells.word_gradients(read, d_states, asked, finish, **self._cell())
+
     def word_costs(
         self,
         states: Float[Array, "b t {self.hidden}"],
@@ -166,6 +195,22 @@ class MultimodalRNN(nn.Module):
         from_words = self._product(self.table[tokens], self.weight_hx) + self.bias_h[None]
         state, hidden = self._advance(state, from_words)
         return state, self._product(hidden, self.weight_oh) + self.bias_o[None]
+
+    def _given(
+        self,
+        features: Float[Array, "b f"],
+        tokens: Int[Array, "b l"],
+        mask: Bool[Array, "b l"],
+        train: bool,
+    ) -> tuple[CellParams, Array, Array, Array]:
+        """What `captioner_cells` reads."""
+        words = self.drop(self._vectors(tokens, mask), train=train)
+        start = self._start(self.drop(self._picture(features), train=train))
+        params = CellParams(self.weight_hx, self.weight_hh, self.bias_h)
+        return params, start.argument, words, jnp.sum(mask[:, 1:], axis=1)
+
+    def _cell(self) -> dict[str, Any]:
+        return {"lstm": self.cell == "lstm", "dtype": self.dtype}
 
     def _vectors(
         self, tokens: Int[Array, "b l"], mask: Bool[Array, "b l"]
