@@ -5,17 +5,22 @@ Source: Karpathy & Fei-Fei, Deep Visual-Semantic Alignments for Generating Image
 """
 
 from functools import partial
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from vse_jax.encoding import Encoding
+from vse_jax.models import cells
 from vse_jax.models.backbones.feature_map import WordFeatures
+from vse_jax.models.cells import CellParams
 from vse_jax.models.dropout import Dropout
-from vse_jax.models.pairwise import Comparison, Tile, score
+from vse_jax.models.pairwise import KEPT, Comparison, Tile, score
+from vse_jax.models.rows_product import rows_product
 from vse_jax.models.text import symmetric_uniform
 
 
@@ -54,36 +59,31 @@ class BRNNReader(nn.Module):
             self.hidden,
             kernel_init=nn.initializers.xavier_uniform(),
             dtype=self.dtype,
+            dot_general=rows_product,
             name="embed",
         )
         e = Dropout(self.dropout)(nn.relu(embed(x).astype(jnp.float32)), train=train)
-        states = [self._states(name, e, inside) for name in ("forward", "backward")]
-        words = jnp.where(inside[..., None], states[0] + states[1], 0.0)
+        states = [self._states(name, e, mask) for name in ("forward", "backward")]
+        words = states[0] + states[1]
         return WordFeatures(words=words, pooled=jnp.sum(words, axis=1))
 
     def _states(
-        self, name: str, e: Float[Array, "b l h"], inside: Bool[Array, "b l"]
+        self, name: str, e: Float[Array, "b l h"], mask: Bool[Array, "b l"]
     ) -> Float[Array, "b l h"]:
-        """The state after each word of one direction; outside of the words it stays as it is."""
+        """The state after each word of one direction; zero outside of the words."""
         # Rectified states neither die out nor explode at first.
         kernel = self.param(name, nn.initializers.orthogonal(), (self.hidden, self.hidden))
         bias = self.param(f"{name}_bias", nn.initializers.zeros, (self.hidden,))
-        kernel = kernel.astype(self.dtype)
-
-        def run(h: Array, e: Array, real: Array) -> Array:
-            product = jnp.matmul(h.astype(self.dtype), kernel, preferred_element_type=jnp.float32)
-            return jnp.where(real[:, None], nn.relu(e + product + bias[None]), h)
-
-        def step(h: Array, inputs: tuple[Array, Array]) -> tuple[Array, Array]:
-            e, real = inputs
-            # Behind the longest sentence of the batch nothing is computed.
-            h = jax.lax.cond(jnp.any(real), run, lambda h, *_: h, h, e, real)
-            return h, h
-
-        start = jnp.zeros((e.shape[0], self.hidden))
-        inputs = (e.swapaxes(0, 1), inside.T)
-        _, states = jax.lax.scan(step, start, inputs, reverse=name == "backward")
-        return states.swapaxes(0, 1)
+        found = cells.states(
+            CellParams(None, kernel, bias),
+            jnp.zeros((len(e), self.hidden)),
+            e[:, 1:],  # The first token opens the sentence, the last closes it.
+            jnp.maximum(jnp.sum(mask, axis=1) - 2, 0),
+            lstm=False,
+            reverse=name == "backward",
+            dtype=self.dtype,
+        )
+        return jnp.pad(found, ((0, 0), (1, 0), (0, 0)))
 
 
 class RectifiedHead(nn.Module):
@@ -107,6 +107,7 @@ class RectifiedHead(nn.Module):
             self.dimension,
             kernel_init=nn.initializers.xavier_uniform(),
             dtype=self.dtype,
+            dot_general=rows_product,
             name="project",
         )
         local = jnp.where(mask[..., None], nn.relu(project(parts).astype(jnp.float32)), 0.0)
@@ -158,8 +159,56 @@ def _best_regions(
 ) -> Float[Array, "a c l"]:
     """Of each word the largest product with a region; 0 where the picture has none."""
     del params
-    best = jnp.max(products(images, texts, dtype), axis=2)
-    return jnp.where(jnp.any(images.mask, axis=1)[:, None, None], best, 0.0)
+    return _best(jnp.dtype(dtype), images.local, images.mask, texts.local)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _best(
+    dtype: Any,
+    regions: Float[Array, "a r d"],
+    there: Bool[Array, "a r"],
+    words: Float[Array, "c l d"],
+) -> Float[Array, "a c l"]:
+    """As `_best_regions`. Its gradient needs of the products only which region is best."""
+    return _best_forward(dtype, regions, there, words)[0]
+
+
+def _best_forward(dtype: Any, regions: Any, there: Any, words: Any) -> tuple[Array, Any]:
+    (a, r, d), (c, length, _) = regions.shape, words.shape
+    found = _rows_by_rows(regions.reshape(a * r, d), words.reshape(c * length, d), 1, 1, dtype)
+    found = jnp.where(there[:, :, None], found.reshape(a, r, c * length), -jnp.inf)
+    best = jnp.max(found, axis=1)
+    numbers = jnp.arange(r, dtype=jnp.float32)[None, :, None]
+    # `argmax` by reductions that a CPU has vector instructions for.
+    which = jnp.min(jnp.where(found == best[:, None], numbers, float(r)), axis=1)
+    small = jnp.uint8 if r < 256 else jnp.int32
+    which = checkpoint_name(which.astype(small), KEPT)
+    best = jnp.where(jnp.any(there, axis=1)[:, None], best, 0.0).reshape(a, c, length)
+    return best, (regions, there, words, which)
+
+
+def _best_backward(dtype: Any, residual: Any, d_best: Float[Array, "a c l"]) -> Any:
+    regions, there, words, which = residual
+    (a, r, d), (c, length, _) = regions.shape, words.shape
+    d_best = jnp.where(jnp.any(there, axis=1)[:, None], d_best.reshape(a, c * length), 0.0)
+    is_best = which[:, None] == jnp.arange(r, dtype=which.dtype)[None, :, None]
+    d_found = jnp.where(is_best, d_best[:, None], 0.0).astype(dtype).reshape(a * r, c * length)
+    d_regions = _rows_by_rows(d_found, words.reshape(c * length, d), 1, 0, dtype)
+    d_words = _rows_by_rows(d_found, regions.reshape(a * r, d), 0, 0, dtype)
+    return d_regions.reshape(regions.shape), None, d_words.reshape(words.shape)
+
+
+_best.defvjp(_best_forward, _best_backward)
+
+
+def _rows_by_rows(
+    x: Float[Array, "..."], y: Float[Array, "..."], of_x: int, of_y: int, dtype: DTypeLike
+) -> Float[Array, "..."]:
+    """The product of matrices over these of their axes, summed in float32."""
+    dims = (((of_x,), (of_y,)), ((), ()))
+    return jax.lax.dot_general(
+        x.astype(dtype), y.astype(dtype), dims, preferred_element_type=jnp.float32
+    )
 
 
 def _summed(

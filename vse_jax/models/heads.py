@@ -10,6 +10,7 @@ from jaxtyping import Array, Bool, Float
 from vse_jax.encoding import Encoding
 from vse_jax.models.dropout import Dropout
 from vse_jax.models.normalize import l2_normalize
+from vse_jax.models.rows_product import rows_product
 
 Pooling = Literal["mean", "max", "mean_max"]
 
@@ -45,6 +46,7 @@ class LinearHead(nn.Module):
                 self.dimension,
                 kernel_init=nn.initializers.xavier_uniform(),
                 dtype=self.dtype,
+                dot_general=rows_product,
                 name="project",
             )
             local, pooled = (project(x).astype(jnp.float32) for x in (local, pooled))

@@ -14,8 +14,8 @@ import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
-from vse_jax.models import captioner_cells
-from vse_jax.models.captioner_cells import CellParams, Read
+from vse_jax.models import cells
+from vse_jax.models.cells import CellParams, Read
 from vse_jax.models.dropout import Dropout
 from vse_jax.models.rows_product import rows_product
 from vse_jax.models.text import symmetric_uniform
@@ -47,7 +47,7 @@ class MultimodalRNN(nn.Module):
     sigmoid(i) tanh(g), h_t = sigmoid(o) tanh(c_t): PyTorch's `nn.LSTMCell`, whose first input is
     the word's vector and b_v, which is as wide. Either: p(next word) = softmax(W_oh h_t + b_o),
     h_0 = c_0 = 0, x_1 the vector of <start>. Training reads all captions at once, real words alone
-    (`captioner_cells`); writing goes step by step.
+    (`cells`); writing goes step by step.
 
     Matrices start in U(+-0.1), W_oh in U(+-0.01), biases at zero, as in the released code; the
     LSTM's forget gate at 1 (Jozefowicz et al., ICML 2015). Parameters, all inputs x outputs:
@@ -114,7 +114,7 @@ class MultimodalRNN(nn.Module):
           train: whether to drop out.
         """
         given = self._given(features, tokens, mask, train)
-        states = captioner_cells.states(*given, **self._cell())
+        states = cells.states(*given, **self._cell())
         return jnp.sum(self.word_costs(self.drop(states, train=train), tokens, mask), axis=1)
 
     def read(self, tokens: Int[Array, "b l"], mask: Bool[Array, "b l"]) -> Float[Array, "b t g"]:
@@ -149,7 +149,7 @@ class MultimodalRNN(nn.Module):
 
         Without dropout, and without a gradient.
         """
-        return captioner_cells.read(*self._given(features, tokens, mask, False), **self._cell())
+        return cells.read(*self._given(features, tokens, mask, False), **self._cell())
 
     def word_gradients(
         self,
@@ -173,7 +173,7 @@ class MultimodalRNN(nn.Module):
             d = self._product(d, kernel.T)
             return d * (1 - jnp.tanh(features[captions]) ** 2) if self.squash else d
 
-        return captioner_cells.word_gradients(read, d_states, asked, finish, **self._cell())
+        return cells.word_gradients(read, d_states, asked, finish, **self._cell())
 
     def word_costs(
         self,
@@ -203,7 +203,7 @@ class MultimodalRNN(nn.Module):
         mask: Bool[Array, "b l"],
         train: bool,
     ) -> tuple[CellParams, Array, Array, Array]:
-        """What `captioner_cells` reads."""
+        """What `cells` reads."""
         words = self.drop(self._vectors(tokens, mask), train=train)
         start = self._start(self.drop(self._picture(features), train=train))
         params = CellParams(self.weight_hx, self.weight_hh, self.bias_h)
@@ -233,7 +233,7 @@ class MultimodalRNN(nn.Module):
         self, state: State, from_words: Float[Array, "b g"]
     ) -> tuple[State, Float[Array, "b h"]]:
         """The next state and h, given the words' part of the cell's argument."""
-        hidden, memory = captioner_cells.cell(from_words + state.argument, state.memory)
+        hidden, memory = cells.cell(from_words + state.argument, state.memory)
         return State(self._product(hidden, self.weight_hh), memory), hidden
 
     def _states(

@@ -59,6 +59,11 @@ class Tile(NamedTuple):
 TILE = Tile()
 
 
+# What an alignment names so (`checkpoint_name`) is kept for the way back, the rest made again.
+KEPT = "kept"
+_POLICY = jax.checkpoint_policies.save_only_these_names(KEPT)
+
+
 def score(
     comparison: Comparison,
     params: Params,
@@ -86,7 +91,7 @@ def score(
     starts = jnp.arange(0, count, chunk)[:, None]
     numbers = jnp.minimum(starts + jnp.arange(chunk)[None], count - 1)
 
-    @jax.checkpoint
+    @partial(jax.checkpoint, policy=_POLICY)
     def of_chunk(rows: Int[Array, " k"]) -> tuple[Float[Array, "a k"], Statistics]:
         branches = [partial(_of_length, n, comparison, tile.pictures) for n in _levels(width)]
         some, known = _take((texts, statistics), rows)
@@ -219,7 +224,7 @@ def _of_length(
 
     def of_tiles(known_of: Callable[[Encoding], Any]) -> Any:
         # What the gradient by tiles would need of every tile at once is computed again by tile.
-        found = lax.map(jax.checkpoint(known_of), jax.tree.map(cut, images))
+        found = lax.map(jax.checkpoint(known_of, policy=_POLICY), jax.tree.map(cut, images))
         return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:])[:count], found)
 
     if statistics is None:

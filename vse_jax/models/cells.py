@@ -1,6 +1,6 @@
-"""The cells of a captioner over real tokens only, under static shapes; see `packed`.
+"""A rectified cell and an LSTM over real words alone, under static shapes; see `packed`.
 
-Either cell reads a = W_hx x_t + W_hh h_{t-1} + b, and what it is shown beside its first word:
+Either reads a = W_hx x_t + W_hh h_{t-1} + b, and what it is shown beside its first word:
 "rnn": h = relu(a). "lstm": i, f, g, o = a, c_t = sigmoid(f) c_{t-1} + sigmoid(i) tanh(g), h_t =
 sigmoid(o) tanh(c_t). h_0 = c_0 = 0.
 
@@ -26,12 +26,12 @@ class CellParams(NamedTuple):
     """Weights, inputs x outputs; an LSTM's four gates are stacked.
 
     Attributes:
-      weight_hx: from the words.
+      weight_hx: from the words; None where they are what is added, and g wide.
       weight_hh: from the state.
       bias: added to both.
     """
 
-    weight_hx: Float[Array, "w g"]
+    weight_hx: Float[Array, "w g"] | None
     weight_hh: Float[Array, "h g"]
     bias: Float[Array, " g"]
 
@@ -62,6 +62,7 @@ def states(
     lengths: Int[Array, " b"],
     *,
     lstm: bool,
+    reverse: bool = False,
     dtype: DTypeLike = jnp.float32,
 ) -> Float[Array, "b t h"]:
     """h after each of the first `lengths` words of each caption; zero behind them.
@@ -72,9 +73,10 @@ def states(
       words: vectors; those behind a caption's end are never read.
       lengths: of the captions.
       lstm: which cell.
+      reverse: whether captions are read from their last word to their first.
       dtype: of the operands of products, which are summed in float32; all else is float32.
     """
-    return _states(lstm, jnp.dtype(dtype), params, shown, words, lengths)
+    return _states(lstm, reverse, jnp.dtype(dtype), params, shown, words, lengths)
 
 
 class Read(NamedTuple):
@@ -103,7 +105,7 @@ def read(
     dtype: DTypeLike = jnp.float32,
 ) -> tuple[Float[Array, "b t h"], Read]:
     """As `states`, and what `word_gradients` needs; without a gradient."""
-    return _forward(lstm, jnp.dtype(dtype), params, shown, words, lengths)
+    return _forward(lstm, False, jnp.dtype(dtype), params, shown, words, lengths)
 
 
 def word_gradients(
@@ -166,30 +168,35 @@ def word_gradients(
     return jnp.where(asked[..., None], found, 0)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
 def _states(
-    lstm: bool, dtype: Any, params: CellParams, shown: Any, words: Any, lengths: Any
+    lstm: bool, reverse: bool, dtype: Any, params: CellParams, shown: Any, words: Any, lengths: Any
 ) -> Float[Array, "b t h"]:
-    return _forward(lstm, dtype, params, shown, words, lengths)[0]
+    return _forward(lstm, reverse, dtype, params, shown, words, lengths)[0]
 
 
 def _forward(
-    lstm: bool, dtype: Any, params: CellParams, shown: Any, words: Any, lengths: Any
+    lstm: bool, reverse: bool, dtype: Any, params: CellParams, shown: Any, words: Any, lengths: Any
 ) -> tuple[Float[Array, "b t h"], Read]:
-    packing = packed.pack(lengths, words.shape[1])
+    packing = packed.pack(lengths, words.shape[1], reverse=reverse)
     hidden, lanes = params.weight_hh.shape[0], packed.lane_count(packing)
-    x = packed.flat(words, packing).astype(dtype)
-    # Word and state in one product.
-    weight = lax.optimization_barrier(
-        jnp.concatenate([params.weight_hx, params.weight_hh]).astype(dtype)
-    )
+    x, weight = packed.flat(words, packing), params.weight_hh.astype(dtype)
+    if params.weight_hx is not None:
+        # Word and state in one product.
+        weight = jnp.concatenate([params.weight_hx.astype(dtype), weight])
+        x = x.astype(dtype)
+    weight = lax.optimization_barrier(weight)
     first = jnp.zeros((lanes, shown.shape[1])).at[: len(shown)].set(shown[packing.order])
 
     def step(t: Int[Array, ""], given: Any, kept: _Kept) -> Any:
         h, memory = given
         start, rows = packing.starts[t], len(h)
-        both = jnp.concatenate([packed.rows_of(x, start, rows), h.astype(dtype)], axis=1)
-        argument = packed.dot(both, weight, 1, dtype) + params.bias[None]
+        read, state = packed.rows_of(x, start, rows), h.astype(dtype)
+        if params.weight_hx is None:
+            argument = read + packed.dot(state, weight, 1, dtype) + params.bias[None]
+        else:
+            both = jnp.concatenate([read, state], axis=1)
+            argument = packed.dot(both, weight, 1, dtype) + params.bias[None]
         argument = argument + jnp.where(t == 0, first[:rows], 0)
         # What lies behind a caption's end must not overflow, or the way back would have NaN there.
         alive = packed.alive(packing, t, rows)
@@ -215,7 +222,10 @@ def _forward(
     return packed.take(kept.states, packing.place), Read(params, packing, x, kept)
 
 
-def _backward(lstm: bool, dtype: Any, residual: Read, d_outputs: Float[Array, "b t h"]) -> Any:
+def _backward(
+    lstm: bool, reverse: bool, dtype: Any, residual: Read, d_outputs: Float[Array, "b t h"]
+) -> Any:
+    del reverse
     params, packing, x, kept = residual
     hidden, lanes = params.weight_hh.shape[0], packed.lane_count(packing)
     d_states = packed.flat(d_outputs, packing)
@@ -262,19 +272,19 @@ def _weight_gradient(
     dtype: Any,
 ) -> tuple[CellParams, Float[Array, "p w"]]:
     """Gradients of the weights and of the packed words."""
-    zero, back = packed.zero_after(d_arguments, packing), params.weight_hx.T.astype(dtype)
+    zero, weight = packed.zero_after(d_arguments, packing), params.weight_hx
 
     def block(start: Int[Array, ""], size: int, carry: Any) -> Any:
         grads, dx = carry
         d = packed.rows_of(d_arguments, start, size)
         h = packed.take(states, lax.dynamic_slice_in_dim(packing.previous, start, size))
-        part = CellParams(
-            packed.dot(packed.rows_of(x, start, size), d, 0, dtype),
-            packed.dot(h, d, 0, dtype),
-            jnp.sum(d, axis=0),
-        )
-        dx = packed.write(dx, packed.dot(d, back, 1, dtype), start)
+        of_weight = None
+        if weight is not None:
+            of_weight = packed.dot(packed.rows_of(x, start, size), d, 0, dtype)
+            dx = packed.write(dx, packed.dot(d, weight.T.astype(dtype), 1, dtype), start)
+        part = CellParams(of_weight, packed.dot(h, d, 0, dtype), jnp.sum(d, axis=0))
         return jax.tree.map(jnp.add, grads, part), dx
 
     grads = jax.tree.map(lambda leaf: jnp.broadcast_to(zero, leaf.shape), params)
-    return packed.over_blocks(packing, block, (grads, jnp.broadcast_to(zero, x.shape)))
+    dx = d_arguments if weight is None else jnp.broadcast_to(zero, x.shape)
+    return packed.over_blocks(packing, block, (grads, dx))
