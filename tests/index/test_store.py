@@ -130,15 +130,20 @@ def test_a_file_that_is_not_done_is_encoded_again(tmp_path, monkeypatch):
     check(store, {root: [file]})
 
 
+# Goes on after each shard when it is told to; when nobody tells it any more, to its end.
 PROGRAM = """
 import sys
 sys.path[:0] = [sys.argv[1]]
 import test_store as tests
 tests.stores.SHARD = 5
-store = tests.Store(tests.Path(sys.argv[2]), tests.ABOUT)
-present = [tests.File(f"{n}.txt", 1 + n % 40, 1) for n in range(400)]
-print("begun", flush=True)
-print(tests.synchronized(store, tests.Path("/a"), present).wanted, flush=True)
+store, root = tests.Store(tests.Path(sys.argv[2]), tests.ABOUT), tests.Path("/a")
+store.compare(root, [tests.File(f"{n}.txt", 1 + n % 40, 1) for n in range(400)])
+store.forget_missing(root)
+wanted = list(store.wanted())
+print(len(wanted), flush=True)
+for _ in store.add(root, tests.encoded(wanted)):
+    print("safe", flush=True)
+    sys.stdin.readline()
 """
 
 
@@ -146,18 +151,27 @@ print(tests.synchronized(store, tests.Path("/a"), present).wanted, flush=True)
 def test_killed_at_any_moment_it_goes_on(tmp_path, monkeypatch):
     monkeypatch.setattr(stores, "SHARD", 5)
     command = [sys.executable, "-c", PROGRAM, str(Path(__file__).parent), str(tmp_path)]
-    rng, kills, wanted = random.Random(0), 0, None
-    while wanted is None:
-        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as running:
+    rng, wanted = random.Random(0), [400]
+    for kill in (True, True, True, False):
+        with subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        ) as running:
+            assert running.stdin is not None
             assert running.stdout is not None
-            assert running.stdout.readline() == "begun\n"
-            if kills < 3:
-                time.sleep(rng.uniform(0.01, 0.3))
-                running.send_signal(signal.SIGKILL)
-                kills += running.wait() == -signal.SIGKILL
-            else:
-                wanted = int(running.stdout.readline())
-    assert 0 < wanted < 400, "nothing was kept"
+            wanted.append(int(running.stdout.readline()))
+            if not kill:
+                running.communicate()
+                assert running.returncode == 0
+                continue
+            for _ in range(rng.randrange(2, 9)):
+                assert running.stdout.readline() == "safe\n"
+                running.stdin.write("\n")
+                running.stdin.flush()
+            time.sleep(rng.uniform(0, 0.01))  # somewhere in the next one
+            running.kill()
+            assert running.wait() == -signal.SIGKILL
+    # Each found what those before it had kept.
+    assert wanted[0] == wanted[1] > wanted[2] > wanted[3] > wanted[4] > 0
     present = [File(f"{n}.txt", 1 + n % 40, 1) for n in range(400)]
     store = Store(tmp_path)
     assert not synchronized(store, Path("/a"), present).wanted

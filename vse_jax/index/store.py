@@ -415,7 +415,10 @@ class Store:
         try:
             found = np.load(path, mmap_mode="r")
         except (OSError, ValueError) as error:
-            raise StoreError(f"{path} cannot be read: {error}; make the index anew") from error
+            raise StoreError(
+                f"{path} cannot be read: {error}; while the index is brought up to date ask again, "
+                "else make it anew"
+            ) from error
         if found.shape != (rows, self.width) or found.dtype != np.float32:
             raise StoreError(
                 f"{path} is {found.dtype}{list(found.shape)}; expected float32"
