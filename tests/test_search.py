@@ -252,3 +252,21 @@ def test_two_processes_index_what_one_does(trained, run, photos, tmp_path):
     numbers = np.arange(8)
     assert one.items(numbers.tolist()) == two.items(numbers.tolist())
     np.testing.assert_allclose(one.embeddings(numbers), two.embeddings(numbers), atol=1e-6)
+
+
+def test_an_index_of_faiss_is_kept_up_to_date(run, photos):
+    pytest.importorskip("faiss", reason="needs the extra [search] or [bench]")
+    code, _, told = run("query", "a circle", "--kind=hnsw")
+    assert code == 1
+    run("index", f"--images={photos}", "--kind=hnsw")
+    _, exactly, _ = run("query", "a circle", "--top=4")
+    code, printed, _ = run("query", "a circle", "--top=4", "--kind=hnsw")
+    assert (code, printed) == (0, exactly)
+    (photos / "0.png").unlink()
+    run("index", f"--images={photos}")
+    code, printed, _ = run("query", "a circle", "--top=99", "--kind=hnsw")
+    assert code == 0
+    assert len(printed.splitlines()) == 8
+    code, _, told = run("query", "a circle", "--kind=flat")
+    assert code == 1
+    assert "has no index of the kind 'flat'" in told

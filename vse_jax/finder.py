@@ -11,9 +11,11 @@ from jaxtyping import Float
 from vse_jax import assembly
 from vse_jax.api import Model
 from vse_jax.encode import Side
-from vse_jax.index import exact
+from vse_jax.index import approximate, exact
 from vse_jax.index.store import Item, Store, StoreError
 from vse_jax.inputs import Picture
+
+EXACT = "exact"
 
 
 class Hit(NamedTuple):
@@ -76,14 +78,20 @@ class Finder:
       store: what is indexed.
     """
 
-    def __init__(self, model: Model, folder: str | os.PathLike[str]) -> None:
+    def __init__(self, model: Model, folder: str | os.PathLike[str], kind: str = EXACT) -> None:
         """Opens the index in a folder.
 
+        Args:
+          model: that made it.
+          folder: where it is.
+          kind: "exact" looks at every item; or one of `approximate.KINDS` that was built.
+
         Raises:
-          StoreError: there is none, or another model made it.
+          StoreError: there is none, none of this kind, or another model made it.
         """
         self.store = Store(Path(folder).expanduser())
         check(model, self.store)
+        self._index = None if kind == EXACT else approximate.load(kind, self.store)
         self._model = model
         self._similarity = assembly.similarity_of(model.config)
 
@@ -103,7 +111,10 @@ class Finder:
         """
         if k < 1:
             raise ValueError(f"k is {k}; it must be at least 1")
-        found = exact.search(self._similarity, queries, self.store.shards(), k)
+        if self._index is None:
+            found = exact.search(self._similarity, queries, self.store.shards(), k)
+        else:
+            found = approximate.search(self._index, queries, k)
         hits = []
         for numbers, scores in zip(found.numbers, found.scores, strict=True):
             real = numbers >= 0

@@ -7,7 +7,8 @@
 `index` encodes the pictures of a folder and of those in it, or with --texts its .txt files, a
 sentence a line. Again, it encodes what is new or has changed, and forgets what is gone; stopped at
 any moment, the same command goes on. `query` prints a line for each of the best: the score, the
-file, and of a sentence its line and words; with --json an object.
+file, and of a sentence its line and words; with --json an object. With --kind=hnsw (or flat, ivfpq,
+pq) `index` also builds an index of FAISS, and keeps it up to date then; `query` looks in that one.
 """
 
 import argparse
@@ -23,7 +24,8 @@ from vse_jax import console, finder, indexing, parallel, workdir
 from vse_jax.api import load
 from vse_jax.encode import Side
 from vse_jax.errors import USER_ERRORS
-from vse_jax.finder import Finder, Hit
+from vse_jax.finder import EXACT, Finder, Hit
+from vse_jax.index import approximate
 from vse_jax.index.store import Store
 
 log = logging.getLogger("vse_jax.search")
@@ -65,6 +67,12 @@ def _parsed(arguments: Sequence[str]) -> argparse.Namespace:
     commands = parser.add_subparsers(dest="command", required=True, metavar="index|query")
     both = _Parser(add_help=False, allow_abbrev=False)
     both.add_argument("--workdir", type=Path, required=True, help="folder of the trained run")
+    both.add_argument(
+        "--kind",
+        choices=(EXACT, *approximate.KINDS),
+        default=EXACT,
+        help="of index: exact, or one of FAISS, which is built beside it",
+    )
     both.add_argument("--index", type=Path, help="folder of the index (RUN/index/images or texts)")
 
     index = commands.add_parser("index", parents=[both], help="encode what is new in a folder")
@@ -122,6 +130,12 @@ def _index(given: argparse.Namespace) -> None:
                 print(f"{len(store)} items are in {folder}")
             return
         done = indexing.update(model, folder, store, side, root, given.batch_size)
+        if store is not None:
+            # Those that were asked for once are kept up to date.
+            for kind in {*approximate.built(store), given.kind} - {EXACT}:
+                if not approximate.is_current(kind, store):
+                    log.info("building the index of the kind %s", kind)
+                    approximate.build(kind, store, model.codebook)
     if store is not None:
         print(_told(done, folder))
 
@@ -142,7 +156,7 @@ def _query(given: argparse.Namespace) -> None:
     """Prints what is most similar to a sentence or a picture."""
     model = load(given.workdir)
     folder = given.index or finder.default_folder(given.workdir, given.among)
-    found = Finder(model, folder)
+    found = Finder(model, folder, given.kind)
     if given.image is not None:
         [hits] = found.by_images([given.image], given.top)
     else:

@@ -31,7 +31,7 @@ class Found(NamedTuple):
 def search(
     similarity: Similarity,
     queries: Float[np.ndarray, "q d"],
-    items: Iterable[tuple[int, Float[np.ndarray, "n d"]]],
+    items: Iterable[tuple[int, Float[np.ndarray, "_ d"]]],
     k: int,
 ) -> Found:
     """The k items that are most similar to each query.

@@ -79,7 +79,8 @@ def extend(index: Any, codebook: Codebook | None, embeddings: Float[np.ndarray, 
     if bits != 8:
         # FAISS keeps `bits` bits a code, the lowest first.
         ones = np.unpackbits(packed[:, :, None], axis=2, bitorder="little")[:, :, :bits]
-        packed = np.packbits(ones.reshape(len(packed), -1), axis=1, bitorder="little")
+        ones = ones.reshape(len(packed), packed.shape[1] * bits)
+        packed = np.packbits(ones, axis=1, bitorder="little")
     everything = np.concatenate([faiss.vector_to_array(inner.codes), packed.ravel()])
     faiss.copy_array_to_vector(everything, inner.codes)
     inner.ntotal += len(embeddings)

@@ -1,0 +1,116 @@
+"""FAISS's indices over a store find what the exact search finds, or most of it."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from vse_jax import similarity as similarities
+from vse_jax.codebook import Codebook, quantize
+from vse_jax.index import approximate, exact
+from vse_jax.index import store as stores
+from vse_jax.index.store import Encoded, File, Row, Store, StoreError
+
+faiss = pytest.importorskip("faiss", reason="needs the extra [search] or [bench]")
+WIDTH, ITEMS, K = 16, 2000, 10
+
+
+def clustered(count, seed):
+    """Unit vectors around a hundred centers, as embeddings of pictures are."""
+    rng = np.random.default_rng(0)
+    centers = rng.normal(size=(100, WIDTH))
+    rng = np.random.default_rng(seed)
+    rows = centers[rng.integers(0, 100, count)] + 0.4 * rng.normal(size=(count, WIDTH))
+    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+
+
+@pytest.fixture(params=["dot", "negative_euclidean"])
+def store(tmp_path, monkeypatch, request):
+    """Items in shards of 300 rows."""
+    monkeypatch.setattr(stores, "SHARD", 300)
+    found = Store(
+        tmp_path,
+        {"side": "images", "model": "m", "dimension": WIDTH, "similarity": request.param},
+    )
+    add(found, clustered(ITEMS, 1), "a")
+    return found
+
+
+def add(store, rows, name):
+    files = [File(f"{name}{number}.png", 1, 1) for number in range(len(rows))]
+    encoded = [Encoded(f, [Row(None, None, row)]) for f, row in zip(files, rows, strict=True)]
+    for _ in store.add(Path("/a"), encoded):
+        pass
+
+
+def exactly(store, queries):
+    similarity = {
+        "dot": similarities.dot, "negative_euclidean": similarities.negative_euclidean
+    }[store.about["similarity"]]  # fmt: skip
+    return exact.search(similarity, queries, store.shards(), K)
+
+
+@pytest.mark.parametrize(("kind", "recall"), [("flat", 1.0), ("hnsw", 0.98), ("ivfpq", 0.8)])
+def test_most_of_the_best_are_found(store, kind, recall):
+    queries = clustered(50, 2)
+    expected = exactly(store, queries)
+    approximate.build(kind, store)
+    found = approximate.search(approximate.load(kind, store), queries, K)
+    right = [
+        len({*one} & {*other}) for one, other in zip(found.numbers, expected.numbers, strict=True)
+    ]
+    assert np.mean(right) >= recall * K
+    if kind == "flat":
+        np.testing.assert_allclose(found.scores, expected.scores, atol=1e-5)
+    assert (np.diff(found.scores, axis=1) <= 0).all()
+
+
+def test_codes_of_the_learned_codebook(store):
+    codebook = Codebook(np.random.default_rng(3).normal(size=(4, 16, 4)).astype(np.float32) / 4)
+    if store.about["similarity"] == "dot":
+        with pytest.raises(StoreError, match="of models that compare by distance"):
+            approximate.build("pq", store, codebook)
+        return
+    approximate.build("pq", store, codebook)
+    queries, rows = clustered(20, 2), store.embeddings(np.arange(ITEMS))
+    found = approximate.search(approximate.load("pq", store), queries, K)
+    codes = quantize(rows, codebook)
+    decoded = codebook.centroids[np.arange(4), codes].reshape(ITEMS, WIDTH)
+    scores = -np.linalg.norm(queries[:, None] - decoded[None], axis=2)
+    np.testing.assert_allclose(found.scores, -np.sort(-scores, axis=1)[:, :K], rtol=1e-4)
+
+
+def test_an_index_of_other_items_is_refused(store):
+    with pytest.raises(StoreError, match="has no index of the kind 'hnsw': give --kind=hnsw"):
+        approximate.load("hnsw", store)
+    approximate.build("hnsw", store)
+    assert approximate.built(store) == ["hnsw"]
+    assert approximate.is_current("hnsw", store)
+    add(store, clustered(3, 4), "b")
+    assert not approximate.is_current("hnsw", store)
+    with pytest.raises(StoreError, match=r"hnsw\.faiss was built before the last changes"):
+        approximate.load("hnsw", store)
+    approximate.build("hnsw", store)
+    assert approximate.load("hnsw", store).index.ntotal == ITEMS + 3
+
+
+def test_a_damaged_index_is_told(store):
+    approximate.build("flat", store)
+    path = store.folder / "flat.faiss"
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(StoreError, match=r"flat\.faiss cannot be read; index again"):
+        approximate.load("flat", store)
+
+
+def test_few_items_are_no_clusters(tmp_path):
+    store = Store(
+        tmp_path, {"side": "images", "model": "m", "dimension": WIDTH, "similarity": "dot"}
+    )
+    add(store, clustered(20, 1), "a")
+    with pytest.raises(StoreError, match="has 20 items, an index of the kind 'ivfpq' needs 256"):
+        approximate.build("ivfpq", store)
+    approximate.build("hnsw", store)
+    found = approximate.search(approximate.load("hnsw", store), clustered(1, 2), 30)
+    assert (found.numbers[0, :20] >= 0).all()
+    assert (found.numbers[0, 20:] == -1).all()
+    assert np.isneginf(found.scores[0, 20:]).all()
