@@ -135,28 +135,28 @@ def run(command: Sequence[str], folder: Path) -> bool:
     if _is_finished(command, folder):
         return True
     process = subprocess.Popen([sys.executable, "-m", *command])
+    asked: list[int] = []
+
+    def stop(number: int, _: object) -> None:
+        asked.append(number)
+        if number != signal.SIGINT:  # a terminal sends Ctrl-C to both
+            process.send_signal(number)
+
     # The training saves at SIGTERM and SIGINT; the sweep waits for that.
-    before = {
-        number: signal.signal(number, lambda got, _: _pass_on(process, got))
-        for number in (signal.SIGTERM, signal.SIGINT)
-    }
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         code = process.wait()
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+    if code != 0 and asked:
+        return False  # it was still starting, and had nothing to save
     if code != 0:
         raise SweepError(f"{folder}: the training ended with exit code {code}")
     if not (folder / workdirs.REPORT).exists():
         return False
     workdirs.write_text(folder / FINISHED, json.dumps(list(command)))
     return True
-
-
-def _pass_on(process: subprocess.Popen[bytes], number: int) -> None:
-    # A terminal sends Ctrl-C to both.
-    if number != signal.SIGINT:
-        process.send_signal(number)
 
 
 def _is_finished(command: Sequence[str], folder: Path) -> bool:

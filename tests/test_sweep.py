@@ -17,7 +17,8 @@ from ml_collections import config_flags
 from vse_jax.config_checks import validate
 
 REPOSITORY = Path(__file__).parents[1]
-# Writes what a training leaves behind; --wait waits for SIGTERM first, --fail fails.
+# Writes what a training leaves behind. --wait: waits for SIGTERM first; and --starting: dies of it,
+# as one that still imports does. --fail: fails.
 TRAINING = """
 import json, pathlib, signal, sys, time
 flags = dict(flag.removeprefix("--").split("=", 1) for flag in sys.argv[1:] if "=" in flag)
@@ -28,7 +29,10 @@ with open(folder.parent.parent / "ran", "a") as file:
 if "--fail" in sys.argv:
     sys.exit(1)
 if "--wait" in sys.argv and not (folder / "stopped").exists():
-    signal.signal(signal.SIGTERM, lambda *_: ((folder / "stopped").touch(), sys.exit(0)))
+    if "--starting" in sys.argv:
+        (folder / "stopped").touch()
+    else:
+        signal.signal(signal.SIGTERM, lambda *_: ((folder / "stopped").touch(), sys.exit(0)))
     (folder / "ready").touch()
     time.sleep(60)
 rsum = float(flags["config.base"]) + float(flags["config.seed"]) ** 2
@@ -124,8 +128,9 @@ def test_a_run_that_fails_is_told_and_the_others_go_on(sweep, file, tmp_path):
 
 
 @pytest.mark.usefixtures("sweep")
-def test_sigterm_reaches_the_training_and_the_same_command_goes_on(file, tmp_path):
-    file.write_text(SWEEP.replace('"--config.common=1"', '"--config.common=1", "--wait"'))
+@pytest.mark.parametrize("flags", ['"--wait"', '"--wait", "--starting"'])
+def test_sigterm_reaches_the_training_and_the_same_command_goes_on(file, tmp_path, flags):
+    file.write_text(SWEEP.replace('"--config.common=1"', f'"--config.common=1", {flags}'))
     program = (
         f"import importlib.util, sys\nspec = importlib.util.spec_from_file_location('sweep', "
         f"{str(REPOSITORY / 'scripts' / 'sweep.py')!r})\n"
