@@ -128,7 +128,9 @@ def _parse(argv: Sequence[str]) -> list[str]:
             raise flags.ValidationError(
                 "--output, where the report goes, is for evaluating several --workdir: give both"
             )
-        _check_processes()
+        wrong = parallel.misfit(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
+        if wrong is not None:
+            raise flags.ValidationError(wrong)
         if _MODE.value == "train" and _CONFIG.value is None:
             raise flags.ValidationError("--config is missing: a file of configs/")
         if _CONFIG.value is not None:
@@ -138,22 +140,6 @@ def _parse(argv: Sequence[str]) -> list[str]:
         sys.stderr.write(f"vse_jax: {_told(error)}\n")
         sys.exit(2)
     return list(argv)
-
-
-def _check_processes() -> None:
-    """Raises ValidationError where the flags of several processes do not belong together."""
-    processes, process = _PROCESSES.value, _PROCESS.value
-    given = (_COORDINATOR.value is not None, processes is not None, process is not None)
-    automatic = _COORDINATOR.value == parallel.AUTO
-    if any(given) and given != (True, not automatic, not automatic):
-        raise flags.ValidationError(
-            "--coordinator=host:port, --processes and --process belong together; of "
-            f"--coordinator={parallel.AUTO} the environment says the others"
-        )
-    if processes is not None and process is not None and not 0 <= process < processes:
-        raise flags.ValidationError(
-            f"--process is {process}; of {processes} --processes it must be one from 0 on"
-        )
 
 
 def _told(error: Exception) -> str:

@@ -203,6 +203,20 @@ def initialize(coordinator: str | None, processes: int | None, process: int | No
         raise ProcessesError(f"--coordinator={coordinator} brings no processes: {told}") from error
 
 
+def misfit(coordinator: str | None, processes: int | None, process: int | None) -> str | None:
+    """What is wrong with flags of these names for `initialize`, if they do not belong together."""
+    given = (coordinator is not None, processes is not None, process is not None)
+    automatic = coordinator == AUTO
+    if any(given) and given != (True, not automatic, not automatic):
+        return (
+            "--coordinator=host:port, --processes and --process belong together; of "
+            f"--coordinator={AUTO} the environment says the others"
+        )
+    if processes is not None and process is not None and not 0 <= process < processes:
+        return f"--process is {process}; of {processes} --processes it must be one from 0 on"
+    return None
+
+
 def lost_another(error: Exception) -> bool:
     """Whether a collective or a barrier failed, as it does when another process has ended."""
     return jax.process_count() > 1 and any(sign in str(error) for sign in _SIGNS_OF_A_LOSS)

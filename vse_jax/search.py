@@ -95,13 +95,9 @@ def _parsed(arguments: Sequence[str]) -> argparse.Namespace:
     if given.command == "query" and (given.text is None) == (given.image is None):
         parser.error("query takes a sentence in quotes, or --image=FILE")
     if given.command == "index":
-        some = [value is not None for value in (given.coordinator, given.processes, given.process)]
-        automatic = given.coordinator == parallel.AUTO
-        if any(some) and some != [True, not automatic, not automatic]:
-            parser.error(
-                "--coordinator=host:port, --processes and --process belong together; of "
-                f"--coordinator={parallel.AUTO} the environment says the others"
-            )
+        wrong = parallel.misfit(given.coordinator, given.processes, given.process)
+        if wrong is not None:
+            parser.error(wrong)
     return given
 
 

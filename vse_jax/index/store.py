@@ -125,7 +125,6 @@ class Store:
             if about is not None:
                 folder.mkdir(parents=True, exist_ok=True)
             self._database = sqlite3.connect(path, isolation_level=None)
-            self._database.execute("PRAGMA foreign_keys = ON")
             if about is not None and not self._is_made():
                 self._make({"version": VERSION, **about})
             if not self._is_made():

@@ -15,7 +15,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from vse_jax.encoding import Encoding
-from vse_jax.models import cells
+from vse_jax.models import cells, packed
 from vse_jax.models.backbones.feature_map import WordFeatures
 from vse_jax.models.cells import CellParams
 from vse_jax.models.dropout import Dropout
@@ -175,7 +175,7 @@ def _best(
 
 def _best_forward(dtype: Any, regions: Any, there: Any, words: Any) -> tuple[Array, Any]:
     (a, r, d), (c, length, _) = regions.shape, words.shape
-    found = _rows_by_rows(regions.reshape(a * r, d), words.reshape(c * length, d), 1, 1, dtype)
+    found = packed.dot(regions.reshape(a * r, d), words.reshape(c * length, d).T, 1, dtype)
     found = jnp.where(there[:, :, None], found.reshape(a, r, c * length), -jnp.inf)
     best = jnp.max(found, axis=1)
     numbers = jnp.arange(r, dtype=jnp.float32)[None, :, None]
@@ -193,22 +193,12 @@ def _best_backward(dtype: Any, residual: Any, d_best: Float[Array, "a c l"]) -> 
     d_best = jnp.where(jnp.any(there, axis=1)[:, None], d_best.reshape(a, c * length), 0.0)
     is_best = which[:, None] == jnp.arange(r, dtype=which.dtype)[None, :, None]
     d_found = jnp.where(is_best, d_best[:, None], 0.0).astype(dtype).reshape(a * r, c * length)
-    d_regions = _rows_by_rows(d_found, words.reshape(c * length, d), 1, 0, dtype)
-    d_words = _rows_by_rows(d_found, regions.reshape(a * r, d), 0, 0, dtype)
+    d_regions = packed.dot(d_found, words.reshape(c * length, d), 1, dtype)
+    d_words = packed.dot(d_found, regions.reshape(a * r, d), 0, dtype)
     return d_regions.reshape(regions.shape), None, d_words.reshape(words.shape)
 
 
 _best.defvjp(_best_forward, _best_backward)
-
-
-def _rows_by_rows(
-    x: Float[Array, "..."], y: Float[Array, "..."], of_x: int, of_y: int, dtype: DTypeLike
-) -> Float[Array, "..."]:
-    """The product of matrices over these of their axes, summed in float32."""
-    dims = (((of_x,), (of_y,)), ((), ()))
-    return jax.lax.dot_general(
-        x.astype(dtype), y.astype(dtype), dims, preferred_element_type=jnp.float32
-    )
 
 
 def _summed(

@@ -14,7 +14,7 @@ import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
-from vse_jax.models import cells
+from vse_jax.models import cells, packed
 from vse_jax.models.cells import CellParams, Read
 from vse_jax.models.dropout import Dropout
 from vse_jax.models.rows_product import rows_product
@@ -308,7 +308,7 @@ def _costs_and_scores(
     dtype: Any, states: Any, targets: Any, real: Any, weight: Any, bias: Any
 ) -> tuple[Float[Array, " r"], Any]:
     def run(states: Array) -> tuple[Array, Array]:
-        scores = rows_product(states.astype(dtype), weight.astype(dtype)) + bias[None]
+        scores = packed.dot(states, weight, 1, dtype) + bias[None]
         return jax.nn.logsumexp(scores, axis=1), scores
 
     def nothing(states: Array) -> tuple[Array, Array]:
@@ -327,8 +327,8 @@ def _costs_backward(dtype: Any, residual: Any, d_costs: Float[Array, " r"]) -> A
         words = jnp.arange(scores.shape[1])[None]
         p = jnp.exp(scores - total[:, None])
         d = (p - (words == targets[:, None])) * jnp.where(real, d_costs, 0.0)[:, None]
-        d_weight = rows_product(states.T.astype(dtype), d.astype(dtype))
-        return rows_product(d.astype(dtype), weight.T.astype(dtype)), d_weight, jnp.sum(d, axis=0)
+        d_states, d_weight = packed.dot(d, weight.T, 1, dtype), packed.dot(states, d, 0, dtype)
+        return d_states, d_weight, jnp.sum(d, axis=0)
 
     def nothing(_: Array) -> tuple[Array, Array, Array]:
         return jnp.zeros(states.shape), jnp.zeros(weight.shape), jnp.zeros(weight.shape[1])
