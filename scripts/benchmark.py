@@ -47,14 +47,15 @@ def main(arguments: Sequence[str]) -> None:
     failures: dict[str, str] = {}
     for name in flags.only:
         _say(f"measuring {name}")
+        before = len(rows)
         try:
-            found = importlib.import_module(f"benchmarks.{name}").run(options)
-            rows += found
-            if name != flags.only[-1]:  # a stop later on loses nothing
-                _say(table(found))
-        except Exception as error:  # the other measurements still count
+            for row in importlib.import_module(f"benchmarks.{name}").run(options):
+                rows.append(row)  # one by one: what was measured before a failure counts
+        except Exception as error:  # and so do the other measurements
             failures[name] = f"{type(error).__name__}: {error}"
             _say(f"{name} failed: {failures[name]}")
+        if name != flags.only[-1]:  # a stop later on loses nothing
+            _say(table(rows[before:]))
         if flags.output is not None:  # after each: all of them take many minutes
             _write(flags, about, rows, failures)
     sys.stdout.write(table(rows) + "\n")

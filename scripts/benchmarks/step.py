@@ -300,9 +300,11 @@ def agree(
         metrics, (loss, norm) = ours(batch), twin(batch)
         found, wanted = (float(metrics["loss"]), float(loss))
         tolerance = 1e-3 if number else 1e-4
-        assert abs(found - wanted) <= tolerance * abs(wanted), (number, found, wanted)
+        close = abs(found - wanted) <= tolerance * abs(wanted)
+        assert close, f"loss of batch {number}: {found} of ours, {wanted} of the twin"
         found, wanted = float(metrics["gradient_norm"]), float(norm)
-        assert abs(found - wanted) <= gradient * wanted, (number, found, wanted)
+        close = abs(found - wanted) <= gradient * wanted
+        assert close, f"gradient's norm of batch {number}: {found} of ours, {wanted} of the twin"
 
 
 def _rows(

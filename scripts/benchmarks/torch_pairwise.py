@@ -123,11 +123,27 @@ class SAFLoss(SGRAFLoss):
         self.weight = _pair_linear(pair, "weight")
         self.norm = norm_of({"scale": pair["norm_scale"], "bias": pair["norm_bias"]})
 
+    def hold_statistics(self) -> None:
+        """Takes the statistics of nodes for constants in the gradient, as this project does."""
+        held = ConstantStatistics(self.norm.num_features)
+        held.load_state_dict(self.norm.state_dict())
+        self.norm = held
+
     def judge(self, nodes: torch.Tensor) -> torch.Tensor:
         """The nodes' sum, weighted."""
         weight = torch.sigmoid(self.norm(self.weight(nodes).transpose(1, 2)))
         weight = functional.normalize(weight, p=1, dim=-1)
         return unit((weight @ nodes)[:, 0])
+
+
+class ConstantStatistics(nn.BatchNorm1d):
+    """A batch norm whose gradient does not go through its mean and variance."""
+
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
+        """Of a batch [b, c, n]."""
+        fixed = values.detach()
+        mean, variance = fixed.mean((0, 2)), fixed.var((0, 2), correction=0)
+        return functional.batch_norm(values, mean, variance, self.weight, self.bias, eps=self.eps)
 
 
 class SGRLoss(SGRAFLoss):

@@ -97,13 +97,15 @@ class TrainStep:
           params: a tree of NumPy arrays.
           config: of the step.
           compiled: whether it goes through `torch.compile`.
-          still: whether no dropout acts, for a comparison.
+          still: for a comparison: no dropout acts, and statistics of pairs are constants.
           function_words: tokens that no map is made of.
         """
         module = loss_of(params, config, function_words).to(torch_device())
         for layer in module.modules():
             if still and isinstance(layer, nn.Dropout):
                 layer.p = 0.0
+        if still and hasattr(module, "hold_statistics"):
+            module.hold_statistics()
         train = config.train
         average = swa_utils.get_ema_multi_avg_fn(train.ema)
         self.average = swa_utils.AveragedModel(module, multi_avg_fn=average) if train.ema else None

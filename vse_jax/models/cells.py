@@ -287,4 +287,4 @@ def _weight_gradient(
 
     grads = jax.tree.map(lambda leaf: jnp.broadcast_to(zero, leaf.shape), params)
     dx = d_arguments if weight is None else jnp.broadcast_to(zero, x.shape)
-    return packed.over_blocks(packing, block, (grads, dx))
+    return packed.over_blocks(packing.total, len(packing.source), block, (grads, dx))

@@ -10,6 +10,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
@@ -188,14 +189,30 @@ def _best_forward(dtype: Any, regions: Any, there: Any, words: Any) -> tuple[Arr
 
 
 def _best_backward(dtype: Any, residual: Any, d_best: Float[Array, "a c l"]) -> Any:
+    """Gradients of the regions and of the words. Regions that are no word's best are left out."""
     regions, there, words, which = residual
     (a, r, d), (c, length, _) = regions.shape, words.shape
+    count, capacity = a * r, packed.whole_blocks(a * r)
+    parts, said = regions.reshape(count, d), words.reshape(c * length, d)
     d_best = jnp.where(jnp.any(there, axis=1)[:, None], d_best.reshape(a, c * length), 0.0)
     is_best = which[:, None] == jnp.arange(r, dtype=which.dtype)[None, :, None]
-    d_found = jnp.where(is_best, d_best[:, None], 0.0).astype(dtype).reshape(a * r, c * length)
-    d_regions = packed.dot(d_found, words.reshape(c * length, d), 1, dtype)
-    d_words = packed.dot(d_found, regions.reshape(a * r, d), 0, dtype)
-    return d_regions.reshape(regions.shape), None, d_words.reshape(words.shape)
+    used = jnp.any(is_best & (d_best != 0)[:, None], axis=2).reshape(count)
+    order = jnp.argsort(~used, stable=True)
+    numbers = jnp.pad(order, (0, capacity - count), constant_values=count)
+
+    def block(start: Int[Array, ""], size: int, carry: Any) -> Any:
+        d_parts, d_said = carry
+        some = lax.dynamic_slice_in_dim(numbers, start, size)
+        picture, region = jnp.minimum(some // r, a - 1), (some % r).astype(which.dtype)
+        is_best = (which[picture] == region[:, None]) & (some < count)[:, None]
+        d_found = jnp.where(is_best, d_best[picture], 0.0).astype(dtype)
+        d_parts = packed.write(d_parts, packed.dot(d_found, said, 1, dtype), start)
+        return d_parts, d_said + packed.dot(d_found, packed.take(parts, some), 0, dtype)
+
+    begun = jnp.zeros((capacity, d)), jnp.zeros((c * length, d))
+    d_parts, d_said = packed.over_blocks(jnp.sum(used), capacity, block, begun)
+    d_regions = d_parts[jnp.argsort(order)]
+    return d_regions.reshape(regions.shape), None, d_said.reshape(words.shape)
 
 
 _best.defvjp(_best_forward, _best_backward)

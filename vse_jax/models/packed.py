@@ -22,6 +22,7 @@ from jaxtyping import Array, Bool, Float, Int
 _LEVELS = 16
 # Rows of the products over the packed buffer, greedily from the largest.
 _BLOCKS = (1024, 512, 256, 128)
+BLOCK = _BLOCKS[-1]
 
 
 class Packing(NamedTuple):
@@ -68,7 +69,7 @@ def pack(lengths: Int[Array, " b"], length: int, *, reverse: bool = False) -> Pa
     ends = jnp.cumsum(rows, dtype=jnp.int32)
     starts = ends - rows
 
-    capacity = -(-levels[-1] * length // _BLOCKS[-1]) * _BLOCKS[-1]
+    capacity = whole_blocks(levels[-1] * length)
     step = jnp.where(mask, lengths[:, None] - 1 - times if reverse else times, 0)
     place = jnp.where(mask, starts[step] + lane[:, None], capacity)
     position = jnp.arange(batch * length, dtype=jnp.int32).reshape(batch, length)
@@ -134,22 +135,37 @@ def _at_level(
 
 
 def over_blocks(
-    packing: Packing, block: Callable[[Int[Array, ""], int, Any], Any], carry: Any
+    total: Int[Array, ""],
+    capacity: int,
+    block: Callable[[Int[Array, ""], int, Any], Any],
+    carry: Any,
 ) -> Any:
-    """The carry after `block(first row, rows, carry)` for all packed rows in use, and some more."""
+    """The carry after `block(first row, rows, carry)` for the first `total` rows, and some more.
+
+    Args:
+      total: rows in use.
+      capacity: rows that there are, a multiple of `BLOCK`.
+      block: of so many rows at a time.
+      carry: what the first is given.
+    """
 
     def left(least: int, carry: Any) -> Bool[Array, ""]:
-        return packing.total - carry[0] >= least
+        return total - carry[0] >= least
 
     def one(size: int, carry: Any) -> Any:
         return carry[0] + size, block(carry[0], size, carry[1])
 
     both: Any = (jnp.int32(0), carry)
     for size in _BLOCKS:
-        if size <= len(packing.source):
-            least = size if size > _BLOCKS[-1] else 1
+        if size <= capacity:
+            least = size if size > BLOCK else 1
             both = lax.while_loop(partial(left, least), partial(one, size), both)
     return both[1]
+
+
+def whole_blocks(rows: int) -> int:
+    """So many rows, rounded up to whole blocks."""
+    return -(-rows // BLOCK) * BLOCK
 
 
 def lane_count(packing: Packing) -> int:

@@ -229,4 +229,6 @@ def _weight_gradient(
         return jax.tree.map(jnp.add, grads, part), dx
 
     grads = jax.tree.map(lambda leaf: jnp.broadcast_to(zero, leaf.shape), params)
-    return packed.over_blocks(packing, block, (grads, jnp.broadcast_to(zero, x.shape)))
+    return packed.over_blocks(
+        packing.total, len(packing.source), block, (grads, jnp.broadcast_to(zero, x.shape))
+    )
