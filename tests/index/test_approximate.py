@@ -9,7 +9,9 @@ from vse_jax import similarity as similarities
 from vse_jax.codebook import Codebook, quantize
 from vse_jax.index import approximate, exact
 from vse_jax.index import store as stores
-from vse_jax.index.store import Encoded, File, Row, Store, StoreError
+from vse_jax.index.database import StoreError
+from vse_jax.index.records import Encoded, File, Row
+from vse_jax.index.store import Store
 
 faiss = pytest.importorskip("faiss", reason="needs the extra [search] or [bench]")
 WIDTH, ITEMS, K = 16, 2000, 10

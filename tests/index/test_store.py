@@ -11,8 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from vse_jax.index import database
 from vse_jax.index import store as stores
-from vse_jax.index.store import Encoded, File, Row, Store, StoreError
+from vse_jax.index.database import StoreError
+from vse_jax.index.records import Encoded, File, Row
+from vse_jax.index.store import Store
 
 WIDTH = 3
 ABOUT = {"side": "texts", "model": "m", "dimension": WIDTH, "similarity": "dot"}
@@ -181,17 +184,17 @@ def test_killed_at_any_moment_it_goes_on(tmp_path, monkeypatch):
 def test_what_is_no_index(tmp_path):
     with pytest.raises(StoreError, match=r"has no index: make one with python -m vse_jax\.search"):
         Store(tmp_path)
-    (tmp_path / stores.DATABASE).write_bytes(b"something else, long enough to be looked at" * 9)
+    (tmp_path / database.FILE).write_bytes(b"something else, long enough to be looked at" * 9)
     with pytest.raises(StoreError, match="cannot be read or written: file is not a database"):
         Store(tmp_path)
-    (tmp_path / stores.DATABASE).write_bytes(b"")
+    (tmp_path / database.FILE).write_bytes(b"")
     with pytest.raises(StoreError, match="is no index of vse_jax"):
         Store(tmp_path)
 
 
 def test_another_layout_is_refused(tmp_path):
-    Store(tmp_path, ABOUT)._database.execute("UPDATE about SET value = 9 WHERE name = 'version'")
-    with pytest.raises(StoreError, match="of layout 9, this program's is 1"):
+    Store(tmp_path, ABOUT).database.run("UPDATE about SET value = 9 WHERE name = 'version'")
+    with pytest.raises(StoreError, match="of layout 9, this program's is 2"):
         Store(tmp_path)
 
 
