@@ -71,10 +71,14 @@ def best(
             some = rows[start : start + ITEMS]
             held = jnp.asarray(_padded(some, ITEMS))
             there = jnp.arange(len(held)) < len(some)
-            known = [
-                _better(score, one, part, held, there, first + start)
-                for one, part in zip(known, parts, strict=True)
-            ]
+            before, known = (
+                known,
+                [
+                    _better(score, one, part, held, there, first + start)
+                    for one, part in zip(known, parts, strict=True)
+                ],
+            )
+            jax.block_until_ready(before)  # else all items wait in memory for their turn
     rows_of = [np.concatenate([np.asarray(one[side]) for one in known]) for side in (0, 1)]
     numbers, scores = (side[: len(queries)] for side in rows_of)
     return Found(np.where(np.isneginf(scores), -1, numbers), scores)

@@ -280,16 +280,18 @@ def _told(uri: str | None) -> str:
 def _asked(store: Store, uri: str | None) -> Iterator[None]:
     """Turns what Milvus says into one error that names the place; its own log is silent."""
     client = _pymilvus()
-    loud = logging.getLogger("pymilvus")
-    level = loud.level
-    loud.setLevel(logging.CRITICAL + 1)
+    loud = [logging.getLogger(name) for name in ("pymilvus", "grpc._server", "milvus_lite")]
+    levels = [each.level for each in loud]
+    for each in loud:
+        each.setLevel(logging.CRITICAL + 1)
     try:
         yield
     except client.MilvusException as error:
         told = error.message or str(error)
         raise StoreError(f"{store.folder}: {_told(uri)} answers: {told}") from error
     finally:
-        loud.setLevel(level)
+        for each, level in zip(loud, levels, strict=True):
+            each.setLevel(level)
 
 
 @contextlib.contextmanager

@@ -11,6 +11,7 @@ that grows with the folder.
 
 import hashlib
 import json
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -76,8 +77,9 @@ class Store:
         Raises:
           StoreError: one is damaged or gone.
         """
-        start = 0
-        for rows in self._opened():
+        start, waiting = 0, deque(self._opened())
+        while waiting:
+            rows = waiting.popleft()  # held by none, so that its memory is given back
             yield start, rows
             start += len(rows)
 
