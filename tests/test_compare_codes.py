@@ -10,7 +10,7 @@ import pytest
 
 import vse_jax
 from vse_jax import evaluation
-from vse_jax.codebook import quantize
+from vse_jax.codebook import Codebook, quantize
 from vse_jax.evaluators import codes
 
 faiss = pytest.importorskip("faiss", reason="needs the extra [bench]")
@@ -62,6 +62,18 @@ def test_a_workdir_is_compared_with_faiss_trained_in_both_ways(compare_codes, tr
         vse_jax.load(trained_leap).codebook,
     )  # fmt: skip
     assert rows["learned, 4 bytes"]["rsum"] == learned["codes/asymmetric/rsum"]
+    assert all(0 < metrics["nearest"] <= 100 for metrics in rows.values())
+
+
+def test_the_share_of_the_nearest_that_is_found_again(compare_codes):
+    """By codes that are the items themselves all; of two that are taken for one, by chance."""
+    pictures = np.eye(4, dtype=np.float32)[:, :2] + np.arange(4, dtype=np.float32)[:, None]
+    book = Codebook(np.stack([pictures[:, :1], pictures[:, 1:]]))
+    captions = pictures + 0.01
+    true = np.arange(4)[:, None]
+    assert compare_codes.found_again(true, book, captions, pictures) == 100
+    blind = Codebook(np.repeat(pictures[[0, 0, 2, 3]].T[:, :, None], 1, axis=2))
+    assert compare_codes.found_again(true, blind, captions, pictures) == 75
 
 
 @pytest.mark.parametrize("size", [6, 64])

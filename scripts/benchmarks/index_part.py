@@ -37,23 +37,28 @@ BYTES, CODES, TRAINED_ON, BATCH, ROUNDS = 64, 256, 65_536, 256, 10
 
 
 def main(part: str, stage: str, folder: str, items: str, width: str, rounds: str) -> None:
-    """Measures a stage of a part."""
-    place = Path(folder)
-    store = generated(place, int(items), int(width))
+    """Prints what `measured` finds."""
+    found = measured(part, stage, Path(folder), int(items), int(width), int(rounds))
+    sys.stdout.write(json.dumps(found) + "\n")
+
+
+def measured(
+    part: str, stage: str, place: Path, items: int, width: int, rounds: int
+) -> dict[str, Any]:
+    """Of a stage of a part."""
+    store = generated(place, items, width)
     model = kinds.Model(negative_euclidean, codebook(place, store))
     start = memory.start_peak()
-    if stage == "build":
-        begun, busy = time.perf_counter(), time.process_time()
-        build(part, store, model)
-        found: dict[str, Any] = {
-            "seconds": time.perf_counter() - begun,
-            "cpu_seconds": time.process_time() - busy,
-            "memory": memory.peak()[0] - start,
-            "bytes": on_disk(part, store),
-        }
-    else:
-        found = search(part, store, model, int(rounds), start)
-    sys.stdout.write(json.dumps(found) + "\n")
+    if stage == "search":
+        return search(part, store, model, rounds, start)
+    begun, busy = time.perf_counter(), time.process_time()
+    build(part, store, model)
+    return {
+        "seconds": time.perf_counter() - begun,
+        "cpu_seconds": time.process_time() - busy,
+        "memory": memory.peak()[0] - start,
+        "bytes": on_disk(part, store),
+    }
 
 
 def draw(items: int, width: int, seed: int, count: int, first: int) -> np.ndarray:
