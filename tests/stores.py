@@ -1,8 +1,10 @@
 """Stores of vectors that no model made, for the tests of indices over them."""
 
+import importlib.util
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from vse_jax import similarity as similarities
 from vse_jax.index import exact
@@ -13,6 +15,15 @@ WIDTH = 16
 SIMILARITIES = {
     "dot": similarities.dot, "negative_euclidean": similarities.negative_euclidean
 }  # fmt: skip
+
+
+def need(*packages):
+    """Skips a test without these; they are not imported, as pymilvus then closes what logs."""
+    for package in packages:
+        if importlib.util.find_spec(package) is None:
+            pytest.skip(
+                f"needs {package}, of the extra [search] or [bench]", allow_module_level=True
+            )
 
 
 def clustered(count, seed):

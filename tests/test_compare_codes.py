@@ -66,13 +66,12 @@ def test_a_workdir_is_compared_with_faiss_trained_in_both_ways(compare_codes, tr
 
 
 def test_the_share_of_the_nearest_that_is_found_again(compare_codes):
-    """By codes that are the items themselves all; of two that are taken for one, by chance."""
-    pictures = np.eye(4, dtype=np.float32)[:, :2] + np.arange(4, dtype=np.float32)[:, None]
-    book = Codebook(np.stack([pictures[:, :1], pictures[:, 1:]]))
-    captions = pictures + 0.01
-    true = np.arange(4)[:, None]
+    """All by codes that are the items themselves; not the one whose codes are another's."""
+    pictures = np.repeat(np.arange(4, dtype=np.float32)[:, None], 2, axis=1)
+    captions, true = pictures + 0.01, np.arange(4)[:, None]
+    book = Codebook(np.repeat(pictures[None, :, :1], 2, axis=0))
     assert compare_codes.found_again(true, book, captions, pictures) == 100
-    blind = Codebook(np.repeat(pictures[[0, 0, 2, 3]].T[:, :, None], 1, axis=2))
+    blind = Codebook(np.where(book.centroids == 1, 0, book.centroids))
     assert compare_codes.found_again(true, blind, captions, pictures) == 75
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from stores import need
 
 import vse_jax
 from vse_jax import search
@@ -268,8 +269,7 @@ def found_by(finder):
 
 def test_every_kind_follows_the_folder(trained_leap, run, photos, tmp_path):
     """New, changed and gone pictures, and a folder that is forgotten."""
-    for needed in ("faiss", "pymilvus", "milvus_lite"):
-        pytest.importorskip(needed, reason="needs the extra [search] or [bench]")
+    need("faiss", "pymilvus", "milvus_lite")
     model = vse_jax.load(trained_leap)
     code, _, told = run("query", "a circle", "--kind=codes", folder=trained_leap)
     assert code == 1
@@ -314,7 +314,7 @@ def test_kinds_that_cannot_be_are_told_before_any_work(run, photos, monkeypatch)
         (["--uri=http://localhost:1"], "--uri is of a server of Milvus: give --kind=milvus"),
     ):
         if "milvus" in arguments[0]:
-            pytest.importorskip("pymilvus", reason="needs the extra [search] or [bench]")
+            need("pymilvus")
         code, _, told = run("index", f"--images={photos}", *arguments)
         assert code == 1
         assert message in told
@@ -322,7 +322,7 @@ def test_kinds_that_cannot_be_are_told_before_any_work(run, photos, monkeypatch)
 
 
 def test_a_kind_that_cannot_be_kept_up_to_date_stops_no_indexing(run, photos, monkeypatch):
-    pytest.importorskip("faiss", reason="needs the extra [search] or [bench]")
+    need("faiss")
     run("index", f"--images={photos}", "--kind=hnsw")
 
     def broken(kind, *_):
@@ -345,7 +345,7 @@ def test_an_index_that_changes_under_a_search(trained, run, photos, tmp_path):
     run("index", f"--images={photos}")
     model, folder = vse_jax.load(trained), tmp_path / "index"
     finder = Finder(model, folder)
-    queries = model.encode_images([pictures_of(photos)[7]])
+    queries = model.encode_images([photos / "7.png"])
     searcher, changes = kinds.opened, []
 
     def opened(*arguments):
@@ -371,6 +371,7 @@ def test_an_index_that_changes_under_a_search(trained, run, photos, tmp_path):
         assert hit.item.path == "7.png"
         changes.append(forgotten)
         assert finder.by_embeddings(queries, 1) == [[]]
+        assert not changes
         changes.extend([lambda: stores.Store(folder).database.changed()] * 9)
         with pytest.raises(StoreError, match="changes faster than it is searched: ask again"):
             finder.by_embeddings(queries, 1)

@@ -8,15 +8,14 @@ import time
 
 import numpy as np
 import pytest
-from stores import add, clustered, empty, exactly, keep, names
+from stores import add, clustered, empty, exactly, keep, names, need
 
 from vse_jax.index import copied, milvus
 from vse_jax.index import store as stores
 from vse_jax.index.database import StoreError
 from vse_jax.index.store import Store
 
-pymilvus = pytest.importorskip("pymilvus", reason="needs the extra [search] or [bench]")
-pytest.importorskip("milvus_lite", reason="needs the extra [search] or [bench]")
+need("pymilvus", "milvus_lite")
 ITEMS, K = 400, 10
 
 
@@ -34,7 +33,7 @@ def sent(monkeypatch):
     """How many items each message to Milvus has, sent 64 at a time, and deleted."""
     monkeypatch.setattr(milvus, "SENT", 64 * 4 * 16)
     seen = {"upsert": [], "delete": []}
-    client = pymilvus.MilvusClient
+    client = milvus._pymilvus().MilvusClient
     upsert, delete = client.upsert, client.delete
 
     def watched(self, name, rows, **options):
@@ -150,6 +149,18 @@ def test_another_models_collection_is_refused(store):
         milvus.Copy(store)
     with pytest.raises(StoreError, match="was made by another model"):
         milvus.build(store)
+
+
+def test_what_logs_is_left_alone():
+    """pymilvus, where it is imported anew, would close the handlers of others."""
+    program = (
+        "import logging, sys; closed = [];"
+        "handler = logging.StreamHandler(); handler.close = lambda: closed.append(1);"
+        "logging.getLogger('mine').addHandler(handler);"
+        "from vse_jax.index import milvus; found = milvus._pymilvus();"
+        "sys.exit(len(closed) + (found.MilvusClient is None))"
+    )
+    assert subprocess.run([sys.executable, "-c", program]).returncode == 0
 
 
 def test_one_process_at_a_time(store):

@@ -7,7 +7,7 @@ counts what it has, and where that is something else its keys are listed and com
 """
 
 import contextlib
-import logging
+import logging.config
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -343,6 +343,9 @@ def _embedded(path: Path) -> Iterator[str]:
 
 
 def _pymilvus() -> Any:
+    # It configures logging as it is imported, which closes all handlers that there are.
+    configure = logging.config.dictConfig
+    setattr(logging.config, "dictConfig", lambda _: None)  # noqa: B010 (mypy takes no assignment)
     try:
         import pymilvus
     except ImportError as error:
@@ -350,4 +353,6 @@ def _pymilvus() -> Any:
             "pymilvus is missing, of which this kind of index is: pip install 'vse_jax[search]'; "
             "--kind=exact needs nothing"
         ) from error
+    finally:
+        setattr(logging.config, "dictConfig", configure)  # noqa: B010
     return pymilvus
