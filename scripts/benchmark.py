@@ -31,7 +31,7 @@ from benchmarks.timing import Options, Row, machine, table  # noqa: E402 (after 
 # In the order in which they run: TensorFlow's threads come last.
 BENCHMARKS = (
     "peak", "step", "leap", "networks", "pixels", "scoring", "captioning", "maps", "mining",
-    "batch_memory", "evaluation", "features", "pipeline", "first_step",
+    "batch_memory", "evaluation", "index", "features", "pipeline", "first_step",
 )  # fmt: skip
 
 
@@ -39,8 +39,9 @@ def main(arguments: Sequence[str]) -> None:
     """Runs what the flags name."""
     flags = _parse(arguments)
     options = Options(
-        flags.rounds, flags.manual_dir, flags.data_dir, flags.sizes, flags.compile, flags.networks
-    )
+        flags.rounds, flags.manual_dir, flags.data_dir, flags.sizes, flags.compile, flags.networks,
+        flags.folder, flags.items, flags.slow_items, flags.width,
+    )  # fmt: skip
     about = machine()
     _say("machine: " + ", ".join(f"{key} {value}" for key, value in about.items()))
     rows: list[Row] = []
@@ -120,6 +121,12 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--compile", action="store_true", help="also torch.compile")
     cases = tuple(importlib.import_module("benchmarks.networks").CASES)
     parser.add_argument("--networks", type=partial(_names, cases), help=", ".join(cases))
+    parser.add_argument("--folder", type=Path, default=Options.folder, help="of the indices")
+    parser.add_argument("--items", type=int, default=Options.items, help="in an index")
+    parser.add_argument(
+        "--slow_items", type=int, default=Options.slow_items, help="of HNSW and Milvus"
+    )
+    parser.add_argument("--width", type=int, default=Options.width, help="of what is indexed")
     return parser.parse_args(arguments)
 
 

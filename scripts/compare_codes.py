@@ -7,7 +7,8 @@ row of a sweep, the last table has means and deviations. FAISS's quantizers are 
 afterwards on the same run's embeddings of the training split: of every picture and every caption
 once, and of the pairs, in which a picture comes as often as it has captions, which is how learned
 codes meet them. All codes are searched by the same asymmetric distances, under the protocol of the
-data set. Needs the extra [bench].
+data set. The column "nearest" is the share of the ten pictures nearest to each caption of the
+split, among those of it and of the training split, that codes find. Needs the extra [bench].
 """
 
 import argparse
@@ -25,11 +26,14 @@ except ImportError:
     sys.exit("compare_codes: needs FAISS: pip install faiss-cpu, or the extra [bench]")
 
 from vse_jax import evaluation, experiment, train, training_objective, workdir
-from vse_jax.codebook import Codebook
+from vse_jax.codebook import Codebook, quantize
 from vse_jax.errors import USER_ERRORS
 from vse_jax.evaluators import codes
+from vse_jax.index import exact, learned_codes
+from vse_jax.similarity import negative_euclidean
 
-COLUMNS = ("i2t/R@1", "i2t/R@10", "t2i/R@1", "t2i/R@10", "rsum")
+COLUMNS = ("i2t/R@1", "i2t/R@10", "t2i/R@1", "t2i/R@10", "nearest", "rsum")
+NEAREST = 10
 
 
 class CompareError(Exception):
@@ -76,13 +80,15 @@ def compare(folder: Path, name: str) -> dict[str, dict[str, float]]:
     embeddings = evaluation.encode(run, state, name)
     seen = evaluation.encode(run, state, "train")
     parts, size, _ = codebook.centroids.shape
-    rows = {"float32": evaluation.measure(split, embeddings, protocol)}
+    rows = {"float32": evaluation.measure(split, embeddings, protocol) | {"nearest": 100.0}}
+    pictures, captions = np.concatenate([seen.images, embeddings.images]), embeddings.captions
+    true = exact.search(negative_euclidean, captions, [(0, pictures)], NEAREST).numbers
     books = {"learned": codebook}
-    for among, pictures in (
+    for among, own in (
         ("", seen.images),
         (" on pairs", seen.images[run.dataset.splits["train"].caption_image]),
     ):
-        for method, book in trained(np.concatenate([pictures, seen.captions]), parts, size):
+        for method, book in trained(np.concatenate([own, seen.captions]), parts, size):
             books[f"{method}{among}"] = book
     for title, book in books.items():
         metrics = codes.evaluate(
@@ -91,8 +97,18 @@ def compare(folder: Path, name: str) -> dict[str, dict[str, float]]:
         kept = "codes/asymmetric/"
         rows[f"{title}, {parts} bytes"] = {
             key.removeprefix(kept): value for key, value in metrics.items() if key.startswith(kept)
-        }
+        } | {"nearest": found_again(true, book, captions, pictures)}
     return rows
+
+
+def found_again(
+    true: np.ndarray, book: Codebook, captions: np.ndarray, pictures: np.ndarray
+) -> float:
+    """Percent of the nearest pictures of each caption that are among the nearest by codes."""
+    items = [(0, quantize(pictures, book))]
+    found = learned_codes.search(book, captions, items, true.shape[1]).numbers
+    same = [len({*one} & {*two}) for one, two in zip(true.tolist(), found.tolist(), strict=True)]
+    return 100 * float(np.mean(same)) / true.shape[1]
 
 
 def trained(embeddings: np.ndarray, parts: int, size: int) -> list[tuple[str, Codebook]]:

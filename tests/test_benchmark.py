@@ -220,6 +220,35 @@ def test_features_are_those_of_the_twin():
     assert "batch 4, time of ours / PyTorch" in [row.quantity for row in rows]
 
 
+def test_indices_are_measured_once(tmp_path, monkeypatch):
+    pytest.importorskip("faiss", reason="needs the extra [search] or [bench]")
+    index, part, seen = load("index"), load("index_part"), []
+
+    def here(module, name, stage, place, *numbers):
+        assert module == "benchmarks.index_part"
+        seen.append((name, stage))
+        return part.measured(name, stage, Path(place), *map(int, numbers))
+
+    monkeypatch.setattr(index, "in_process", here)
+    quick = [one for one in index.PARTS if one.name in ("flat", "exact", "codes", "hnsw")]
+    monkeypatch.setattr(index, "PARTS", quick)
+    options = load("timing").Options(
+        rounds=1, folder=tmp_path, items=2000, slow_items=500, width=32
+    )
+    rows = {row.quantity: row for row in index.run(options)}
+    assert rows["exact: recall@10"].median == rows["FAISS Flat: recall@10"].median == 1
+    assert 0.4 < rows["codes: recall@10"].median < 1
+    assert rows["FAISS HNSW: recall@10"].median > 0.95
+    assert rows["FAISS HNSW: recall@10"].note == "500 x 32"
+    # 8 bytes and a header each; 128 bytes and a header.
+    assert rows["codes: on disk"].median * 2**20 == 2000 * 8 + 128
+    assert rows["exact: on disk"].median * 2**20 == 2000 * 128 + 128
+    assert all(row.median > 0 for row in rows.values() if row.unit in ("queries/s", "ms", "x"))
+    done = len(seen)
+    assert [row.median for row in index.run(options)] == [row.median for row in rows.values()]
+    assert len(seen) == done
+
+
 def test_the_program_writes_its_rows_as_json(tmp_path, capsys, monkeypatch):
     program = importlib.import_module("benchmark")
     timing = load("timing")

@@ -10,7 +10,7 @@ import pytest
 
 import vse_jax
 from vse_jax import evaluation
-from vse_jax.codebook import quantize
+from vse_jax.codebook import Codebook, quantize
 from vse_jax.evaluators import codes
 
 faiss = pytest.importorskip("faiss", reason="needs the extra [bench]")
@@ -62,6 +62,17 @@ def test_a_workdir_is_compared_with_faiss_trained_in_both_ways(compare_codes, tr
         vse_jax.load(trained_leap).codebook,
     )  # fmt: skip
     assert rows["learned, 4 bytes"]["rsum"] == learned["codes/asymmetric/rsum"]
+    assert all(0 < metrics["nearest"] <= 100 for metrics in rows.values())
+
+
+def test_the_share_of_the_nearest_that_is_found_again(compare_codes):
+    """All by codes that are the items themselves; not the one whose codes are another's."""
+    pictures = np.repeat(np.arange(4, dtype=np.float32)[:, None], 2, axis=1)
+    captions, true = pictures + 0.01, np.arange(4)[:, None]
+    book = Codebook(np.repeat(pictures[None, :, :1], 2, axis=0))
+    assert compare_codes.found_again(true, book, captions, pictures) == 100
+    blind = Codebook(np.where(book.centroids == 1, 0, book.centroids))
+    assert compare_codes.found_again(true, blind, captions, pictures) == 75
 
 
 @pytest.mark.parametrize("size", [6, 64])

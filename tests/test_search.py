@@ -10,11 +10,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from stores import need
 
 import vse_jax
 from vse_jax import search
 from vse_jax.finder import Finder
+from vse_jax.finder import needed as needed_of
+from vse_jax.index import kinds
 from vse_jax.index import store as stores
+from vse_jax.index.database import StoreError
+from vse_jax.index.records import File
 
 SENTENCES = ["a red circle", "a blue square above a green triangle", "two circles", "a star"]
 
@@ -254,19 +259,119 @@ def test_two_processes_index_what_one_does(trained, run, photos, tmp_path):
     np.testing.assert_allclose(one.embeddings(numbers), two.embeddings(numbers), atol=1e-6)
 
 
-def test_an_index_of_faiss_is_kept_up_to_date(run, photos):
-    pytest.importorskip("faiss", reason="needs the extra [search] or [bench]")
-    code, _, told = run("query", "a circle", "--kind=hnsw")
+def found_by(finder):
+    """Names of all pictures that are found, and their scores."""
+    hits = finder.by_texts(["a circle"], 99)[0]
+    assert len(hits) == len({hit.item.path for hit in hits})
+    finder.close()
+    return {Path(hit.item.path).name for hit in hits}, [round(hit.score, 3) for hit in hits]
+
+
+def test_every_kind_follows_the_folder(trained_leap, run, photos, tmp_path):
+    """New, changed and gone pictures, and a folder that is forgotten."""
+    need("faiss", "pymilvus", "milvus_lite")
+    model = vse_jax.load(trained_leap)
+    code, _, told = run("query", "a circle", "--kind=codes", folder=trained_leap)
     assert code == 1
-    run("index", f"--images={photos}", "--kind=hnsw")
-    _, exactly, _ = run("query", "a circle", "--top=4")
-    code, printed, _ = run("query", "a circle", "--top=4", "--kind=hnsw")
-    assert (code, printed) == (0, exactly)
+    run("index", f"--images={photos}", "--kind=codes", folder=trained_leap)
+    code, _, told = run("query", "a circle", "--kind=hnsw", folder=trained_leap)
+    assert code == 1
+    assert "has no index of the kind 'hnsw': give --kind=hnsw when indexing" in told
+    # IVF-PQ needs more items.
+    others = [kind for kind in kinds.KINDS if kind != "ivfpq"]
+    for kind in others:
+        kinds.build(kind, stores.Store(tmp_path / "index"), needed_of(model))
     (photos / "0.png").unlink()
-    run("index", f"--images={photos}")
-    code, printed, _ = run("query", "a circle", "--top=99", "--kind=hnsw")
+    Image.new("RGB", (50, 50), "red").save(photos / "1.png")
+    Image.new("RGB", (50, 50), "blue").save(photos / "new.jpg")
+    code, printed, _ = run("index", f"--images={photos}", folder=trained_leap)
+    assert printed.startswith("9 files: 1 new, 1 changed, 1 gone; 9 items")
+    names = {"new.jpg", *(f"{number}.png" for number in range(1, 9))}
+    scores = {}
+    for kind in others:
+        found, scores[kind] = found_by(Finder(model, tmp_path / "index", kind))
+        assert found == names, kind
+    assert scores["codes"] == scores["pq"]
+    assert scores["exact"] == scores["flat"] == scores["hnsw"] == scores["milvus"]
+    assert scores["exact"] != scores["codes"]
+    _, printed, _ = run("query", "a circle", "--top=99", "--kind=codes", folder=trained_leap)
+    assert [round(float(line.split("\t")[0]), 3) for line in printed.splitlines()] == pytest.approx(
+        scores["codes"], abs=2e-3
+    )
+    run("index", f"--images={photos}", "--forget", folder=trained_leap)
+    for kind in others:
+        assert found_by(Finder(model, tmp_path / "index", kind)) == (set(), []), kind
+
+
+def test_kinds_that_cannot_be_are_told_before_any_work(run, photos, monkeypatch):
+    def read(*arguments):
+        raise AssertionError(f"a picture was read: {arguments}")
+
+    monkeypatch.setattr(search.indexing.inputs, "pixels", read)
+    for arguments, message in (
+        (["--kind=codes"], "search: the model has no codebook: train with objective.quantizer"),
+        (["--kind=milvus", "--uri=here"], "--uri=here: expected http://host:port of a Milvus"),
+        (["--uri=http://localhost:1"], "--uri is of a server of Milvus: give --kind=milvus"),
+    ):
+        if "milvus" in arguments[0]:
+            need("pymilvus")
+        code, _, told = run("index", f"--images={photos}", *arguments)
+        assert code == 1
+        assert message in told
+        assert told.count("\n") == 1
+
+
+def test_a_kind_that_cannot_be_kept_up_to_date_stops_no_indexing(run, photos, monkeypatch):
+    need("faiss")
+    run("index", f"--images={photos}", "--kind=hnsw")
+
+    def broken(kind, *_):
+        assert kind == "hnsw"
+        raise StoreError("no room")
+
+    monkeypatch.setattr(kinds, "build", broken)
+    (photos / "0.png").unlink()
+    code, printed, told = run("index", f"--images={photos}")
     assert code == 0
-    assert len(printed.splitlines()) == 8
-    code, _, told = run("query", "a circle", "--kind=flat")
+    assert printed.startswith("8 files: 1 gone; 8 items")
+    assert "the index of the kind hnsw is left behind: no room" in told
+    code, _, told = run("index", f"--images={photos}", "--kind=hnsw")
     assert code == 1
-    assert "has no index of the kind 'flat'" in told
+    assert told.endswith("search: no room\n")
+
+
+def test_an_index_that_changes_under_a_search(trained, run, photos, tmp_path):
+    """Numbers of before are never taken for items of after."""
+    run("index", f"--images={photos}")
+    model, folder = vse_jax.load(trained), tmp_path / "index"
+    finder = Finder(model, folder)
+    queries = model.encode_images([photos / "7.png"])
+    searcher, changes = kinds.opened, []
+
+    def opened(*arguments):
+        found = searcher(*arguments)
+
+        def changing(asked, k):
+            hits = found.search(asked, k)
+            if changes:
+                changes.pop()()
+            return hits
+
+        return kinds.Searcher(changing)
+
+    def forgotten():
+        other = stores.Store(folder)
+        other.compare(photos, [File("7.png", 0, 0)])
+        other.forget_missing(photos)
+
+    finder.close()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kinds, "opened", opened)
+        [[hit]] = finder.by_embeddings(queries, 1)
+        assert hit.item.path == "7.png"
+        changes.append(forgotten)
+        assert finder.by_embeddings(queries, 1) == [[]]
+        assert not changes
+        changes.extend([lambda: stores.Store(folder).database.changed()] * 9)
+        with pytest.raises(StoreError, match="changes faster than it is searched: ask again"):
+            finder.by_embeddings(queries, 1)

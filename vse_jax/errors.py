@@ -4,7 +4,7 @@ from vse_jax.checkpoint import CheckpointError
 from vse_jax.config import ConfigError
 from vse_jax.data.split import DataError
 from vse_jax.evaluators.retrieval import EvaluationError
-from vse_jax.index.store import StoreError
+from vse_jax.index.database import StoreError
 from vse_jax.models.backbones.weights import WeightsError
 from vse_jax.parallel import ProcessesError
 from vse_jax.report.page import ReportError

@@ -11,11 +11,14 @@ from jaxtyping import Float
 from vse_jax import assembly
 from vse_jax.api import Model
 from vse_jax.encode import Side
-from vse_jax.index import approximate, exact
-from vse_jax.index.store import Item, Store, StoreError
+from vse_jax.index import kinds
+from vse_jax.index.database import StoreError
+from vse_jax.index.records import Item
+from vse_jax.index.store import Store
 from vse_jax.inputs import Picture
 
-EXACT = "exact"
+# Times a search is done again as the index changes under it.
+TRIES = 5
 
 
 class Hit(NamedTuple):
@@ -78,22 +81,37 @@ class Finder:
       store: what is indexed.
     """
 
-    def __init__(self, model: Model, folder: str | os.PathLike[str], kind: str = EXACT) -> None:
+    def __init__(
+        self,
+        model: Model,
+        folder: str | os.PathLike[str],
+        kind: str = kinds.EXACT,
+        uri: str | None = None,
+    ) -> None:
         """Opens the index in a folder.
 
         Args:
           model: that made it.
           folder: where it is.
-          kind: "exact" looks at every item; or one of `approximate.KINDS` that was built.
+          kind: "exact" looks at every item; or one of `kinds.KINDS` that was built.
+          uri: of the server, for "milvus"; None: where the items were copied to.
 
         Raises:
           StoreError: there is none, none of this kind, or another model made it.
+          ValueError: the model has no codebook, for "codes".
         """
         self.store = Store(Path(folder).expanduser())
         check(model, self.store)
-        self._index = None if kind == EXACT else approximate.load(kind, self.store)
-        self._model = model
-        self._similarity = assembly.similarity_of(model.config)
+        self._model, self._kind, self._uri = model, kind, uri
+        kinds.check(kind, self.store, needed(model), uri)
+        self._opened: tuple[int, kinds.Searcher] | None = None
+        self._searcher(self.store.generation)
+
+    def close(self) -> None:
+        """Gives back what the index holds; a further search opens it again."""
+        if self._opened is not None:
+            self._opened[1].close()
+            self._opened = None
 
     def by_texts(self, sentences: Iterable[str], k: int = 10) -> list[list[Hit]]:
         """The k best items of each sentence, the best first; raises as `Model.encode_texts`."""
@@ -111,16 +129,43 @@ class Finder:
         """
         if k < 1:
             raise ValueError(f"k is {k}; it must be at least 1")
-        if self._index is None:
-            found = exact.search(self._similarity, queries, self.store.shards(), k)
-        else:
-            found = approximate.search(self._index, queries, k)
+        for _ in range(TRIES):
+            generation = self.store.generation
+            try:
+                hits = self._hits(self._searcher(generation), queries, k)
+            except StoreError:
+                if self.store.generation == generation:
+                    raise
+                continue
+            # Else the numbers may be those of other items by now.
+            if self.store.generation == generation:
+                return hits
+        raise StoreError(f"{self.store.folder} changes faster than it is searched: ask again")
+
+    def _searcher(self, generation: int) -> kinds.Searcher:
+        """The index of the items as they are, opened again where they have changed."""
+        if self._opened is not None and self._opened[0] == generation:
+            return self._opened[1]
+        self.close()
+        searcher = kinds.opened(self._kind, self.store, needed(self._model), self._uri)
+        self._opened = generation, searcher
+        return searcher
+
+    def _hits(
+        self, searcher: kinds.Searcher, queries: Float[np.ndarray, "q d"], k: int
+    ) -> list[list[Hit]]:
+        found = searcher.search(queries, k)
         hits = []
         for numbers, scores in zip(found.numbers, found.scores, strict=True):
             real = numbers >= 0
             items = self.store.items(numbers[real].tolist())
             hits.append([Hit(*pair) for pair in zip(items, scores[real].tolist(), strict=True)])
         return hits
+
+
+def needed(model: Model) -> kinds.Model:
+    """What an index needs of a model."""
+    return kinds.Model(assembly.similarity_of(model.config), model.codebook)
 
 
 def check(model: Model, store: Store, side: Side | None = None) -> None:

@@ -18,7 +18,8 @@ from vse_jax.api import Model
 from vse_jax.data import whole_file
 from vse_jax.data.split import DataError
 from vse_jax.encode import HostBatch, Side
-from vse_jax.index.store import Changes, Encoded, File, Row, Store
+from vse_jax.index.records import Changes, Encoded, File, Row
+from vse_jax.index.store import Store
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")

@@ -7,8 +7,10 @@
 `index` encodes the pictures of a folder and of those in it, or with --texts its .txt files, a
 sentence a line. Again, it encodes what is new or has changed, and forgets what is gone; stopped at
 any moment, the same command goes on. `query` prints a line for each of the best: the score, the
-file, and of a sentence its line and words; with --json an object. With --kind=hnsw (or flat, ivfpq,
-pq) `index` also builds an index of FAISS, and keeps it up to date then; `query` looks in that one.
+file, and of a sentence its line and words; with --json an object. With --kind `index` also builds
+another index beside the exact one, and keeps it up to date from then on; `query` looks in that one:
+codes (of the codebook that a model of LEAP has learned), flat, hnsw, ivfpq or pq (of FAISS), milvus
+(embedded, or a server with --uri, which is asked with the token in MILVUS_TOKEN).
 """
 
 import argparse
@@ -24,8 +26,9 @@ from vse_jax import console, finder, indexing, parallel, workdir
 from vse_jax.api import load
 from vse_jax.encode import Side
 from vse_jax.errors import USER_ERRORS
-from vse_jax.finder import EXACT, Finder, Hit
-from vse_jax.index import approximate
+from vse_jax.finder import Finder, Hit
+from vse_jax.index import kinds
+from vse_jax.index.database import StoreError
 from vse_jax.index.store import Store
 
 log = logging.getLogger("vse_jax.search")
@@ -69,10 +72,11 @@ def _parsed(arguments: Sequence[str]) -> argparse.Namespace:
     both.add_argument("--workdir", type=Path, required=True, help="folder of the trained run")
     both.add_argument(
         "--kind",
-        choices=(EXACT, *approximate.KINDS),
-        default=EXACT,
-        help="of index: exact, or one of FAISS, which is built beside it",
+        choices=kinds.KINDS,
+        default=kinds.EXACT,
+        help="of index: exact, or another, which is built beside it",
     )
+    both.add_argument("--uri", help="http://host:port of a server, for --kind=milvus")
     both.add_argument("--index", type=Path, help="folder of the index (RUN/index/images or texts)")
 
     index = commands.add_parser("index", parents=[both], help="encode what is new in a folder")
@@ -120,20 +124,31 @@ def _index(given: argparse.Namespace) -> None:
         store = Store(folder, about) if first else None
         if store is not None:
             finder.check(model, store, side)
-        if given.forget:
-            if store is not None:
-                store.forget_root(root)
-                print(f"{len(store)} items are in {folder}")
-            return
-        done = indexing.update(model, folder, store, side, root, given.batch_size)
+            kinds.check(given.kind, store, finder.needed(model), given.uri)
+        if not given.forget:
+            done = indexing.update(model, folder, store, side, root, given.batch_size)
+            told = _told(done, folder)
+        elif store is not None:
+            store.forget_root(root)
+            told = f"{len(store)} items are in {folder}"
         if store is not None:
-            # Those that were asked for once are kept up to date.
-            for kind in {*approximate.built(store), given.kind} - {EXACT}:
-                if not approximate.is_current(kind, store):
-                    log.info("building the index of the kind %s", kind)
-                    approximate.build(kind, store, model.codebook)
-    if store is not None:
-        print(_told(done, folder))
+            print(told, flush=True)
+            _keep_up(store, finder.needed(model), given.kind, given.uri)
+
+
+def _keep_up(store: Store, model: kinds.Model, asked: str, uri: str | None) -> None:
+    """Brings the index that is asked for up to date with the items, and those of before."""
+    for kind in dict.fromkeys([*kinds.built(store), asked]):
+        where = uri if kind == kinds.MILVUS else None
+        if kinds.is_current(kind, store, model, where):
+            continue
+        log.info("building the index of the kind %s", kind)
+        try:
+            kinds.build(kind, store, model, where)
+        except (StoreError, ValueError) as error:
+            if kind == asked:
+                raise
+            log.warning("the index of the kind %s is left behind: %s", kind, error)
 
 
 def _told(done: indexing.Report, folder: Path) -> str:
@@ -152,7 +167,7 @@ def _query(given: argparse.Namespace) -> None:
     """Prints what is most similar to a sentence or a picture."""
     model = load(given.workdir)
     folder = given.index or finder.default_folder(given.workdir, given.among)
-    found = Finder(model, folder, given.kind)
+    found = Finder(model, folder, given.kind, given.uri)
     if given.image is not None:
         [hits] = found.by_images([given.image], given.top)
     else:

@@ -22,6 +22,10 @@ class Options:
       sizes: batch sizes of the mining.
       compile: whether PyTorch's step is also measured compiled.
       networks: whose steps are measured; None: all.
+      folder: of the indices.
+      items: in an index.
+      slow_items: in one that takes long to build.
+      width: of its embeddings.
     """
 
     rounds: int | None = None
@@ -30,6 +34,10 @@ class Options:
     sizes: tuple[int, ...] = (4096, 16384, 65536)
     compile: bool = False
     networks: tuple[str, ...] | None = None
+    folder: Path = Path("index_benchmark")
+    items: int = 1_000_000
+    slow_items: int = 100_000
+    width: int = 1024
 
 
 @dataclasses.dataclass(frozen=True)

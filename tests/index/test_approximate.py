@@ -1,59 +1,31 @@
 """FAISS's indices over a store find what the exact search finds, or most of it."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
+from stores import WIDTH, add, clustered, empty, exactly
 
-from vse_jax import similarity as similarities
 from vse_jax.codebook import Codebook, quantize
-from vse_jax.index import approximate, exact
+from vse_jax.index import approximate
 from vse_jax.index import store as stores
-from vse_jax.index.store import Encoded, File, Row, Store, StoreError
+from vse_jax.index.database import StoreError
 
 faiss = pytest.importorskip("faiss", reason="needs the extra [search] or [bench]")
-WIDTH, ITEMS, K = 16, 2000, 10
-
-
-def clustered(count, seed):
-    """Unit vectors around a hundred centers, as embeddings of pictures are."""
-    rng = np.random.default_rng(0)
-    centers = rng.normal(size=(100, WIDTH))
-    rng = np.random.default_rng(seed)
-    rows = centers[rng.integers(0, 100, count)] + 0.4 * rng.normal(size=(count, WIDTH))
-    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+ITEMS, K = 2000, 10
 
 
 @pytest.fixture(params=["dot", "negative_euclidean"])
 def store(tmp_path, monkeypatch, request):
     """Items in shards of 300 rows."""
     monkeypatch.setattr(stores, "SHARD", 300)
-    found = Store(
-        tmp_path,
-        {"side": "images", "model": "m", "dimension": WIDTH, "similarity": request.param},
-    )
+    found = empty(tmp_path, request.param)
     add(found, clustered(ITEMS, 1), "a")
     return found
-
-
-def add(store, rows, name):
-    files = [File(f"{name}{number}.png", 1, 1) for number in range(len(rows))]
-    encoded = [Encoded(f, [Row(None, None, row)]) for f, row in zip(files, rows, strict=True)]
-    for _ in store.add(Path("/a"), encoded):
-        pass
-
-
-def exactly(store, queries):
-    similarity = {
-        "dot": similarities.dot, "negative_euclidean": similarities.negative_euclidean
-    }[store.about["similarity"]]  # fmt: skip
-    return exact.search(similarity, queries, store.shards(), K)
 
 
 @pytest.mark.parametrize(("kind", "recall"), [("flat", 1.0), ("hnsw", 0.98), ("ivfpq", 0.8)])
 def test_most_of_the_best_are_found(store, kind, recall):
     queries = clustered(50, 2)
-    expected = exactly(store, queries)
+    expected = exactly(store, queries, K)
     approximate.build(kind, store)
     found = approximate.search(approximate.load(kind, store), queries, K)
     right = [
@@ -103,9 +75,7 @@ def test_a_damaged_index_is_told(store):
 
 
 def test_few_items_are_no_clusters(tmp_path):
-    store = Store(
-        tmp_path, {"side": "images", "model": "m", "dimension": WIDTH, "similarity": "dot"}
-    )
+    store = empty(tmp_path, "dot")
     add(store, clustered(20, 1), "a")
     with pytest.raises(StoreError, match="has 20 items, an index of the kind 'ivfpq' needs 256"):
         approximate.build("ivfpq", store)

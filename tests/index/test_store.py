@@ -11,8 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from vse_jax.index import database
 from vse_jax.index import store as stores
-from vse_jax.index.store import Encoded, File, Row, Store, StoreError
+from vse_jax.index.database import StoreError
+from vse_jax.index.records import Encoded, File, Row
+from vse_jax.index.store import Store
 
 WIDTH = 3
 ABOUT = {"side": "texts", "model": "m", "dimension": WIDTH, "similarity": "dot"}
@@ -178,20 +181,69 @@ def test_killed_at_any_moment_it_goes_on(tmp_path, monkeypatch):
     check(store, {Path("/a"): present})
 
 
+def test_a_shard_that_is_replaced_while_it_is_read(tmp_path, monkeypatch):
+    """Another process brings the index up to date: all is read as it was, or as it is."""
+    monkeypatch.setattr(stores, "SHARD", 5)
+    store, writer = Store(tmp_path, ABOUT), Store(tmp_path)
+    files = [(f"{n}.txt", n, 1) for n in range(1, 13)]
+    synchronized(writer, Path("/a"), files)
+    before = [rows.copy() for _, rows in store.shards()]
+    reading = store.shards()
+    seen = [next(reading)[1]]
+    old = store.layout()
+    synchronized(writer, Path("/a"), files[3:-1])
+    for one, rows in zip(before, [*seen, *(rows for _, rows in reading)], strict=True):
+        np.testing.assert_array_equal(rows, one)
+    # Asked before the change, opened after it.
+    layouts = [old]
+    monkeypatch.setattr(store, "layout", lambda: layouts.pop() if layouts else writer.layout())
+    for (_, one), (_, other) in zip(store.shards(), writer.shards(), strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert not layouts
+
+
+def test_keys_stay_and_numbers_of_shards_are_never_given_twice(tmp_path, monkeypatch):
+    monkeypatch.setattr(stores, "SHARD", 5)
+    store, root = Store(tmp_path, ABOUT), Path("/a")
+    files = [(f"{n}.txt", n, 1) for n in range(1, 13)]
+
+    def keys():
+        pairs = store.database.all("SELECT path, line, key FROM items JOIN files ON number = file")
+        return {(path, line): key for path, line, key in pairs}
+
+    synchronized(store, root, files)
+    before, shards = keys(), {shard.number for shard in store.layout()}
+    assert len({*before.values()}) == len(before) == len(store)
+    order = [(item.path, item.line) for item in store.items(range(len(store)))]
+    assert store.numbers([before[item] for item in order]) == list(range(len(store)))
+    assert store.numbers([5]) == [-1]
+    # One is gone, one has changed: the others have the keys that they had.
+    synchronized(store, root, [*files[2:], ("2.txt", 2, 9)])
+    after = keys()
+    assert {item for item in before if before[item] != after.get(item)} == {
+        item for item in before if item[0] in ("1.txt", "2.txt")
+    }
+    store.forget_root(root)
+    assert not store.layout()
+    synchronized(store, root, files)
+    assert keys() == before
+    assert not shards & {shard.number for shard in store.layout()}
+
+
 def test_what_is_no_index(tmp_path):
     with pytest.raises(StoreError, match=r"has no index: make one with python -m vse_jax\.search"):
         Store(tmp_path)
-    (tmp_path / stores.DATABASE).write_bytes(b"something else, long enough to be looked at" * 9)
+    (tmp_path / database.FILE).write_bytes(b"something else, long enough to be looked at" * 9)
     with pytest.raises(StoreError, match="cannot be read or written: file is not a database"):
         Store(tmp_path)
-    (tmp_path / stores.DATABASE).write_bytes(b"")
+    (tmp_path / database.FILE).write_bytes(b"")
     with pytest.raises(StoreError, match="is no index of vse_jax"):
         Store(tmp_path)
 
 
 def test_another_layout_is_refused(tmp_path):
-    Store(tmp_path, ABOUT)._database.execute("UPDATE about SET value = 9 WHERE name = 'version'")
-    with pytest.raises(StoreError, match="of layout 9, this program's is 1"):
+    Store(tmp_path, ABOUT).database.run("UPDATE about SET value = 9 WHERE name = 'version'")
+    with pytest.raises(StoreError, match="of layout 9, this program's is 2"):
         Store(tmp_path)
 
 

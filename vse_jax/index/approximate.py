@@ -14,13 +14,15 @@ import numpy as np
 from jaxtyping import Float
 
 from vse_jax.codebook import Codebook
-from vse_jax.index import faiss_export
+from vse_jax.index import faiss_export, learned_codes
+from vse_jax.index.database import StoreError
 from vse_jax.index.exact import Found
-from vse_jax.index.store import Store, StoreError
+from vse_jax.index.store import Store
 
-KINDS = ("flat", "hnsw", "ivfpq", "pq")
+LEARNED = "pq"
+KINDS = ("flat", "hnsw", "ivfpq", LEARNED)
 # Of "hnsw": neighbours of an item in the graph, and candidates while it is built and searched.
-_NEIGHBOURS, _BUILDING, _SEARCHING = 32, 80, 128
+NEIGHBOURS, BUILDING, SEARCHING = 32, 80, 128
 # Of "ivfpq": bytes an item, clusters looked at, and items that it is trained on at most.
 _BYTES, _LOOKED_AT, _TRAINED_ON = 64, 32, 200_000
 # k-means of 256 centers: with fewer items FAISS refuses.
@@ -39,6 +41,11 @@ class Built(NamedTuple):
     is_distance: bool
 
 
+def check() -> None:
+    """Raises StoreError where FAISS is missing."""
+    _faiss()
+
+
 def build(kind: str, store: Store, codebook: Codebook | None = None) -> None:
     """Builds an index of this kind of all items, in memory for it and a shard, and writes it.
 
@@ -54,9 +61,8 @@ def build(kind: str, store: Store, codebook: Codebook | None = None) -> None:
     faiss, is_distance = _faiss(), store.about["similarity"] == "negative_euclidean"
     generation = store.generation
     metric = faiss.METRIC_L2 if is_distance else faiss.METRIC_INNER_PRODUCT
-    if kind == "pq":
-        if not is_distance:
-            raise StoreError("codes of a learned codebook are of models that compare by distance")
+    if kind == LEARNED:
+        codebook = learned_codes.required(store, codebook)
         index = faiss_export.index_pq(codebook, np.zeros((0, store.width), np.float32))
         _fill(store, lambda rows: faiss_export.extend(index, codebook, rows))
     else:
@@ -134,8 +140,8 @@ def _empty(kind: str, store: Store, metric: int) -> Any:
     if kind == "flat":
         return faiss.IndexFlat(width, metric)
     if kind == "hnsw":
-        index = faiss.IndexHNSWFlat(width, _NEIGHBOURS, metric)
-        index.hnsw.efConstruction, index.hnsw.efSearch = _BUILDING, _SEARCHING
+        index = faiss.IndexHNSWFlat(width, NEIGHBOURS, metric)
+        index.hnsw.efConstruction, index.hnsw.efSearch = BUILDING, SEARCHING
         return index
     if count < _LEAST:
         raise StoreError(

@@ -2,105 +2,29 @@
 
 `items.sqlite` knows the files and the items of each (a picture is one, a file of sentences has one
 a line) and where their embeddings lie: `<number>.npy`, float32 [n, d], at most `SHARD` rows each.
-An item's number is its row in all of these, one behind the other. Files are compared by size and
-time of change, so that only new and changed ones are encoded. A shard is written whole before the
-database names it, in one transaction: killed at any moment, a store is as it was before the last
-shard. Neither needs memory that grows with the folder.
+An item's number is its row in all of these, one behind the other; its key is the same in whatever
+index, and another one when its file changes. Files are compared by size and time of change, so that
+only new and changed ones are encoded. A shard is written whole before the database names it, in one
+transaction: killed at any moment, a store is as it was before the last shard. Neither needs memory
+that grows with the folder.
 """
 
-import contextlib
+import hashlib
 import json
-import os
-import sqlite3
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
 
-DATABASE = "items.sqlite"
-# Of this layout.
-VERSION = 1
+from vse_jax.index.database import Database, StoreError
+from vse_jax.index.records import Changes, Encoded, File, Item
+from vse_jax.index.shards import Files, MissingError, Shard
+
 # Rows of a shard: 64 MiB of 1,024 channels. Of one that is not full the next rows make it so.
 SHARD = 16_384
-
-_TABLES = """
-CREATE TABLE about (name TEXT PRIMARY KEY, value TEXT NOT NULL);
-CREATE TABLE shards (number INTEGER PRIMARY KEY, place INTEGER NOT NULL, rows INTEGER NOT NULL);
-CREATE TABLE files (
-    number INTEGER PRIMARY KEY, root TEXT NOT NULL, path TEXT NOT NULL,
-    size INTEGER NOT NULL, changed INTEGER NOT NULL, problem TEXT, UNIQUE (root, path)
-);
-CREATE TABLE items (
-    shard INTEGER NOT NULL, place INTEGER NOT NULL, file INTEGER NOT NULL,
-    line INTEGER, text TEXT, PRIMARY KEY (shard, place)
-) WITHOUT ROWID;
-CREATE INDEX items_of_file ON items (file);
-"""
-
-
-class StoreError(Exception):
-    """A folder that is no index, or not one for what is asked: says which and what to do."""
-
-
-class File(NamedTuple):
-    """A file below a root folder.
-
-    Attributes:
-      path: relative to the root.
-      size: in bytes.
-      changed: when, in nanoseconds.
-    """
-
-    path: str
-    size: int
-    changed: int
-
-
-class Item(NamedTuple):
-    """What was found: a picture, or a line of a file of sentences.
-
-    Attributes:
-      root: the folder that was indexed.
-      path: of the file in it.
-      line: from 1; None of a picture.
-      text: the sentence; None of a picture.
-    """
-
-    root: str
-    path: str
-    line: int | None = None
-    text: str | None = None
-
-    @property
-    def where(self) -> Path:
-        """The file."""
-        return Path(self.root, self.path)
-
-
-class Row(NamedTuple):
-    """An item of a file, to be added with its embedding."""
-
-    line: int | None
-    text: str | None
-    embedding: Float[np.ndarray, " d"]
-
-
-class Encoded(NamedTuple):
-    """A file's items, or the next of them.
-
-    Attributes:
-      file: as it was when it was read.
-      rows: of it; none of a file that could not be read.
-      problem: why it could not be.
-      is_last: whether no more come of this file. Until then it counts as changed.
-    """
-
-    file: File
-    rows: Sequence[Row] = ()
-    problem: str | None = None
-    is_last: bool = True
 
 
 class Store:
@@ -109,6 +33,7 @@ class Store:
     Attributes:
       folder: where it is.
       about: what was said when it was made.
+      database: of it.
     """
 
     def __init__(self, folder: Path, about: Mapping[str, Any] | None = None) -> None:
@@ -117,46 +42,17 @@ class Store:
         Raises:
           StoreError: there is none, it is of something else, or it cannot be read or written.
         """
-        self.folder = folder
-        path = folder / DATABASE
-        if about is None and not path.exists():
-            raise StoreError(f"{folder} has no index: make one with python -m vse_jax.search index")
-        with self._told():
-            if about is not None:
-                folder.mkdir(parents=True, exist_ok=True)
-            self._database = sqlite3.connect(path, isolation_level=None)
-            if about is not None and not self._is_made():
-                self._make({"version": VERSION, **about})
-            if not self._is_made():
-                raise StoreError(f"{path} is no index of vse_jax")
-        self.about: dict[str, Any] = {
-            name: json.loads(value) for name, value in self._all("SELECT name, value FROM about")
-        }
-        if self.about["version"] != VERSION:
-            raise StoreError(
-                f"{folder} is an index of layout {self.about['version']}, this program's is "
-                f"{VERSION}: make it anew in another folder"
-            )
-
-    def _is_made(self) -> bool:
-        return bool(self._all("SELECT 1 FROM sqlite_master WHERE name = 'about'"))
-
-    def _make(self, about: Mapping[str, Any]) -> None:
-        with self._together():
-            for statement in _TABLES.split(";"):
-                self._database.execute(statement)
-            told = [(name, json.dumps(value)) for name, value in about.items()]
-            self._database.executemany("INSERT INTO about VALUES (?, ?)", told)
-            self._database.execute("INSERT INTO about VALUES ('generation', '0')")
+        self.database = Database(folder, about)
+        self.folder, self.about = folder, self.database.about
+        self._files = Files(folder, self.width, np.float32)
 
     @property
     def generation(self) -> int:
         """How often the items have changed: another one, and what was made of them is old."""
-        [(value,)] = self._all("SELECT value FROM about WHERE name = 'generation'")
-        return int(value)
+        return self.database.generation
 
     def __len__(self) -> int:
-        [(count,)] = self._all("SELECT coalesce(sum(rows), 0) FROM shards")
+        [(count,)] = self.database.all("SELECT coalesce(sum(rows), 0) FROM shards")
         return int(count)
 
     @property
@@ -164,12 +60,39 @@ class Store:
         """Channels of an embedding."""
         return int(self.about["dimension"])
 
+    def layout(self) -> list[Shard]:
+        """The shards, in the order of the items' numbers."""
+        found = self.database.all("SELECT number, rows FROM shards ORDER BY place")
+        return [Shard(*shard) for shard in found]
+
+    def read(self, shard: Shard) -> Float[np.ndarray, "n d"]:
+        """The embeddings of a shard, memory-mapped; raises as `shards`."""
+        return self._files.read(shard)
+
     def shards(self) -> Iterator[tuple[int, Float[np.ndarray, "n d"]]]:
-        """(number of the first item, embeddings of it and those after it), memory-mapped."""
-        start = 0
-        for number, rows in self._all("SELECT number, rows FROM shards ORDER BY place"):
-            yield start, self._embeddings(number, rows)
-            start += rows
+        """(number of the first item, embeddings of it and those after it), memory-mapped.
+
+        All are opened at once: one that is replaced meanwhile is still read as it was.
+
+        Raises:
+          StoreError: one is damaged or gone.
+        """
+        start, waiting = 0, deque(self._opened())
+        while waiting:
+            rows = waiting.popleft()  # held by none, so that its memory is given back
+            yield start, rows
+            start += len(rows)
+
+    def _opened(self) -> list[Float[np.ndarray, "n d"]]:
+        layout = self.layout()
+        while True:
+            try:
+                return [self.read(shard) for shard in layout]
+            except MissingError:
+                # Another process may have replaced it since the database was asked.
+                before, layout = layout, self.layout()
+                if layout == before:
+                    raise
 
     def embeddings(self, numbers: Int[np.ndarray, " k"]) -> Float[np.ndarray, "k d"]:
         """Of the items of these numbers."""
@@ -180,43 +103,67 @@ class Store:
         return found
 
     def items(self, numbers: Iterable[int]) -> list[Item]:
-        """Those of these numbers, in their order."""
-        layout = self._all("SELECT number, rows FROM shards ORDER BY place")
-        ends = np.cumsum([rows for _, rows in layout])
+        """Those of these numbers, in their order.
+
+        Raises:
+          StoreError: there is none of a number: the items have changed since it was told.
+        """
+        layout = self.layout()
+        ends = np.cumsum([shard.rows for shard in layout])
         found = []
         for number in numbers:
             at = int(np.searchsorted(ends, number, side="right"))
-            shard, rows = layout[at]
-            place = int(number) - (int(ends[at]) - rows)
-            [row] = self._all(
+            place = int(number) - (int(ends[at]) - layout[at].rows) if at < len(layout) else 0
+            rows = self.database.all(
                 "SELECT root, path, line, text FROM items JOIN files ON files.number = file "
                 "WHERE shard = ? AND place = ?",
-                shard, place,
+                layout[at].number if at < len(layout) else -1, place,
             )  # fmt: skip
-            found.append(Item(*row))
+            if not rows:
+                raise StoreError(f"{self.folder} has no item {number} any more: ask again")
+            found.append(Item(*rows[0]))
         return found
+
+    def numbers(self, keys: Iterable[int]) -> list[int]:
+        """Those of the items of these keys; -1 where there is none."""
+        starts, start = {}, 0
+        for shard in self.layout():
+            starts[shard.number] = start
+            start += shard.rows
+        places = (
+            self.database.all("SELECT shard, place FROM items WHERE key = ? LIMIT 1", key)
+            for key in keys
+        )
+        return [starts.get(rows[0][0], -1) + rows[0][1] if rows else -1 for rows in places]
 
     def problems(self, root: Path) -> Iterator[tuple[str, str]]:
         """(path, why it could not be read) of the files of a folder."""
-        yield from self._all(
+        yield from self.database.all(
             "SELECT path, problem FROM files WHERE root = ? AND problem IS NOT NULL ORDER BY path",
             str(root),
         )
 
-    def compare(self, root: Path, files: Iterable[File]) -> "Changes":
+    def roots(self) -> list[tuple[str, int]]:
+        """The folders that are indexed, and how many items each has."""
+        return self.database.all(
+            "SELECT root, count(items.file) FROM files LEFT JOIN items ON files.number = file "
+            "GROUP BY root ORDER BY root"
+        )
+
+    def compare(self, root: Path, files: Iterable[File]) -> Changes:
         """What is to be done so that the store has these files of a folder, and no others of it.
 
         Args:
           root: the folder.
           files: all that are in it now.
         """
-        with self._told():
-            self._remove_unknown()
-            run = self._database.execute
+        with self.database.told():
+            self._files.keep([shard.number for shard in self.layout()])
+            run = self.database.run
             run("DROP TABLE IF EXISTS temp.seen")
             run("CREATE TEMP TABLE seen (path TEXT PRIMARY KEY, size INTEGER, changed INTEGER)")
-            with self._together():
-                self._database.executemany("INSERT INTO seen VALUES (?, ?, ?)", files)
+            with self.database.together():
+                self.database.run_many("INSERT INTO seen VALUES (?, ?, ?)", files)
             same = (
                 "SELECT 1 FROM files WHERE root = ?1 AND files.path = seen.path AND "
                 "files.size = seen.size AND files.changed = seen.changed"
@@ -247,7 +194,7 @@ class Store:
     def wanted(self) -> Iterator[File]:
         """The new and changed files of the last `compare`, by name."""
         start = 0
-        while rows := self._all(
+        while rows := self.database.all(
             "SELECT rowid, path, size, changed FROM wanted WHERE rowid > ? "
             "ORDER BY rowid LIMIT 1000",
             start,
@@ -262,20 +209,13 @@ class Store:
             "SELECT number FROM files WHERE root = ?1 AND (path NOT IN (SELECT path FROM seen) "
             "OR path IN (SELECT path FROM wanted))"
         )
-        with self._told():
+        with self.database.told():
             self._forget(gone, str(root))
 
     def forget_root(self, root: Path) -> None:
         """Removes every file of a folder."""
-        with self._told():
+        with self.database.told():
             self._forget("SELECT number FROM files WHERE root = ?1", str(root))
-
-    def roots(self) -> list[tuple[str, int]]:
-        """The folders that are indexed, and how many items each has."""
-        return self._all(
-            "SELECT root, count(items.file) FROM files LEFT JOIN items ON files.number = file "
-            "GROUP BY root ORDER BY root"
-        )
 
     def add(self, root: Path, encoded: Iterable[Encoded]) -> Iterator[int]:
         """Adds files with their items; yields how many items are safe, shard by shard.
@@ -301,19 +241,18 @@ class Store:
         """Makes files and their items part of the store, all or none of them."""
         new = [row.embedding for each in encoded for row in each.rows]
         rows = np.asarray(new, np.float32).reshape(-1, self.width)
-        with self._told():
+        with self.database.told():
             # A last shard that is not full is written again, with new rows behind its own.
-            last = self._all("SELECT number, rows FROM shards ORDER BY place DESC LIMIT 1")
-            begun = [shard for shard in last if new and shard[1] < SHARD]
-            rows = np.concatenate([*(self._embeddings(*shard) for shard in begun), rows])
+            begun = [shard for shard in self.layout()[-1:] if new and shard.rows < SHARD]
+            rows = np.concatenate([*map(self.read, begun), rows])
             start = len(rows) - len(new)
             parts = [rows[first : first + SHARD] for first in range(0, len(rows), SHARD)]
             number = self._next_shard()
             for offset, part in enumerate(parts):
-                self._write(number + offset, part)
-            with self._together():
+                self._files.write(number + offset, part)
+            with self.database.together():
                 items = self._put_files(root, encoded)
-                run = self._database.execute
+                run = self.database.run
                 for shard, _ in begun:
                     run("UPDATE items SET shard = ? WHERE shard = ?", (number, shard))
                     run("DELETE FROM shards WHERE number = ?", (shard,))
@@ -322,158 +261,77 @@ class Store:
                         "INSERT INTO shards SELECT ?1, coalesce(max(place), 0) + 1, ?2 FROM shards",
                         (number + offset, len(part)),
                     )
-                self._database.executemany(
-                    "INSERT INTO items VALUES (?, ?, ?, ?, ?)",
+                self.database.run_many(
+                    "INSERT INTO items VALUES (?, ?, ?, ?, ?, ?)",
                     [
                         (number + row // SHARD, row % SHARD, *item)
                         for row, item in enumerate(items, start)
                     ],
                 )
-                self._changed()
+                self.database.changed()
             for shard, _ in begun:
-                self._remove(shard)
+                self._files.remove(shard)
 
     def _put_files(
         self, root: Path, encoded: Sequence[Encoded]
-    ) -> list[tuple[int, int | None, str | None]]:
-        """Names the files in the database; (number of the file, line, text) of each item."""
-        items: list[tuple[int, int | None, str | None]] = []
+    ) -> list[tuple[int, int | None, str | None, int]]:
+        """Names the files in the database; (number of the file, line, text, key) of each item."""
+        items: list[tuple[int, int | None, str | None, int]] = []
         for file, rows, problem, is_last in encoded:
             # Of no file that there is, so that a file that is not done is encoded again.
             size, changed = (file.size, file.changed) if is_last else (-1, -1)
-            [(number,)] = self._database.execute(
+            [(number,)] = self.database.run(
                 "INSERT INTO files (root, path, size, changed, problem) VALUES (?, ?, ?, ?, ?) "
                 "ON CONFLICT (root, path) DO UPDATE SET size = excluded.size, "
                 "changed = excluded.changed, problem = excluded.problem RETURNING number",
                 (str(root), file.path, size, changed, problem),
             ).fetchall()
-            items += [(number, row.line, row.text) for row in rows]
+            items += [(number, row.line, row.text, _key(root, file, row.line)) for row in rows]
         return items
 
     def _forget(self, files: str, root: str) -> None:
         """Removes the files that a query names, and their items from the shards."""
-        run = self._database.execute
+        run = self.database.run
         run("DROP TABLE IF EXISTS temp.gone")
         run(f"CREATE TEMP TABLE gone AS {files}", (root,))
-        if not self._all("SELECT 1 FROM gone LIMIT 1"):
+        if not self.database.all("SELECT 1 FROM gone LIMIT 1"):
             return
-        touched = self._all(
-            "SELECT DISTINCT shards.number, rows FROM items JOIN shards ON shards.number = shard "
-            "WHERE file IN gone ORDER BY shards.place"
+        touched = self.database.all(
+            "SELECT DISTINCT shards.number, rows, shards.place FROM items "
+            "JOIN shards ON shards.number = shard WHERE file IN gone ORDER BY shards.place"
         )
-        for shard, count in touched:
+        for number, rows, place in touched:
             kept = [
-                place
-                for (place,) in self._all(
+                row
+                for (row,) in self.database.all(
                     "SELECT place FROM items WHERE shard = ? AND file NOT IN gone ORDER BY place",
-                    shard,
+                    number,
                 )
             ]
             new = self._next_shard()
             if kept:
-                self._write(new, self._embeddings(shard, count)[kept])
-            with self._together():
-                run("DELETE FROM items WHERE shard = ? AND file IN gone", (shard,))
-                self._database.executemany(
+                self._files.write(new, self.read(Shard(number, rows))[kept])
+            with self.database.together():
+                run("DELETE FROM items WHERE shard = ? AND file IN gone", (number,))
+                self.database.run_many(
                     "UPDATE items SET shard = ?, place = ? WHERE shard = ? AND place = ?",
-                    [(new, place, shard, old) for place, old in enumerate(kept)],
+                    [(new, row, number, old) for row, old in enumerate(kept)],
                 )
+                run("DELETE FROM shards WHERE number = ?", (number,))
                 if kept:
-                    run(
-                        "UPDATE shards SET number = ?, rows = ? WHERE number = ?",
-                        (new, len(kept), shard),
-                    )
-                else:
-                    run("DELETE FROM shards WHERE number = ?", (shard,))
-                self._changed()
-            self._remove(shard)
-        with self._together():
+                    run("INSERT INTO shards VALUES (?, ?, ?)", (new, place, len(kept)))
+                self.database.changed()
+            self._files.remove(number)
+        with self.database.together():
             run("DELETE FROM files WHERE number IN gone")
 
-    def _changed(self) -> None:
-        self._database.execute(
-            "UPDATE about SET value = CAST(value AS INTEGER) + 1 WHERE name = 'generation'"
-        )
-
     def _next_shard(self) -> int:
-        """A number that no shard of the database has."""
-        return next(iter(self._all("SELECT coalesce(max(number), 0) + 1 FROM shards")))[0]
-
-    def _path(self, number: int) -> Path:
-        return self.folder / f"{number:08d}.npy"
-
-    def _write(self, number: int, rows: Float[np.ndarray, "n d"]) -> None:
-        """Writes a shard that no one knows yet."""
-        with open(self._path(number), "wb") as file:
-            np.save(file, np.ascontiguousarray(rows))
-            file.flush()
-            os.fsync(file.fileno())
-
-    def _embeddings(self, number: int, rows: int) -> Float[np.ndarray, "n d"]:
-        path = self._path(number)
-        try:
-            found = np.load(path, mmap_mode="r")
-        except (OSError, ValueError) as error:
-            raise StoreError(
-                f"{path} cannot be read: {error}; while the index is brought up to date ask again, "
-                "else make it anew"
-            ) from error
-        if found.shape != (rows, self.width) or found.dtype != np.float32:
-            raise StoreError(
-                f"{path} is {found.dtype}{list(found.shape)}; expected float32"
-                f"[{rows}, {self.width}]: make the index anew"
-            )
-        return found
-
-    def _remove_unknown(self) -> None:
-        """Removes the shards that were written and, as the program was killed, never named."""
-        known = {self._path(number) for (number,) in self._all("SELECT number FROM shards")}
-        for path in self.folder.glob("*.npy"):
-            if path not in known:
-                path.unlink()
-
-    def _remove(self, number: int) -> None:
-        with contextlib.suppress(FileNotFoundError):
-            self._path(number).unlink()
-
-    def _all(self, query: str, *values: Any) -> list[Any]:
-        with self._told():
-            return self._database.execute(query, values).fetchall()
-
-    @contextlib.contextmanager
-    def _together(self) -> Iterator[None]:
-        """All of the changes inside, or none."""
-        self._database.execute("BEGIN IMMEDIATE")
-        try:
-            yield
-        except BaseException:
-            self._database.execute("ROLLBACK")
-            raise
-        self._database.execute("COMMIT")
-
-    @contextlib.contextmanager
-    def _told(self) -> Iterator[None]:
-        """Turns what the disk and the database say into one error that names the folder."""
-        try:
-            yield
-        except (OSError, sqlite3.Error) as error:
-            told = getattr(error, "strerror", None) or str(error)
-            raise StoreError(
-                f"{self.folder}: the index cannot be read or written: {told}"
-            ) from error
+        """A number that no shard has or had."""
+        found = self.database.all("SELECT seq FROM sqlite_sequence WHERE name = 'shards'")
+        return found[0][0] + 1 if found else 1
 
 
-class Changes(NamedTuple):
-    """Of a folder against a store.
-
-    Attributes:
-      files: that are there.
-      wanted: of them those that are new or changed.
-      changed: of these those that the store has in an earlier state.
-      missing: files of the store that are gone.
-    """
-
-    files: int
-    wanted: int
-    changed: int
-    missing: int
+def _key(root: Path, file: File, line: int | None) -> int:
+    """Of an item: of 63 bits, so that a database elsewhere takes it as a number."""
+    told = json.dumps([str(root), *file, line]).encode()
+    return int.from_bytes(hashlib.blake2b(told, digest_size=8).digest(), "big") >> 1
