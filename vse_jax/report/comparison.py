@@ -172,6 +172,11 @@ def _shown(fields: Mapping[str, Any], field: str) -> str:
     return _written(fields[field]) if field in fields else ABSENT
 
 
+def validated_on(run: Compared) -> int | None:
+    """Pictures that validation was cut down to, which makes retrieval easier; None for all."""
+    return _flat(run.run.report.get("config", {})).get("data.validation_limit")
+
+
 def shared_queries(group: Group, part: str) -> list[tuple[Mapping[str, Any], dict[str, Any]]]:
     """What several runs of a group answered to the same query.
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from vse_jax.report import measures
-from vse_jax.report.charts import chart, hue_of
+from vse_jax.report.charts import Series, chart, hue_of
 from vse_jax.report.comparison import (
     Compared,
     Group,
@@ -15,8 +15,9 @@ from vse_jax.report.comparison import (
     differences,
     shared_queries,
     tables,
+    validated_on,
 )
-from vse_jax.report.curves import gaps, series_of
+from vse_jax.report.curves import LOSS, gaps, series_of
 from vse_jax.report.page import filled
 from vse_jax.report.queries import answered, pictured, written_items
 from vse_jax.report.text import bytes_of, escaped, finite, seconds_of, short, whole
@@ -198,11 +199,8 @@ def _configs(group: Group) -> str:
     }
     heads = [run.name for run in group.runs]
     shown = _table(heads, parts[True]) if parts[True] else "<p class=muted>Nothing.</p>"
-    if parts[False]:
-        shown += (
-            "<details><summary>Where files are, and how much is shown</summary>"
-            f"{_table(heads, parts[False])}</details>"
-        )
+    elsewhere = _table(heads, parts[False]) if parts[False] else ""
+    shown += _folded("Where files are, and how much is shown", elsewhere)
     digests = {run.data for run in group.runs if run.data is not None}
     if len(digests) > 1:
         shown += (
@@ -216,66 +214,78 @@ def _curves(group: Group) -> str:
     """Loss and validation of all runs over their steps, one chart a measure."""
     logged = {run.name: series_of(run.run.history) for run in group.runs}
     keys = {key for series in logged.values() for key in series if key.startswith("validation/")}
-    first = [f"validation/{key}" for key in FIRST if f"validation/{key}" in keys]
-    rest = [f"validation/{key}" for key in measures.order(
-        dict.fromkeys(key.removeprefix("validation/") for key in sorted(keys - {*first}))
-    )]  # fmt: skip
-    shown = [_chart(group, logged, key) for key in ("loss", *first)]
-    folded = "".join(_chart(group, logged, key) for key in rest)
-    if not any(shown):
+    bare = measures.order({key.removeprefix("validation/"): 0 for key in sorted(keys)})
+    first = [f"validation/{key}" for key in FIRST if key in bare]
+    rest = [f"validation/{key}" for key in bare if key not in FIRST]
+    shown = "".join(_charts(group, logged, key) for key in ("loss", *first))
+    folded = "".join(_charts(group, logged, key) for key in rest)
+    if not shown and not folded:
         return ""
     lost = sum(gaps(run.run.history) for run in group.runs)
+    more = f" {lost:,} logged values are not finite and left out." if lost else ""
+    others = "Other validation measures"
     return (
-        f"<section><h2>Curves</h2><div class=charts>{''.join(shown)}</div>"
+        f"<section><h2>Curves</h2><div class=charts>{shown}</div>"
         "<p class=muted>A ring marks the checkpoint that is reported. Losses of different "
-        "objectives are no measure of which run is better."
-        f"{f' {lost:,} logged values are not finite and left out.' if lost else ''}</p>"
-        + (
-            "<details><summary>Other validation measures</summary>"
-            f"<div class=charts>{folded}</div></details>"
-            if folded
-            else ""
-        )
+        f"objectives are no measure of which run is better.{more}</p>"
+        + _folded(others, f"<div class=charts>{folded}</div>" if folded else "")
         + "</section>"
     )
 
 
-def _chart(
+def _charts(
     group: Group, logged: Mapping[str, Mapping[str, Sequence[tuple[float, float]]]], key: str
 ) -> str:
-    series = {name: own[key] for name, own in logged.items() if key in own}
+    """One chart; of validation one for each number of pictures that runs were validated on."""
+    if key == "loss":
+        return _chart(LOSS, group, {n: own[key] for n, own in logged.items() if key in own})
+    limits = {run.name: validated_on(run) for run in group.runs}
+    charts = []
+    for limit in dict.fromkeys(limits.values()):
+        series = {n: own[key] for n, own in logged.items() if key in own and limits[n] == limit}
+        on = f", {limit:,} pictures" if limit is not None else ""
+        charts.append(
+            _chart(f"Validation {_title(key.removeprefix('validation/'))}{on}", group, series)
+        )
+    return "".join(charts)
+
+
+def _chart(title: str, group: Group, series: Series) -> str:
     if not series:
         return ""
     steps = {run.name: run.run.report.get("step") for run in group.runs}
-    loss = key == "loss"
     return chart(
-        "Loss" if loss else f"Validation {_title(key.removeprefix('validation/'))}",
+        title,
         series,
-        floor=None if loss else 0.0,
+        floor=None if title == LOSS else 0.0,
         rings={name: float(step) for name, step in steps.items() if finite(step)},
         hues={run.name: number for number, run in enumerate(group.runs)},
-        logarithm=loss,
+        logarithm=title == LOSS,
     )
 
 
 def _title(key: str) -> str:
+    """The name of a measure within a title."""
     shown = measures.measure(key)
-    return f"{shown.name}, {shown.group.lower()}" if shown.group else shown.name
+    name = shown.name[0].lower() + shown.name[1:] if " " in shown.name else shown.name
+    return f"{name}, {shown.group.lower()}" if shown.group else name
+
+
+def _folded(summary: str, content: str) -> str:
+    return f"<details><summary>{summary}</summary>{content}</details>" if content else ""
 
 
 def _queries(group: Group) -> list[str]:
     """What the runs answered to the same queries, side by side."""
+    marked = "✓ marks its own"
     sections = (
-        ("i2t", "What the same image retrieved", "Its nearest captions in each run"),
-        ("t2i", "What the same caption retrieved", "Its nearest images in each run"),
-        ("captions", "What was written of the same picture", "The caption of each run"),
+        ("i2t", "What the same image retrieved", f"Its nearest captions in each run; {marked}."),
+        ("t2i", "What the same caption retrieved", f"Its nearest images in each run; {marked}."),
+        ("captions", "What was written of the same picture", "Left what people wrote."),
     )
     return [
-        f"<section><h2>{title}</h2><p class=muted>{what}; ✓ marks its own.</p>"
-        f"<div class=compared>{cards}</div></section>"
-        if part != "captions"
-        else f"<section><h2>{title}</h2><p class=muted>{what}, below people’s.</p>"
-        f"<div class=compared>{cards}</div></section>"
+        f"<section><h2>{title}</h2><p class=muted>{what}</p><div class=compared>{cards}</div>"
+        "</section>"
         for part, title, what in sections
         if (cards := "".join(_card(group, part, *one) for one in shared_queries(group, part)))
     ]
@@ -291,7 +301,10 @@ def _card(group: Group, part: str, query: Mapping[str, Any], own: Mapping[str, A
         if run.name in own
     )
     said = written_items(query["said"]) if part == "captions" else ""
-    return f"<article class={part}><div class=asked>{head}{said}</div>{answers}</article>"
+    return (
+        f"<article class={part}><div class=asked>{head}{said}</div>"
+        f"<div class=answers>{answers}</div></article>"
+    )
 
 
 def _warnings(runs: Sequence[Compared]) -> str:
@@ -306,21 +319,16 @@ def _warnings(runs: Sequence[Compared]) -> str:
 def _commands(runs: Sequence[Compared]) -> str:
     """What trained or measured each run, and what makes this page."""
     own = "python -m vse_jax.report " + " ".join(shlex.quote(str(r.run.workdir)) for r in runs)
-    lines = [f"# {run.name}\n{run.run.report['command']}" for run in runs if _told(run)]
+    lines = [
+        f"# {run.name}\n{run.run.report['command']}"
+        for run in runs
+        if run.run.report.get("command") is not None
+    ]
+    each = f"<pre><code>{escaped(chr(10).join(lines))}</code></pre>" if lines else ""
     return (
         f"<section><h2>Reproduce</h2><pre><code>{escaped(own)}</code></pre>"
-        + (
-            "<details><summary>The command of each run</summary>"
-            f"<pre><code>{escaped(chr(10).join(lines))}</code></pre></details>"
-            if lines
-            else ""
-        )
-        + "</section>"
+        f"{_folded('The command of each run', each)}</section>"
     )
-
-
-def _told(run: Compared) -> bool:
-    return run.run.report.get("command") is not None
 
 
 def _swatch(number: int) -> str:
