@@ -14,7 +14,7 @@ Series: TypeAlias = Mapping[str, Sequence[tuple[float, float]]]
 # Colours of lines, as classes of the page's style; lines beyond them are dashed.
 HUES = 8
 # The frame, in units of the drawing.
-LEFT, RIGHT, TOP, BOTTOM = 42, 348, 8, 178
+LEFT, RIGHT, TOP, BOTTOM = 46, 348, 8, 178
 NONE: Mapping[str, Any] = MappingProxyType({})
 # Of a largest value over the smallest, from where on a loss is drawn by its logarithm.
 WIDE = 30.0

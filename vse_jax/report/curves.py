@@ -33,7 +33,7 @@ def curves(rows: Sequence[Mapping[str, Any]], step: Any) -> str:
     for title, keys in grouped.items():
         shown = {_line(key, title): logged.pop(key) for key in keys if key in logged}
         figures.append((title, shown, None if title == LOSS else 0.0))
-    figures += [(key.replace("_", " "), {"last": logged[key]}, None) for key in sorted(logged)]
+    figures += [(_own_title(key), {"last": logged[key]}, None) for key in sorted(logged)]
     marked = float(step) if finite(step) else None
     drawn = [
         chart(title, series, marked, floor, logarithm=title == LOSS)
@@ -74,6 +74,11 @@ def distributions(report: Mapping[str, Any]) -> str:
     if not drawn:
         return ""
     return f"<section><h2>Distributions</h2><div class=charts>{''.join(drawn)}</div></section>"
+
+
+def _own_title(key: str) -> str:
+    """Of what has no figure with others: infonce/loss_per_pair is "infonce: loss per pair"."""
+    return key.replace("/", ": ").replace("_", " ")
 
 
 def _line(key: str, title: str) -> str:

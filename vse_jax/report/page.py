@@ -95,7 +95,7 @@ def write(
 
 def render(run: Run) -> str:
     """The whole page of one run."""
-    title = f"{run.report.get('name', 'vse_jax')} on {run.report.get('dataset', 'unknown data')}"
+    title = f"{_name(run.report)} on {run.report.get('dataset', 'unknown data')}"
     sections = (
         _header(run, title),
         results(
@@ -151,6 +151,12 @@ def as_uri(picture: Image.Image) -> str:
     encoded = io.BytesIO()
     picture.save(encoded, "JPEG", quality=80)
     return "data:image/jpeg;base64," + base64.b64encode(encoded.getvalue()).decode("ascii")
+
+
+def _name(report: Mapping[str, Any]) -> str:
+    """What was measured, by its own name, its parts or its network."""
+    parts = " + ".join(Path(str(part)).name for part in report.get("ensemble", ()))
+    return report.get("name") or parts or _at(report.get("config"), "model.network") or "vse_jax"
 
 
 def _header(run: Run, title: str) -> str:
