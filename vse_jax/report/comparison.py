@@ -97,11 +97,11 @@ def groups(runs: Sequence[Compared]) -> list[Group]:
     """
     found: list[list[Compared]] = []
     for run in runs:
-        own = next((group for group in found if _measured_alike(group[0], run)), None)
-        if own is None:
-            found.append([run])
+        alike = [group for group in found if all(_measured_alike(own, run) for own in group)]
+        if alike:
+            alike[0].append(run)
         else:
-            own.append(run)
+            found.append([run])
     return [Group(*_named(group[0].run), group) for group in found]
 
 
@@ -215,10 +215,12 @@ def _compared(name: str, run: Run) -> Compared:
 def _seconds(run: Run) -> float | None:
     """What its steps took, by the rates that were logged; None where none was."""
     batch = _flat(run.report.get("config", {})).get("train.batch_size")
+    if not finite(batch):
+        return None
     total, before = 0.0, 0
     for row in run.history:
         rate = row.get("time/images_per_second")
-        if finite(rate) and rate > 0 and finite(batch):
+        if rate is not None and finite(rate) and rate > 0:
             total += (row["step"] - before) * batch / rate
         before = row["step"]
     return total or None

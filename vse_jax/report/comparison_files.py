@@ -104,7 +104,7 @@ def _measures(table: Table) -> str:
     shown = {key: measures.measure(key) for key in table.keys}
     best = {key: table.best(key) for key in table.keys}
     rows = []
-    for name, found in (table.rows | table.beside).items():
+    for name, found in {**table.rows, **table.beside}.items():
         cells = [
             f"**{how.written(found[key])}**" if name in best[key] else how.written(found.get(key))
             for key, how in shown.items()

@@ -253,7 +253,7 @@ def _charts(
 def _chart(title: str, group: Group, series: Series) -> str:
     if not series:
         return ""
-    steps = {run.name: run.run.report.get("step") for run in group.runs}
+    steps: dict[str, Any] = {run.name: run.run.report.get("step") for run in group.runs}
     return chart(
         title,
         series,
