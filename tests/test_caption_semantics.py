@@ -10,7 +10,7 @@ import numpy as np
 import parity
 import pytest
 from data.test_precomputed import NAMES, PHOTOS, jsonl, write_tsv
-from test_frozen_backbone import write_flickr8k, write_weights
+from small_flickr8k import write_flickr8k, write_weights
 from test_two_towers import write_bert
 
 from vse_jax import console, experiment

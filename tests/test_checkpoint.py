@@ -260,3 +260,15 @@ def test_a_checkpoint_of_another_model_is_named_and_left_alone(tmp_path, opened,
     assert steps_of(folder) == [1, 2]
     assert not (tmp_path / "last.damaged").exists()
     assert_identical(opened(folder).restore(state()), state(2))
+
+
+def test_the_parameters_of_a_checkpoint_are_counted(opened, tmp_path):
+    assert checkpoint.newest_of(tmp_path / "none") is None
+    saved(opened, tmp_path / "best", 9, 10)
+    newest = checkpoint.newest_of(tmp_path / "best")
+    assert newest == tmp_path / "best" / "10"
+    # The two kernels, and the words; not the optimizer's copy.
+    assert checkpoint.parameters_of(newest) == 2 * 4 * 3 + 64 * 64
+    (newest / "state" / "_METADATA").unlink()
+    with pytest.raises(CheckpointError, match=r"checkpoint .*10 is damaged: "):
+        checkpoint.parameters_of(newest)

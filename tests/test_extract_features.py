@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 import tensorflow as tf
-from test_frozen_backbone import SCALE, photo, write_flickr8k, write_weights
+from small_flickr8k import SCALE, photo, write_flickr8k, write_weights
 
 from vse_jax import console
 from vse_jax.config import ConfigError

@@ -15,7 +15,7 @@ import pytest
 import safetensors.numpy
 import tensorflow as tf
 from PIL import Image
-from test_frozen_backbone import SCALE, write_weights
+from small_flickr8k import SCALE, write_weights
 
 from vse_jax import console
 from vse_jax.config import ConfigError

@@ -14,7 +14,7 @@ import pytest
 from commands import Command
 from data.test_scan_files import write
 from evaluators.test_retrieval import loop_metrics
-from test_frozen_backbone import write_flickr8k, write_weights
+from small_flickr8k import write_flickr8k, write_weights
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 import vse_jax

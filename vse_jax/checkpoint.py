@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import math
 import os
 import zlib
 from collections.abc import Iterator, Mapping
@@ -163,6 +164,33 @@ def read_newest(folder: str | os.PathLike[str]) -> dict[str, Any]:
             f"{path} has no usable checkpoint: every one ({', '.join(map(str, steps))}) is damaged"
         )
     raise CheckpointError(f"{path} has no usable checkpoint; train the workdir first")
+
+
+def newest_of(folder: str | os.PathLike[str]) -> Path | None:
+    """The newest checkpoint of a folder, whole or not; None without any."""
+    path = Path(os.path.abspath(folder))
+    if not any_in(path):
+        return None
+    return max((child for child in path.iterdir() if child.name.isdigit()), key=_number)
+
+
+def parameters_of(checkpoint: Path) -> int:
+    """How many numbers the model of a checkpoint has; reads none of them.
+
+    Raises:
+      CheckpointError: it does not say.
+    """
+    try:
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+            tree = checkpointer.metadata(checkpoint / "state").item_metadata.tree
+        return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree["params"]))
+    except Exception as error:  # whatever Orbax and TensorStore raise for a bad file
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise CheckpointError(f"checkpoint {checkpoint} is damaged: {reason}") from error
+
+
+def _number(checkpoint: Path) -> int:
+    return int(checkpoint.name)
 
 
 def _verified(checkpoint: Path) -> dict[str, Any]:

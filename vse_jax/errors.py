@@ -7,7 +7,7 @@ from vse_jax.evaluators.retrieval import EvaluationError
 from vse_jax.index.database import StoreError
 from vse_jax.models.backbones.weights import WeightsError
 from vse_jax.parallel import ProcessesError
-from vse_jax.report.page import ReportError
+from vse_jax.report.runs import ReportError
 from vse_jax.train_step import NonFiniteLoss
 from vse_jax.workdir import WorkdirError
 

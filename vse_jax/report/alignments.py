@@ -55,4 +55,5 @@ def _area(box: Sequence[float]) -> float:
 
 
 def _score(segment: Mapping[str, Any]) -> str:
-    return f"{segment['score']:.1f}" if finite(segment["score"]) else "–"
+    score = segment.get("score")
+    return f"{score:.1f}" if finite(score) else "–"

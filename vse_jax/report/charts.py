@@ -1,12 +1,56 @@
 """Line charts of a report, as inline SVG."""
 
+import dataclasses
 import math
 from collections.abc import Mapping, Sequence
-from typing import TypeAlias
+from types import MappingProxyType
+from typing import Any, TypeAlias
+
+import numpy as np
 
 from vse_jax.report.text import escaped, short
 
 Series: TypeAlias = Mapping[str, Sequence[tuple[float, float]]]
+# Colours of lines, as classes of the page's style; lines beyond them are dashed.
+HUES = 8
+# The frame, in units of the drawing.
+LEFT, RIGHT, TOP, BOTTOM = 46, 348, 8, 178
+NONE: Mapping[str, Any] = MappingProxyType({})
+# Of a largest value over the smallest, from where on a loss is drawn by its logarithm.
+WIDE = 30.0
+
+
+@dataclasses.dataclass(frozen=True)
+class _Frame:
+    """Where values are drawn: between which x, by which ticks of y, and whether by logarithm."""
+
+    x_low: float
+    x_high: float
+    y_ticks: Sequence[float]
+    by_logarithm: bool
+
+    @classmethod
+    def around(cls, series: Series, floor: float | None, logarithm: bool) -> "_Frame":
+        columns = list(zip(*(point for line in series.values() for point in line), strict=True))
+        (x_low, low), (x_high, high) = (tuple(map(end, columns)) for end in (min, max))
+        wide = logarithm and low > 0 and high > WIDE * low
+        if floor is not None:
+            low = min(low, floor)
+        return cls(x_low, x_high, (_decades if wide else _ticks)(low, high), wide)
+
+    def across(self, x: float) -> float:
+        wide = self.x_high - self.x_low
+        return LEFT + (RIGHT - LEFT) * ((x - self.x_low) / wide if wide > 0 else 0.5)
+
+    def up(self, y: float) -> float:
+        low, high, y = map(self._scaled, (self.y_ticks[0], self.y_ticks[-1], y))
+        return BOTTOM - (BOTTOM - TOP) * (y - low) / (high - low)
+
+    def has(self, x: float) -> bool:
+        return self.x_low <= x <= self.x_high
+
+    def _scaled(self, y: float) -> float:
+        return math.log10(y) if self.by_logarithm else y
 
 
 def chart(
@@ -15,56 +59,88 @@ def chart(
     marked: float | None = None,
     floor: float | None = None,
     along: str = "step",
+    *,
+    logarithm: bool = False,
+    rings: Mapping[str, float] = NONE,
+    hues: Mapping[str, int] = NONE,
 ) -> str:
     """A figure with one line a series and a legend, which gives last values by step, as SVG.
 
     Args:
       title: what is drawn.
-      series: name -> (x, value) in ascending x, all finite; at least one point in all.
+      series: name -> (x, value) in ascending x, all finite; at least one point in each.
       marked: an x to mark, the step of the reported checkpoint.
       floor: the least value of the y axis; the least one drawn where None.
       along: what x is.
+      logarithm: whether values wide apart, all above 0, are drawn by theirs; needs no floor.
+      rings: name -> an x to mark on its line, as `marked` does on all.
+      hues: name -> number of its colour, where that is not its place in `series`.
     """
-    points = [point for line in series.values() for point in line]
-    lows, highs = map(min, zip(*points, strict=True)), map(max, zip(*points, strict=True))
-    (x_low, y_low), (x_high, y_high) = lows, highs
-    y_ticks = _ticks(y_low if floor is None else min(floor, y_low), y_high)
-    x_ticks = [tick for tick in _ticks(x_low, x_high) if x_low <= tick <= x_high]
-    left, right, top, bottom = 42, 348, 8, 178
-
-    def across(x: float) -> float:
-        return left + (right - left) * ((x - x_low) / (x_high - x_low) if x_high > x_low else 0.5)
-
-    def up(y: float) -> float:
-        return bottom - (bottom - top) * (y - y_ticks[0]) / (y_ticks[-1] - y_ticks[0])
-
-    drawn = []
-    for tick in y_ticks:
-        drawn.append(f'<path class="grid" d="M{left} {up(tick):.1f}H{right}"/>')
-        drawn.append(f'<text x="{left - 7}" y="{up(tick) + 4:.1f}" class="y">{short(tick)}</text>')
-    for tick in x_ticks:
-        drawn.append(f'<text x="{across(tick):.1f}" y="{bottom + 18}">{short(tick)}</text>')
-    if marked is not None and x_low <= marked <= x_high:
-        drawn.append(f'<path class="mark" d="M{across(marked):.1f} {top}V{bottom}"/>')
+    frame = _Frame.around(series, floor, logarithm)
+    drawn = _axes(frame, along)
+    if marked is not None and frame.has(marked):
+        drawn.append(f'<path class="mark" d="M{frame.across(marked):.1f} {TOP}V{BOTTOM}"/>')
     legend = []
-    for number, (name, line) in enumerate(series.items()):
-        hue = f"c{number % 4}"
-        path = "L".join(f"{across(x):.1f} {up(y):.1f}" for x, y in _thinned(line))
-        drawn.append(f'<path class="line {hue}" d="M{path}"/>')
-        if len(line) <= 60:
-            drawn += [
-                f'<circle class="{hue}" cx="{across(x):.1f}" cy="{up(y):.1f}" r="2.6">'
-                f"<title>{escaped(name)} at {escaped(along)} {_place(x)}: {y:.5g}</title></circle>"
-                for x, y in line
-            ]
+    for place, (name, line) in enumerate(series.items()):
+        hue = hue_of(hues.get(name, place))
+        drawn += _drawn(name, line, hue, frame, along)
+        if name in rings and line[0][0] <= rings[name] <= line[-1][0]:
+            drawn.append(_ring(line, rings[name], hue, frame))
         last = f" <b>{short(line[-1][1], 3)}</b>" if along == "step" else ""
         legend.append(f'<span><i class="{hue}"></i>{escaped(name)}{last}</span>')
+    scale = " <span class=muted>logarithmic</span>" if frame.by_logarithm else ""
     return (
-        f"<figure><figcaption>{escaped(title)}</figcaption>"
+        f"<figure><figcaption>{escaped(title)}{scale}</figcaption>"
         f"<div class=legend>{''.join(legend)}</div>"
-        f'<svg viewBox="0 0 360 200" role="img" aria-label="{escaped(title)} by {escaped(along)}">'
+        f'<svg viewBox="0 0 360 214" role="img" aria-label="{escaped(title)} by {escaped(along)}">'
         f"{''.join(drawn)}</svg></figure>"
     )
+
+
+def hue_of(number: int) -> str:
+    """The classes of a line: its colour, and dashes where the colours are used up."""
+    return f"c{number % HUES}" + (" dashed" if number // HUES % 2 else "")
+
+
+def _axes(frame: _Frame, along: str) -> list[str]:
+    """Grid lines with their values, and what x is."""
+    drawn = []
+    for tick in frame.y_ticks:
+        y = frame.up(tick)
+        drawn.append(f'<path class="grid" d="M{LEFT} {y:.1f}H{RIGHT}"/>')
+        drawn.append(f'<text x="{LEFT - 7}" y="{y + 4:.1f}" class="y">{short(tick)}</text>')
+    for tick in filter(frame.has, _ticks(frame.x_low, frame.x_high)):
+        drawn.append(f'<text x="{frame.across(tick):.1f}" y="{BOTTOM + 17}">{short(tick)}</text>')
+    middle = (LEFT + RIGHT) / 2
+    drawn.append(f'<text x="{middle}" y="{BOTTOM + 32}" class="axis">{escaped(along)}</text>')
+    return drawn
+
+
+def _drawn(
+    name: str, line: Sequence[tuple[float, float]], hue: str, frame: _Frame, along: str
+) -> list[str]:
+    """A line, with a dot at each point where these are few."""
+    path = "L".join(f"{frame.across(x):.1f} {frame.up(y):.1f}" for x, y in _thinned(line))
+    drawn = [f'<path class="line {hue}" d="M{path}"/>']
+    if len(line) <= 60:
+        drawn += [
+            f'<circle class="{hue}" cx="{frame.across(x):.1f}" cy="{frame.up(y):.1f}" r="2.6">'
+            f"<title>{escaped(name)} at {escaped(along)} {_place(x)}: {y:.5g}</title></circle>"
+            for x, y in line
+        ]
+    return drawn
+
+
+def _ring(line: Sequence[tuple[float, float]], x: float, hue: str, frame: _Frame) -> str:
+    """A ring around the point of a line at x, which lies between two that were logged."""
+    y = float(np.interp(x, [place for place, _ in line], [value for _, value in line]))
+    return f'<circle class="ring {hue}" cx="{frame.across(x):.1f}" cy="{frame.up(y):.1f}" r="5"/>'
+
+
+def _decades(low: float, high: float) -> list[float]:
+    """Powers of ten from at most `low` to at least `high`."""
+    first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
+    return [10.0**power for power in range(first, last + 1)]
 
 
 def _place(x: float) -> str:

@@ -24,7 +24,7 @@ from vse_jax.data.split import Split, count_and_name, without_training
 from vse_jax.evaluation import Embeddings
 from vse_jax.evaluators import codes, retrieval
 from vse_jax.experiment import Experiment
-from vse_jax.report import page, seen
+from vse_jax.report import page, runs, seen
 from vse_jax.train_state import TrainState
 
 log = logging.getLogger(__name__)
@@ -234,8 +234,8 @@ def save(
 def reported_command(folder: Path) -> str | None:
     """The command that the workdir's last report names, if there is one."""
     try:
-        return page.read(folder).report.get("command")
-    except page.ReportError:
+        return runs.read(folder).report.get("command")
+    except runs.ReportError:
         return None
 
 

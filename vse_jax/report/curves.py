@@ -1,17 +1,20 @@
 """What a report draws: curves of what was logged, and distributions of the measured split."""
 
 import itertools
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from vse_jax.report.charts import Series, chart
 from vse_jax.report.text import WAYS, finite
 
+LOSS = "Loss"
 
-def curves(history: Iterable[Mapping[str, Any]], step: Any) -> str:
+
+def curves(rows: Sequence[Mapping[str, Any]], step: Any) -> str:
     """Loss, recalls and whatever else was logged, by step; that of the checkpoint marked."""
-    logged = _series(history)
-    grouped = {"Loss": ["loss", "validation/loss"]}
+    logged = series_of(rows)
+    grouped = {LOSS: ["loss", "validation/loss"]}
     grouped |= {
         f"Validation recall, {title.lower()}": [f"validation/{way}/R@{k}" for k in (1, 5, 10)]
         for way, title in WAYS.items()
@@ -29,15 +32,29 @@ def curves(history: Iterable[Mapping[str, Any]], step: Any) -> str:
     figures: list[tuple[str, Series, float | None]] = []
     for title, keys in grouped.items():
         shown = {_line(key, title): logged.pop(key) for key in keys if key in logged}
-        figures.append((title, shown, None if title == "Loss" else 0.0))
-    figures += [(key.replace("_", " "), {"last": logged[key]}, None) for key in sorted(logged)]
+        figures.append((title, shown, None if title == LOSS else 0.0))
+    figures += [(_own_title(key), {"last": logged[key]}, None) for key in sorted(logged)]
     marked = float(step) if finite(step) else None
-    drawn = [chart(title, series, marked, floor) for title, series, floor in figures if series]
+    drawn = [
+        chart(title, series, marked, floor, logarithm=title == LOSS)
+        for title, series, floor in figures
+        if series
+    ]
     if not drawn:
         return ""
+    lost = f" {count:,} logged values are not finite and left out." if (count := gaps(rows)) else ""
     return (
-        f"<section><h2>Curves</h2><div class=charts>{''.join(drawn)}</div><p class=muted>By step; "
-        "the dashed line is the checkpoint that is reported.</p></section>"
+        f"<section><h2>Curves</h2><div class=charts>{''.join(drawn)}</div><p class=muted>The "
+        f"dashed line is the checkpoint that is reported.{lost}</p></section>"
+    )
+
+
+def gaps(history: Iterable[Mapping[str, Any]]) -> int:
+    """How many of the numbers that were logged cannot be drawn: NaN and infinities."""
+    return sum(
+        isinstance(value, float) and not math.isfinite(value)
+        for row in history
+        for value in row.values()
     )
 
 
@@ -59,6 +76,11 @@ def distributions(report: Mapping[str, Any]) -> str:
     return f"<section><h2>Distributions</h2><div class=charts>{''.join(drawn)}</div></section>"
 
 
+def _own_title(key: str) -> str:
+    """Of what has no figure with others: infonce/loss_per_pair is "infonce: loss per pair"."""
+    return key.replace("/", ": ").replace("_", " ")
+
+
 def _line(key: str, title: str) -> str:
     """What a line is called under a title that says the rest."""
     if "recall" in title:
@@ -67,12 +89,12 @@ def _line(key: str, title: str) -> str:
         return WAYS[key.split("/")[1]].lower()
     if "entropy" in title:
         return "validation" if key.startswith("validation/") else "training"
-    if title == "Loss":
+    if title == LOSS:
         return key.replace("validation/", "validation ")
     return key.rsplit("/", 1)[1].replace("_", " ")
 
 
-def _series(history: Iterable[Mapping[str, Any]]) -> dict[str, list[tuple[float, float]]]:
+def series_of(history: Iterable[Mapping[str, Any]]) -> dict[str, list[tuple[float, float]]]:
     """Name -> (step, value) of the finite numbers logged, by step; of a step run twice the last."""
     found: dict[str, dict[float, float]] = {}
     for row in history:

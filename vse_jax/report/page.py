@@ -1,16 +1,15 @@
 """The page: one HTML file with curves, tables and pictures, nothing outside it.
 
-Reading (`read`), drawing (`render`) and writing (`write`) are apart, so that a page over several
-runs needs only another drawing.
+Reading (`runs.read`), drawing (`render`) and writing (`write`) are apart; `comparison_page` draws
+several runs.
 """
 
 import base64
-import dataclasses
 import io
 import json
 import os
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from vse_jax.report.classes import classes
 from vse_jax.report.curves import curves, distributions
 from vse_jax.report.looks import looked
 from vse_jax.report.queries import captioned, retrieved
+from vse_jax.report.runs import QUERIES, ReportError, Run, read
 from vse_jax.report.tables import pairs, results
 from vse_jax.report.text import escaped, number, three, whole
 
@@ -60,35 +60,6 @@ FACTS = {
 }
 
 
-class ReportError(Exception):
-    """A workdir that has nothing to report yet, or a picture that is none."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Run:
-    """What a workdir says of its run.
-
-    Attributes:
-      workdir: the folder.
-      report: `report.json`: `dataset`, `split`, `protocol` and `metrics`; `config` and `step`, or
-        of several workdirs measured together their names as `ensemble`; and where they are
-        known `protocols` (name -> the same measures by a further protocol), `oracle` (the same
-        names as `metrics`, of the best possible model),
-        `scores` (histograms, `edges`, `right`, `wrong` and the name of the `measure`),
-        `code_usage` (of each rank, 1 is even), `classification` (see `seen.of_classes`),
-        `skipped` (reason -> names), `warnings` (sentences), `timing` (what -> value), `name` (of
-        the system) and `command` (what reproduces the run).
-      history: one dict a line of `metrics.jsonl`; a training row has `step`, `epoch`, `loss`, ...,
-        an evaluation row `step`, `epoch`, `validation/rsum`, `validation/i2t/R@1`, ...
-      queries: what was retrieved, see `write`; empty where nothing was kept.
-    """
-
-    workdir: Path
-    report: Mapping[str, Any]
-    history: Sequence[Mapping[str, Any]]
-    queries: Mapping[str, Any]
-
-
 def write(
     workdir: str | os.PathLike[str],
     queries: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
@@ -115,44 +86,16 @@ def write(
       WorkdirError: the workdir cannot be written.
     """
     if queries is not None:
-        workdirs.write_text(Path(workdir) / "queries.json", json.dumps(queries, default=_plain))
+        workdirs.write_text(Path(workdir) / QUERIES, json.dumps(queries, default=_plain))
     run = read(workdir)
     path = run.workdir / "report.html"
-    # Half a surrogate pair, which JSON can hold and UTF-8 cannot, becomes a character reference.
-    workdirs.write_text(path, render(run).encode("utf-8", "xmlcharrefreplace").decode("utf-8"))
+    save(path, render(run))
     return path
-
-
-def read(workdir: str | os.PathLike[str]) -> Run:
-    """What a workdir says of its run; only `report.json` must be there.
-
-    A line of `metrics.jsonl` that a crash cut short is left out, with a warning unless it is the
-    last one, which may be in the middle of being written.
-    """
-    workdir = Path(workdir)
-    try:
-        report = json.loads((workdir / "report.json").read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ReportError(
-            f"{workdir / 'report.json'} does not exist: train with --workdir={workdir}, "
-            "or evaluate it with --mode=evaluate"
-        ) from None
-    except json.JSONDecodeError as error:
-        raise ReportError(f"{workdir / 'report.json'} is not JSON: {error}") from error
-    history, unreadable = workdirs.read_history(workdir)
-    if unreadable:
-        warning = f"{unreadable} line(s) of metrics.jsonl could not be read and are left out"
-        report = {**report, "warnings": [*report.get("warnings", ()), warning]}
-    try:
-        queries = json.loads((workdir / "queries.json").read_text(encoding="utf-8"))
-    except (FileNotFoundError, json.JSONDecodeError):
-        queries = {}
-    return Run(workdir, report, history, queries)
 
 
 def render(run: Run) -> str:
     """The whole page of one run."""
-    title = f"{run.report.get('name', 'vse_jax')} on {run.report.get('dataset', 'unknown data')}"
+    title = f"{_name(run.report)} on {run.report.get('dataset', 'unknown data')}"
     sections = (
         _header(run, title),
         results(
@@ -171,10 +114,21 @@ def render(run: Run) -> str:
         _notes(run.report),
         _reproduction(run),
     )
+    return filled(title, sections)
+
+
+def filled(title: str, sections: Iterable[str]) -> str:
+    """A whole page of these sections, those that are empty left out."""
     templates = resources.files("vse_jax.report") / "templates"
     page = (templates / "report.html").read_text(encoding="utf-8")
     style = (templates / "report.css").read_text(encoding="utf-8")
     return page.format(title=escaped(title), style=style, body="\n".join(filter(None, sections)))
+
+
+def save(path: Path, page: str) -> None:
+    """Writes a page; WorkdirError where it cannot be written."""
+    # Half a surrogate pair, which JSON can hold and UTF-8 cannot, becomes a character reference.
+    workdirs.write_text(path, page.encode("utf-8", "xmlcharrefreplace").decode("utf-8"))
 
 
 def thumbnail(data: bytes, size: int = 128) -> str:
@@ -197,6 +151,12 @@ def as_uri(picture: Image.Image) -> str:
     encoded = io.BytesIO()
     picture.save(encoded, "JPEG", quality=80)
     return "data:image/jpeg;base64," + base64.b64encode(encoded.getvalue()).decode("ascii")
+
+
+def _name(report: Mapping[str, Any]) -> str:
+    """What was measured, by its own name, its parts or its network."""
+    parts = " + ".join(Path(str(part)).name for part in report.get("ensemble", ()))
+    return report.get("name") or parts or _at(report.get("config"), "model.network") or "vse_jax"
 
 
 def _header(run: Run, title: str) -> str:

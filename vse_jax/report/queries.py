@@ -1,6 +1,6 @@
 """The sections of a report that show what was retrieved, and what was written."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vse_jax.report.text import escaped, finite, whole
@@ -9,34 +9,52 @@ from vse_jax.report.text import escaped, finite, whole
 def retrieved(queries: Mapping[str, Any]) -> str:
     """Queries of both ways with what was retrieved, the right ones marked."""
     images = "".join(
-        f"<article class=i2t>{pictured(query)}<div>{_rank(query)}<ol>"
-        + "".join(
-            _item(found, _tick(found) + escaped(found["text"])) for found in query["captions"]
-        )
-        + "</ol></div></article>"
+        f"<article class=i2t>{pictured(query)}<div>{answered(query, 'i2t')}</div></article>"
         for query in queries.get("i2t", ())
     )
     captions = "".join(
-        f"<article><p class=query>“{escaped(query['text'])}”</p>{_rank(query)}<ol class=images>"
-        + "".join(_item(found, pictured(found) + _tick(found)) for found in query["images"])
-        + "</ol></article>"
+        f"<article><p class=query>“{escaped(query['text'])}”</p>{answered(query, 't2i')}</article>"
         for query in queries.get("t2i", ())
     )
     return "".join(
         f"<section><h2>What each {query} retrieved</h2><p class=muted>Its nearest {found}s, "
-        f"the best first; ✓ marks its own.</p><div class=cards>{cards}</div></section>"
+        f"the best first, with their scores; ✓ marks its own.</p><div class=cards>{cards}</div>"
+        "</section>"
         for query, found, cards in (("image", "caption", images), ("caption", "image", captions))
         if cards
     )
 
 
+def answered(query: Mapping[str, Any], part: str, most: int | None = None) -> str:
+    """What a query of a part of `queries.json` retrieved or was told, without the query.
+
+    Args:
+      query: as `page.write` has it.
+      part: "i2t", "t2i" or "captions".
+      most: of those retrieved that are shown; None: all.
+    """
+    if part == "captions":
+        return (
+            f"<p class=query>“{escaped(query['written'])}”</p><p class=muted>log probability "
+            f"{_score(query.get('log_probability'))}</p>"
+        )
+    if part == "i2t":
+        found = (_item(one, _tick(one) + escaped(one["text"])) for one in query["captions"][:most])
+        return f"{_rank(query)}<ol>{''.join(found)}</ol>"
+    found = (_item(one, pictured(one) + _tick(one)) for one in query["images"][:most])
+    return f"{_rank(query)}<ol class=images>{''.join(found)}</ol>"
+
+
+def written_items(sentences: Sequence[Any]) -> str:
+    """Sentences, a line each."""
+    return f"<ul>{''.join(f'<li>{escaped(sentence)}</li>' for sentence in sentences)}</ul>"
+
+
 def captioned(queries: Mapping[str, Any]) -> str:
     """Pictures with the caption that was written, and those that people wrote."""
     cards = "".join(
-        f"<article class=i2t>{pictured(item)}<div><p class=query>“{escaped(item['written'])}”</p>"
-        f"<p class=muted>log probability {_score(item.get('log_probability'))}</p><ul>"
-        + "".join(f"<li>{escaped(text)}</li>" for text in item["said"])
-        + "</ul></div></article>"
+        f"<article class=i2t>{pictured(item)}<div>{answered(item, 'captions')}"
+        f"{written_items(item['said'])}</div></article>"
         for item in queries.get("captions", ())
     )
     if not cards:

@@ -17,6 +17,12 @@ CAPTIONS = {
     "caption/greedy": "one word after the other",
     "caption/nearest": "of the most similar training picture",
 }
+# Of captions beside that table.
+NAMES = {
+    "caption/perplexity": "Perplexity",
+    "caption/vocabulary": "Vocabulary, words",
+    "caption/distinct": "Different captions, %",
+}
 
 
 def results(
@@ -53,7 +59,7 @@ def results(
     table += classes.measures(metrics) + _captions(metrics)
     tabulated = (*WAYS, *(f"{kind}/{way}" for kind in CODES for way in WAYS))
     other = {
-        key: _other(key, value)
+        NAMES.get(key, key): _other(key, value)
         for key, value in metrics.items()
         if key not in ("rsum", *classes.SHOWN)
         and not key.removeprefix("codes/").startswith(tabulated)
@@ -77,8 +83,8 @@ def _captions(metrics: Mapping[str, Any]) -> str:
     if not rows:
         return ""
     return _table(shown, rows) + (
-        "<p class=muted>Captions, in percent (CIDEr: at most 1,000); vocabulary: words that can be "
-        "written; distinct: percent of the captions that are different ones.</p>"
+        "<p class=muted>Captions, in percent (CIDEr: at most 1,000); the vocabulary is what can be "
+        "written.</p>"
     )
 
 
@@ -140,7 +146,7 @@ def _other(key: str, value: Any) -> str:
     """A measure beside the table: a correlation with three decimals, a count whole."""
     if "/spearman" in key or "/kendall" in key:
         return three(value)
-    return whole(value) if key.endswith("/pairs") else number(value)
+    return whole(value) if key.endswith(("/pairs", "/vocabulary")) else number(value)
 
 
 def _measure(metrics: Mapping[str, Any], key: str) -> str:

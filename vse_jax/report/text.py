@@ -31,15 +31,37 @@ def finite(value: Any) -> bool:
 
 
 def number(value: Any, unit: str = "") -> str:
-    """A measure with one decimal, or a dash where there is none."""
-    return f"{value:,.1f}{unit}" if finite(value) else "–"
+    """A measure with one decimal, or what `unknown` says of it."""
+    return f"{value:,.1f}{unit}" if finite(value) else unknown(value)
 
 
 def three(value: Any) -> str:
-    """A measure with three decimals, or a dash where there is none."""
-    return f"{value:.3f}" if finite(value) else "–"
+    """A measure with three decimals, or what `unknown` says of it."""
+    return f"{value:.3f}" if finite(value) else unknown(value)
 
 
 def whole(value: Any) -> str:
-    """A whole number, or a dash."""
-    return f"{value:,.0f}" if finite(value) else "–"
+    """A whole number, or what `unknown` says of it."""
+    return f"{value:,.0f}" if finite(value) else unknown(value)
+
+
+def seconds_of(value: Any) -> str:
+    """A duration as a person says it: 42 s, 7 min, 1 h 05 min."""
+    if not finite(value):
+        return unknown(value)
+    minutes = round(value / 60)
+    if value < 90:
+        return f"{value:.0f} s"
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def bytes_of(value: Any) -> str:
+    """A size in MiB, or what `unknown` says of it."""
+    return f"{value / 2**20:,.1f} MiB" if finite(value) else unknown(value)
+
+
+def unknown(value: Any) -> str:
+    """What stands in the place of a number: NaN and infinities as what they are, else a dash."""
+    if not isinstance(value, float) or math.isfinite(value):
+        return "–"
+    return "NaN" if math.isnan(value) else "∞" if value > 0 else "-∞"
