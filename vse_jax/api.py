@@ -138,7 +138,8 @@ class Model:
         size = self.config.data.image_size
         _check_batch_size(batch_size)
         regions = self._looked_at(pictures, boxes, batch_size) if self.looks_at_boxes else []
-        most = max(map(len, regions), default=0)
+        # Padded, so that there are few compilations.
+        most = 1 << (max(map(len, regions), default=1) - 1).bit_length()
 
         def batches() -> Iterator[HostBatch]:
             with ThreadPoolExecutor() as threads:

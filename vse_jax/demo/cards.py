@@ -40,8 +40,8 @@ def gallery(found: Photos) -> str:
             f'<figure tabindex="0" title="{told}">{shown}<figcaption><b>{number}</b>'
             f"<span>{told}</span><i>{photo.score:.3f}</i></figcaption></figure>"
         )
-    note = f"{len(cards)} of {found.among:,} photos, {found.seconds:.2f} s"
-    return f'<p class="note">{note}</p><div class="photos">{"".join(cards)}</div>'
+    heading = _heading(f"{len(cards)} of {found.among:,} photos", found.seconds)
+    return f'{heading}<div class="photos">{"".join(cards)}</div>'
 
 
 def captions(found: Sequence[Caption], seconds: float) -> str:
@@ -52,7 +52,7 @@ def captions(found: Sequence[Caption], seconds: float) -> str:
         for number, caption in enumerate(found, 1)
     )
     head = "<tr><th></th><th>caption</th><th>log-probability</th></tr>"
-    return f'<p class="note">{seconds:.2f} s</p><table class="told">{head}{rows}</table>'
+    return f"{_heading('Captions', seconds)}<table class=\"told\">{head}{rows}</table>"
 
 
 def aligned(drawn: Drawn, seconds: float) -> str:
@@ -66,7 +66,7 @@ def aligned(drawn: Drawn, seconds: float) -> str:
     )
     head = "<tr><th>words</th><th>score</th></tr>"
     return (
-        f'<p class="note">words and their regions, {seconds:.2f} s</p>{_picture(drawn.picture)}'
+        f"{_heading('Words and their regions', seconds)}{_picture(drawn.picture)}"
         f'{_unknown(found.unknown)}<table class="told">{head}{rows}</table>'
     )
 
@@ -81,9 +81,8 @@ def looked(drawn: Drawn, seconds: float) -> str:
     if found.agreement is not None:
         rows.append(("agreement of the two maps (cosine)", f"{found.agreement:.2f}"))
     told = "".join(f"<tr><td>{escape(name)}</td><td>{value}</td></tr>" for name, value in rows)
-    note = "where the model looks for the class and for the words"
     return (
-        f'<p class="note">{note}, {seconds:.2f} s</p>{_picture(drawn.picture)}'
+        f"{_heading('Where the model looks', seconds)}{_picture(drawn.picture)}"
         f'{_unknown(found.unknown)}<table class="told">{told}</table>'
     )
 
@@ -100,6 +99,10 @@ def unserved(title: str, task: Unserved) -> str:
 def hint(text: str) -> str:
     """What stands where nothing was found yet."""
     return f'<div class="hint">{escape(text)}</div>'
+
+
+def _heading(text: str, seconds: float) -> str:
+    return f'<h3 class="heading">{escape(text)} <span>{seconds:.2f} s</span></h3>'
 
 
 def _picture(picture: Image.Image) -> str:

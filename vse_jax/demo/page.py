@@ -63,7 +63,7 @@ def application(tasks: Tasks, worker: Executor, local: bool) -> Gate:
 
 def built(tasks: Tasks, worker: Executor) -> gradio.Blocks:
     """The tabs; a task that nothing does says why in its place."""
-    with gradio.Blocks(title=TITLE, analytics_enabled=False) as blocks:
+    with gradio.Blocks(title=TITLE, analytics_enabled=False, fill_width=True) as blocks:
         gradio.HTML(_header(tasks), elem_id="header", js_on_load=None)
         with gradio.Tabs():
             with gradio.Tab("Search", id="search"):
@@ -93,7 +93,7 @@ def _search(task: Served | Unserved, worker: Executor) -> None:
             most = gradio.Slider(
                 1, tabs.MOST, value=12, step=1, label="Photos shown", elem_id="most"
             )
-        with gradio.Column(scale=3, min_width=320):
+        with gradio.Column(scale=3, min_width=360):
             found = _output("Photos that fit best come first.", "photos")
 
     def by_words(text: Any, k: Any) -> str:
@@ -130,7 +130,7 @@ def _caption(task: Served | Unserved, worker: Executor) -> None:
                 1, max(widths), value=5, step=1, label="Captions shown", elem_id="n-best"
             )
             write = gradio.Button("Caption", variant="primary", elem_id="write")
-        with gradio.Column(scale=3, min_width=320):
+        with gradio.Column(scale=3, min_width=360):
             found = _output("The likeliest captions come first.", "captions")
 
     def written(data: Any, width: Any, count: Any) -> str:
@@ -160,7 +160,7 @@ def _align(aligns: Served | Unserved, looks: Served | Unserved, worker: Executor
                 elem_id="sentence",
             )
             go = gradio.Button("Show", variant="primary", elem_id="align")
-        with gradio.Column(scale=3, min_width=320):
+        with gradio.Column(scale=3, min_width=360):
             found = _output("Words and their regions have the same colours.", "aligned")
 
     def shown(data: Any, text: Any) -> str:
