@@ -50,9 +50,7 @@ def main(arguments: Sequence[str]) -> None:
         sys.exit(130)
 
 
-def serve(
-    folders: Sequence[Path], index: Path | None, kind: str, host: str, port: int
-) -> None:
+def serve(folders: Sequence[Path], index: Path | None, kind: str, host: str, port: int) -> None:
     """Serves the page until it is stopped.
 
     Args:
@@ -78,9 +76,11 @@ def serve(
         log.info("loading and warming up")
         tasks = worker.submit(tabs.served, folders, index, kind).result()
         if not tabs.names(tasks):
-            reasons = [f"\n  {line}" for each in tasks.values() for line in (*each.reasons, each.advice)]
+            reasons = [
+                f"\n  {line}" for each in tasks.values() for line in (*each.reasons, each.advice)
+            ]
             raise DemoError(f"there is nothing to show:{''.join(reasons)}")
-        local = _is_local(host)
+        local = is_local(host)
         if not local:
             log.warning("who reaches this machine at %s sees the photos of the index", host)
         application = page.application(tasks, worker, local)
@@ -116,7 +116,8 @@ def _bound(host: str, port: int) -> socket.socket:
     return found
 
 
-def _is_local(host: str) -> bool:
+def is_local(host: str) -> bool:
+    """Whether only this machine reaches what listens at a host."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -133,7 +134,9 @@ def _parsed(arguments: Sequence[str]) -> argparse.Namespace:
         "--kind", choices=(EXACT, *approximate.KINDS), default=EXACT, help="of index (exact)"
     )
     parser.add_argument("--host", default="127.0.0.1", help="address to listen at (127.0.0.1)")
-    parser.add_argument("--port", type=_port, default=7860, help="to listen at; 0: a free one (7860)")
+    parser.add_argument(
+        "--port", type=_port, default=7860, help="to listen at; 0: a free one (7860)"
+    )
     return parser.parse_args(arguments)
 
 

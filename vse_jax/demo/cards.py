@@ -52,7 +52,7 @@ def captions(found: Sequence[Caption], seconds: float) -> str:
         for number, caption in enumerate(found, 1)
     )
     head = "<tr><th></th><th>caption</th><th>log-probability</th></tr>"
-    return f"{_heading('Captions', seconds)}<table class=\"told\">{head}{rows}</table>"
+    return f'{_heading("Captions", seconds)}<table class="told">{head}{rows}</table>'
 
 
 def aligned(drawn: Drawn, seconds: float) -> str:
@@ -74,10 +74,7 @@ def aligned(drawn: Drawn, seconds: float) -> str:
 def looked(drawn: Drawn, seconds: float) -> str:
     """Both maps over the picture, the likeliest classes and how well the maps agree."""
     found: Look = drawn.found
-    rows = [
-        (told.name, f"{100 * told.probability:.1f}%")
-        for told in found.classes[:TOLD]
-    ]
+    rows = [(told.name, f"{100 * told.probability:.1f}%") for told in found.classes[:TOLD]]
     if found.agreement is not None:
         rows.append(("agreement of the two maps (cosine)", f"{found.agreement:.2f}"))
     told = "".join(f"<tr><td>{escape(name)}</td><td>{value}</td></tr>" for name, value in rows)
