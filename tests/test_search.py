@@ -254,7 +254,7 @@ def test_two_processes_index_what_one_does(trained, run, photos, tmp_path):
     np.testing.assert_allclose(one.embeddings(numbers), two.embeddings(numbers), atol=1e-6)
 
 
-def test_an_index_of_faiss_is_kept_up_to_date(run, photos):
+def test_an_index_of_faiss_is_kept_up_to_date(run, photos, trained, tmp_path):
     pytest.importorskip("faiss", reason="needs the extra [search] or [bench]")
     code, _, told = run("query", "a circle", "--kind=hnsw")
     assert code == 1
@@ -262,8 +262,17 @@ def test_an_index_of_faiss_is_kept_up_to_date(run, photos):
     _, exactly, _ = run("query", "a circle", "--top=4")
     code, printed, _ = run("query", "a circle", "--top=4", "--kind=hnsw")
     assert (code, printed) == (0, exactly)
+    finder = Finder(vse_jax.load(trained), tmp_path / "index", "hnsw")
+    assert len(finder.by_texts(["a circle"], k=99)[0]) == 9
     (photos / "0.png").unlink()
     run("index", f"--images={photos}")
+    # One that is open looks at the items as they are now.
+    [hits] = finder.by_texts(["a circle"], k=99)
+    paths = [
+        str(photos / "more" / "4.png"),
+        *(str(photos / f"{n}.png") for n in (1, 2, 3, 5, 6, 7, 8)),
+    ]
+    assert sorted(str(hit.item.where) for hit in hits) == sorted(paths)
     code, printed, _ = run("query", "a circle", "--top=99", "--kind=hnsw")
     assert code == 0
     assert len(printed.splitlines()) == 8

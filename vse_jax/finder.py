@@ -91,6 +91,7 @@ class Finder:
         """
         self.store = Store(Path(folder).expanduser())
         check(model, self.store)
+        self._kind, self._generation = kind, self.store.generation
         self._index = None if kind == EXACT else approximate.load(kind, self.store)
         self._model = model
         self._similarity = assembly.similarity_of(model.config)
@@ -108,9 +109,13 @@ class Finder:
 
         Raises:
           ValueError: k is less than 1.
+          StoreError: the items have changed since, and no index of FAISS was built of them.
         """
         if k < 1:
             raise ValueError(f"k is {k}; it must be at least 1")
+        if self._index is not None and self.store.generation != self._generation:
+            self._generation = self.store.generation
+            self._index = approximate.load(self._kind, self.store)
         if self._index is None:
             found = exact.search(self._similarity, queries, self.store.shards(), k)
         else:

@@ -75,11 +75,9 @@ def serve(folders: Sequence[Path], index: Path | None, kind: str, host: str, por
     with _bound(host, port) as listening, ThreadPoolExecutor(1) as worker:
         log.info("loading and warming up")
         tasks = worker.submit(tabs.served, folders, index, kind).result()
-        if not tabs.names(tasks):
-            reasons = [
-                f"\n  {line}" for each in tasks.values() for line in (*each.reasons, each.advice)
-            ]
-            raise DemoError(f"there is nothing to show:{''.join(reasons)}")
+        if not any(isinstance(outcome, tabs.Served) for outcome in tasks.values()):
+            reasons = "\n  ".join(tabs.reasons(tasks))
+            raise DemoError(f"there is nothing to show:\n  {reasons}")
         local = is_local(host)
         if not local:
             log.warning("who reaches this machine at %s sees the photos of the index", host)

@@ -74,7 +74,7 @@ class Gate:
             self._check(scope)
             if scope["method"] == "POST":
                 receive = _again(await self._body(scope, receive), receive)
-        except _Refused as refused:
+        except _RefusedError as refused:
             await _answer(send, *refused.args)
             return
 
@@ -89,46 +89,46 @@ class Gate:
         await self._page({**scope, "query_string": query}, receive, sent)
 
     def _check(self, scope: Scope) -> None:
-        """Raises _Refused unless the page makes such requests."""
-        method, path = scope["method"], scope["path"]
-        below = path.removeprefix(READ_BELOW)
-        is_read = path in READ or path in self._files or (below != path and below.isalnum())
-        if method not in ("GET", "HEAD", "POST") or path not in CALLED and method == "POST":
-            raise _Refused(404, "nothing is there")
-        if method != "POST" and not is_read:
-            raise _Refused(404, "nothing is there")
+        """Raises _RefusedError unless the page makes such requests."""
+        path, below = scope["path"], scope["path"].removeprefix(READ_BELOW)
+        known = {"POST": path in CALLED}
+        known["GET"] = known["HEAD"] = (
+            path in READ or path in self._files or (below != path and below.isalnum())
+        )
+        if not known.get(scope["method"]):
+            raise _RefusedError(404, "nothing is there")
         host = _header(scope, b"host")
         if self._local and host.rpartition(":")[0] not in LOCAL and host not in LOCAL:
-            raise _Refused(403, "only this machine is served")
+            raise _RefusedError(403, "only this machine is served")
         origin = _header(scope, b"origin")
         if origin and origin.partition("://")[2] != host:
-            raise _Refused(403, "only the page itself is served")
+            raise _RefusedError(403, "only the page itself is served")
 
     async def _body(self, scope: Scope, receive: Receive) -> bytes:
-        """A request's content; raises _Refused unless it is short enough, and of plain values."""
+        """A request's content; raises _RefusedError unless it is short and of plain values."""
         length = _header(scope, b"content-length")
         if length.isdecimal() and int(length) > self._most:
-            raise _Refused(413, f"at most {self._most} bytes are taken")
+            raise _RefusedError(413, f"at most {self._most} bytes are taken")
         parts, size, more = [], 0, True
         while more:
             message = await receive()
             if message["type"] != "http.request":
-                raise _Refused(400, "the request ended early")
+                raise _RefusedError(400, "the request ended early")
             parts.append(message.get("body", b""))
             size, more = size + len(parts[-1]), message.get("more_body", False)
             if size > self._most:
-                raise _Refused(413, f"at most {self._most} bytes are taken")
+                raise _RefusedError(413, f"at most {self._most} bytes are taken")
         body = b"".join(parts)
         try:
             value = json.loads(body)
         except (ValueError, RecursionError):
-            raise _Refused(400, "the request is no JSON") from None
+            raise _RefusedError(400, "the request is no JSON") from None
         if not _is_plain(value):
-            raise _Refused(400, "a function is given texts and numbers only, and no files")
+            raise _RefusedError(400, "a function is given texts and numbers only, and no files")
         return body
 
 
-class _Refused(Exception):
+class _RefusedError(Exception):
     """(status, what is told)."""
 
 

@@ -135,7 +135,7 @@ def _caption(task: Served | Unserved, worker: Executor) -> None:
 
     def written(data: Any, width: Any, count: Any) -> str:
         if width not in widths:
-            raise uploads.Refused(f"the beam width must be one of {widths}")
+            raise uploads.UploadError(f"the beam width must be one of {widths}")
         pixels, begun = uploads.picture(data), time.perf_counter()
         best = tabs.captions(model, pixels, int(width), uploads.count(count, max(widths)))
         return cards.captions(best, time.perf_counter() - begun)
@@ -246,7 +246,7 @@ def _why(title: str, task: Served | Unserved) -> None:
 
 
 def _header(tasks: Tasks) -> str:
-    told = {}
+    told: dict[str, list[str]] = {}
     for task, outcome in tasks.items():
         if isinstance(outcome, Served):
             told.setdefault(outcome.folder.name, []).append(task)

@@ -262,6 +262,7 @@ def look(model: Model, picture: Pixels, sentence: str) -> Drawn:
     return Drawn(found, look_picture.side_by_side(Image.fromarray(picture), panels))
 
 
-def names(tasks: Mapping[str, Served | Unserved]) -> list[str]:
-    """Those of the tasks that are served."""
-    return [task for task, outcome in tasks.items() if isinstance(outcome, Served)]
+def reasons(tasks: Mapping[str, Served | Unserved]) -> list[str]:
+    """Of the tasks that are not served, what stands in the way and what to do, a line each."""
+    left = [outcome for outcome in tasks.values() if isinstance(outcome, Unserved)]
+    return [line for outcome in left for line in (*outcome.reasons, outcome.advice)]
