@@ -138,7 +138,9 @@ class Model:
         size = self.config.data.image_size
         _check_batch_size(batch_size)
         regions = self._looked_at(pictures, boxes, batch_size) if self.looks_at_boxes else []
-        most = max(map(len, regions), default=0)
+        most = max(map(len, regions), default=1)
+        # So that there are few compilations.
+        more = 1 << (most - 1).bit_length()
 
         def batches() -> Iterator[HostBatch]:
             with ThreadPoolExecutor() as threads:
@@ -149,7 +151,7 @@ class Model:
                     )
                     batch = self.image_batch(pixels, padded)
                     if regions:
-                        batch["boxes"] = np.zeros((padded, most, 4), np.float32)
+                        batch["boxes"] = np.zeros((padded, more, 4), np.float32)
                         for row, own in enumerate(regions[start : start + count]):
                             batch["boxes"][row, : len(own)] = own
                     yield batch
@@ -157,7 +159,10 @@ class Model:
         _check_batch_size(batch_size)
         if not len(pictures):
             return self._nothing()
-        return self._encoder.images(self._variables, batches())
+        found = self._encoder.images(self._variables, batches())
+        if regions and isinstance(found, Encoding):
+            return found.replace(local=found.local[:, :most], mask=found.mask[:, :most])
+        return found
 
     def _looked_at(
         self,

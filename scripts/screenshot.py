@@ -1,0 +1,71 @@
+"""A picture of the demo's search tab, taken in a real browser while the demo runs.
+
+    python -m vse_jax.demo --workdir=RUN &
+    python scripts/screenshot.py --query="a red circle above a blue square" --output=docs/demo.png
+
+Needs a Chromium that is installed, and Playwright (`pip install playwright`) to steer it.
+"""
+
+import argparse
+import contextlib
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+# It runs as root in a container, too, and fetches nothing for itself.
+FLAGS = (
+    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+    "--disable-background-networking", "--disable-component-update", "--disable-sync",
+)  # fmt: skip
+WIDTH, HEIGHT = 1180, 800
+# Milliseconds to wait for what is asked for.
+PATIENCE = 120_000
+
+
+def browser_path() -> str | None:
+    """An installed Chromium; None where there is none."""
+    return next(filter(None, map(shutil.which, BROWSERS)), None)
+
+
+@contextlib.contextmanager
+def opened(url: str) -> Iterator[Any]:
+    """The page in a browser, ready: a `playwright.sync_api.Page`."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=browser_path(), args=list(FLAGS))
+        page = browser.new_page(viewport={"width": WIDTH, "height": HEIGHT})
+        page.set_default_timeout(PATIENCE)
+        page.goto(url)
+        page.wait_for_selector("#header h1")
+        yield page
+        browser.close()
+
+
+def search(page: Any, query: str) -> None:
+    """Types a query and waits for the photos."""
+    page.fill("#words textarea", query)
+    page.press("#words textarea", "Enter")
+    page.wait_for_selector("#photos figure")
+
+
+def main(arguments: list[str]) -> None:
+    """Writes the picture."""
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
+    parser.add_argument("--url", default="http://127.0.0.1:7860/", help="of the demo")
+    parser.add_argument("--query", required=True, help="what is searched for")
+    parser.add_argument("--output", type=Path, required=True, help="a .png")
+    given = parser.parse_args(arguments)
+    if browser_path() is None:
+        sys.exit(f"no browser is installed: one of {', '.join(BROWSERS)}")
+    with opened(given.url) as page:
+        search(page, given.query)
+        page.wait_for_function("[...document.images].every(image => image.complete)")
+        page.screenshot(path=given.output)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,1 @@
+"""A page to try trained models on: what its tabs do (`tabs`), and the page around it (`page`)."""

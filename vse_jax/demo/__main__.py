@@ -1,0 +1,149 @@
+"""python -m vse_jax.demo --workdir=RUN [--workdir=ANOTHER]: a page to try trained models on.
+
+Its tabs search a folder of photos by words or by a photo (in the index that
+python -m vse_jax.search index made), write captions of a photo, and tie the words of a sentence to
+regions of a photo. Each is done by the first workdir that can; one that none can do says why.
+"""
+
+import argparse
+import ipaddress
+import logging
+import socket
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NoReturn
+
+from vse_jax import console, parallel
+from vse_jax.demo import tabs
+from vse_jax.errors import USER_ERRORS
+from vse_jax.finder import EXACT
+from vse_jax.index import approximate
+
+log = logging.getLogger("vse_jax.demo")
+# Open at a time; each browser holds two or three.
+CONNECTIONS = 200
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """Ends in one line."""
+        self.exit(2, f"demo: {message}\n")
+
+
+class DemoError(Exception):
+    """Why there is no page: says what to do, in one line."""
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Serves the page until it is stopped; a user's mistake ends in one clear line and exit 1."""
+    given = _parsed(arguments)
+    console.set_up_logging()
+    parallel.keep_compiled()
+    try:
+        serve(given.workdir, given.index, given.kind, given.host, given.port)
+    except (*USER_ERRORS, DemoError, OSError) as error:
+        sys.stderr.write(f"demo: {error}\n")
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def serve(folders: Sequence[Path], index: Path | None, kind: str, host: str, port: int) -> None:
+    """Serves the page until it is stopped.
+
+    Args:
+      folders: workdirs.
+      index: as of `tabs.served`.
+      kind: likewise.
+      host: name or address to listen at.
+      port: there; 0 for a free one.
+
+    Raises:
+      DemoError: the extra [demo] is missing, the address cannot be listened at, or no task can be
+        done.
+      Of USER_ERRORS: a workdir that cannot be loaded.
+    """
+    try:
+        import uvicorn
+
+        from vse_jax.demo import page
+    except ImportError as error:
+        raise DemoError(f"it needs Gradio: pip install 'vse-jax[demo]' ({error})") from error
+    # Taken before the models are loaded, and listened at after.
+    with _bound(host, port) as listening, ThreadPoolExecutor(1) as worker:
+        log.info("loading and warming up")
+        tasks = worker.submit(tabs.served, folders, index, kind).result()
+        if not any(isinstance(outcome, tabs.Served) for outcome in tasks.values()):
+            reasons = "\n  ".join(tabs.reasons(tasks))
+            raise DemoError(f"there is nothing to show:\n  {reasons}")
+        local = is_local(host)
+        if not local:
+            log.warning("who reaches this machine at %s sees the photos of the index", host)
+        application = page.application(tasks, worker, local)
+        settings = uvicorn.Config(
+            application,
+            log_level="warning",
+            access_log=False,
+            limit_concurrency=CONNECTIONS,
+            timeout_graceful_shutdown=2,
+            ws="none",
+        )
+        listening.listen()
+        shown = f"[{host}]" if ":" in host else host
+        log.info("the page is at http://%s:%d/", shown, listening.getsockname()[1])
+        uvicorn.Server(settings).run(sockets=[listening])
+
+
+def _bound(host: str, port: int) -> socket.socket:
+    """A socket at an address; raises DemoError where it cannot be had."""
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        found = socket.socket(family, kind)
+    except OSError as error:
+        raise DemoError(f"--host={host} is no address of this machine: {error.strerror}") from error
+    try:
+        found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        found.bind(address)
+    except OSError as error:
+        found.close()
+        raise DemoError(
+            f"{host}:{port} cannot be listened at ({error.strerror}): give another --port or --host"
+        ) from error
+    return found
+
+
+def is_local(host: str) -> bool:
+    """Whether only this machine reaches what listens at a host."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _parsed(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = _Parser("python -m vse_jax.demo", description=__doc__, allow_abbrev=False)
+    parser.add_argument(
+        "--workdir", type=Path, action="append", required=True, help="of a trained run; repeatable"
+    )
+    parser.add_argument("--index", type=Path, help="folder of the index (RUN/index/images)")
+    parser.add_argument(
+        "--kind", choices=(EXACT, *approximate.KINDS), default=EXACT, help="of index (exact)"
+    )
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen at (127.0.0.1)")
+    parser.add_argument(
+        "--port", type=_port, default=7860, help="to listen at; 0: a free one (7860)"
+    )
+    return parser.parse_args(arguments)
+
+
+def _port(text: str) -> int:
+    value = int(text) if text.isdecimal() else -1
+    if not 0 <= value < 2**16:
+        raise argparse.ArgumentTypeError(f"{text!r} is no port: a whole number below 65536")
+    return value
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
