@@ -170,8 +170,8 @@ def test_of_a_damaged_checkpoint_the_one_before_is_used(tmp_path, opened, damage
 def test_only_the_checksums_find_a_wrong_byte_that_decodes(tmp_path, opened, caplog, monkeypatch):
     """As where another array was written under the name."""
     checkpoints = saved(opened, tmp_path / "last", 1)
-    checksum = checkpoint._checksum
-    monkeypatch.setattr(checkpoint, "_checksum", lambda array: checksum(array) ^ 1)
+    checksum = checkpoint.checksum
+    monkeypatch.setattr(checkpoint, "checksum", lambda array: checksum(array) ^ 1)
     checkpoints.save(2, state(2))
     checkpoints.wait()
     monkeypatch.undo()

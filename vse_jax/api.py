@@ -7,7 +7,6 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 import jax
@@ -19,14 +18,11 @@ from vse_jax import (
     alignment,
     assembly,
     caption_writer,
-    checkpoint,
     confidence,
     inputs,
     look,
     parallel,
-    train_step,
-    training_objective,
-    workdir,
+    trained,
 )
 from vse_jax import codebook as codebooks
 from vse_jax.alignment import Alignment
@@ -63,40 +59,23 @@ class Model:
       step: of the checkpoint that was loaded.
       codebook: learned, a `codebook.Codebook`; None where the model has none.
       classes: names of those that it tells; none where it tells none.
+      looks_at_boxes: whether it looks at boxes: given ones, or else proposed ones.
     """
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
-        """Loads the best checkpoint of a workdir; see `load`."""
-        path = Path(folder).expanduser()
-        self.config = workdir.read_config(path)
-        workdir.check_tokenizer(path)
-        self._vocabulary = (path / workdir.TOKENIZER).read_text(encoding="utf-8")
-        self._tokenizer = tokenizer.load(
-            path / workdir.TOKENIZER, self.config.data.tokenizer, self.config.data.max_tokens
-        )
-        origin = workdir.read_origin(path)
-        self._features: int | None = origin.get("features")
-        self.classes: list[str] = origin.get("classes", [])
-        model = assembly.make_model(
-            self.config,
-            assembly.Words.from_json(origin["words"]),
-            assembly.Sources(**origin["sources"]),
-        )
-        tree = checkpoint.read_newest(path / "checkpoints" / "best")
-        self.step = int(tree["step"])
-        self.codebook = training_objective.codebook_of(tree.get("objective_state", {}))
+        """Loads the best checkpoint of a workdir, or an exported folder; see `load`."""
+        found = trained.read(folder)
+        self.config, self.step, self.codebook = found.config, found.step, found.codebook
+        self.classes, self._features = found.classes, found.features
+        self._vocabulary, self._tokenizer = found.vocabulary, found.tokenizer
+        self.looks_at_boxes, model = found.looks_at_boxes, found.model
         self._devices = parallel.Devices.all(self.config.parallel)
         self._backbone = model.image.backbone
         self._function_words = model.function_words
         self._encoder = Encoder(model, self._devices)
         writes = assembly.writes_captions(self.config)
         self._writer = caption_writer.CaptionWriter(model, self._devices) if writes else None
-        self._variables = self._encoder.variables(**train_step.evaluation_variables(tree))
-
-    @property
-    def looks_at_boxes(self) -> bool:
-        """Whether the model looks at boxes: given ones, or else proposed ones."""
-        return self._features is None and self.config.model.image.features == "boxes"
+        self._variables = self._encoder.variables(**found.variables)
 
     @property
     def reads_features(self) -> bool:
@@ -625,8 +604,12 @@ def _check_sentences(sentences: Sequence[str]) -> None:
 def load(folder: str | os.PathLike[str]) -> Model:
     """The model of a trained workdir: its best checkpoint, or the newest that is whole.
 
+    Args:
+      folder: the workdir; or what `python -m vse_jax.export --format=safetensors` wrote, or
+        "hub:OWNER/NAME", where that lies on the Hugging Face hub (of a revision by `@REVISION`).
+
     Raises:
-      WorkdirError: not a workdir, or its tokenizer is another one.
+      WorkdirError: not a workdir, or its tokenizer is another one; or the hub has no such.
       CheckpointError: no usable checkpoint.
     """
     return Model(folder)

@@ -51,7 +51,7 @@ class Checkpoints:
                 step,
                 args=ocp.args.Composite(
                     state=ocp.args.StandardSave(traverse_util.unflatten_dict(leaves, sep="/")),
-                    checksums=ocp.args.JsonSave({k: _checksum(x) for k, x in leaves.items()}),
+                    checksums=ocp.args.JsonSave({k: checksum(x) for k, x in leaves.items()}),
                 ),
             )
             if parallel.process_share()["processes"] > 1:
@@ -127,7 +127,7 @@ class Checkpoints:
                 state=ocp.args.StandardRestore(), checksums=ocp.args.JsonRestore()
             ),
         )
-        return _checked(found["state"], found["checksums"])
+        return checked(found["state"], found["checksums"])
 
     def _put_aside(self, step: int) -> None:
         self._manager.close()
@@ -202,15 +202,15 @@ def _verified(checkpoint: Path) -> dict[str, Any]:
                 state=ocp.args.PyTreeRestore(), checksums=ocp.args.JsonRestore()
             ),
         )
-    return traverse_util.unflatten_dict(_checked(found["state"], found["checksums"]), sep="/")
+    return traverse_util.unflatten_dict(checked(found["state"], found["checksums"]), sep="/")
 
 
-def _checked(state: Any, checksums: Mapping[str, int]) -> dict[str, np.ndarray]:
-    """The arrays as read, by path, none of them missing or changed since they were saved."""
+def checked(state: Any, checksums: Mapping[str, int]) -> dict[str, np.ndarray]:
+    """The arrays as read, by path; raises CheckpointError where one is missing or has changed."""
     flat = traverse_util.flatten_dict(state, sep="/")
     leaves = {name: np.asarray(leaf) for name, leaf in flat.items()}
     for name in leaves.keys() | checksums.keys():
-        if name not in leaves or _checksum(leaves[name]) != checksums.get(name):
+        if name not in leaves or checksum(leaves[name]) != checksums.get(name):
             raise CheckpointError(f"{name} does not match its checksum")
     return leaves
 
@@ -241,5 +241,6 @@ def _leaves(state: Any) -> dict[str, np.ndarray]:
     }
 
 
-def _checksum(array: np.ndarray) -> int:
+def checksum(array: np.ndarray) -> int:
+    """CRC-32 of an array's bytes."""
     return zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)

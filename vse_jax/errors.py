@@ -4,6 +4,8 @@ from vse_jax.checkpoint import CheckpointError
 from vse_jax.config import ConfigError
 from vse_jax.data.split import DataError
 from vse_jax.evaluators.retrieval import EvaluationError
+from vse_jax.exporting.folder import ExportError
+from vse_jax.hub import HubError
 from vse_jax.index.database import StoreError
 from vse_jax.models.backbones.weights import WeightsError
 from vse_jax.parallel import ProcessesError
@@ -16,6 +18,8 @@ USER_ERRORS = (
     ConfigError,
     DataError,
     EvaluationError,
+    ExportError,
+    HubError,
     NonFiniteLoss,
     ProcessesError,
     ReportError,

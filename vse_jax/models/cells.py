@@ -20,6 +20,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from vse_jax.models import packed
 from vse_jax.models.packed import Packing
+from vse_jax.models.symbolic import is_symbolic
 
 
 class CellParams(NamedTuple):
@@ -76,6 +77,8 @@ def states(
       reverse: whether captions are read from their last word to their first.
       dtype: of the operands of products, which are summed in float32; all else is float32.
     """
+    if is_symbolic(words.shape[0]):
+        return _scanned(lstm, reverse, jnp.dtype(dtype), params, shown, words, lengths)
     return _states(lstm, reverse, jnp.dtype(dtype), params, shown, words, lengths)
 
 
@@ -166,6 +169,29 @@ def word_gradients(
     _, found = packed.backward(ways, step, begun, jnp.zeros((lanes, width)))
     found = found[ways.lane].reshape(*asked.shape, width)
     return jnp.where(asked[..., None], found, 0)
+
+
+def _scanned(
+    lstm: bool, reverse: bool, dtype: Any, params: CellParams, shown: Any, words: Any, lengths: Any
+) -> Float[Array, "b t h"]:
+    """`states` by a plain scan, padding and all, for as many captions as come."""
+
+    def step(before: Any, t: Int[Array, ""]) -> tuple[Any, Array]:
+        x = lax.dynamic_index_in_dim(words, t, axis=1, keepdims=False)
+        if params.weight_hx is not None:
+            x = packed.dot(x, params.weight_hx, 1, dtype)
+        argument = x + packed.dot(before[0], params.weight_hh, 1, dtype) + params.bias[None]
+        first = t == lengths - 1 if reverse else t == jnp.zeros_like(lengths)
+        alive = (t < lengths)[:, None]
+        after = cell(argument + jnp.where(first[:, None], shown, 0), before[1])
+        after = jax.tree.map(lambda new, old: jnp.where(alive, new, old), after, before)
+        return after, jnp.where(alive, after[0], 0)
+
+    nothing = jnp.zeros((words.shape[0], params.weight_hh.shape[0]))
+    begun = nothing, nothing if lstm else None
+    # By number alone, as in `recurrent`.
+    found = lax.scan(step, begun, jnp.arange(words.shape[1]), reverse=reverse)[1]
+    return found.swapaxes(0, 1)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))

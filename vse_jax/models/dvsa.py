@@ -77,7 +77,7 @@ class BRNNReader(nn.Module):
         bias = self.param(f"{name}_bias", nn.initializers.zeros, (self.hidden,))
         found = cells.states(
             CellParams(None, kernel, bias),
-            jnp.zeros((len(e), self.hidden)),
+            jnp.zeros((e.shape[0], self.hidden)),
             e[:, 1:],  # The first token opens the sentence, the last closes it.
             jnp.maximum(jnp.sum(mask, axis=1) - 2, 0),
             lstm=False,
@@ -171,21 +171,35 @@ def _best(
     words: Float[Array, "c l d"],
 ) -> Float[Array, "a c l"]:
     """As `_best_regions`. Its gradient needs of the products only which region is best."""
-    return _best_forward(dtype, regions, there, words)[0]
+    _, best = _found(dtype, regions, there, words)
+    return _where_any(there, best, words)
 
 
-def _best_forward(dtype: Any, regions: Any, there: Any, words: Any) -> tuple[Array, Any]:
+def _found(
+    dtype: Any, regions: Any, there: Any, words: Any
+) -> tuple[Float[Array, "a r w"], Float[Array, "a w"]]:
+    """Every product of a region with a word of any caption, and of each word the largest."""
     (a, r, d), (c, length, _) = regions.shape, words.shape
     found = packed.dot(regions.reshape(a * r, d), words.reshape(c * length, d).T, 1, dtype)
     found = jnp.where(there[:, :, None], found.reshape(a, r, c * length), -jnp.inf)
-    best = jnp.max(found, axis=1)
+    return found, jnp.max(found, axis=1)
+
+
+def _where_any(there: Any, best: Float[Array, "a w"], words: Any) -> Float[Array, "a c l"]:
+    """The largest products, word by word of each caption; 0 where the picture has no region."""
+    best = jnp.where(jnp.any(there, axis=1)[:, None], best, 0.0)
+    return best.reshape(best.shape[0], *words.shape[:2])
+
+
+def _best_forward(dtype: Any, regions: Any, there: Any, words: Any) -> tuple[Array, Any]:
+    found, best = _found(dtype, regions, there, words)
+    r = found.shape[1]
     numbers = jnp.arange(r, dtype=jnp.float32)[None, :, None]
     # `argmax` by reductions that a CPU has vector instructions for.
     which = jnp.min(jnp.where(found == best[:, None], numbers, float(r)), axis=1)
     small = jnp.uint8 if r < 256 else jnp.int32
     which = checkpoint_name(which.astype(small), KEPT)
-    best = jnp.where(jnp.any(there, axis=1)[:, None], best, 0.0).reshape(a, c, length)
-    return best, (regions, there, words, which)
+    return _where_any(there, best, words), (regions, there, words, which)
 
 
 def _best_backward(dtype: Any, residual: Any, d_best: Float[Array, "a c l"]) -> Any:

@@ -15,6 +15,7 @@ from jaxtyping import Array, Bool, Float, Int
 from vse_jax.models.gru_cell import GRUWeights, next_state
 from vse_jax.models.masked import masked_softmax
 from vse_jax.models.recurrent import GRUParams
+from vse_jax.models.symbolic import is_symbolic
 from vse_jax.models.text import symmetric_uniform
 
 # Up to this many parts, values are ranked by counting: n^2 comparisons that run over the channels
@@ -53,7 +54,7 @@ class GPO(nn.Module):
     ) -> Float[Array, "b d"]:
         """One vector of the parts that `mask` keeps; zero where there are none."""
         (batch, size), count = mask.shape, jnp.sum(mask, axis=1, dtype=jnp.int32)
-        if batch > size + 1:
+        if is_symbolic(batch, size) or batch > size + 1:
             # Fewer counts than rows: the weights of each count are computed once.
             theta = jnp.take(self.weights(jnp.arange(size + 1), size), count, axis=0)
         else:
@@ -88,8 +89,8 @@ def _read(
         state = jnp.where((place < counts)[:, None], state, 0.0)
         return state, state
 
-    start = jnp.zeros((len(counts), params.weight_hh.shape[1]))
-    inputs = (jnp.arange(len(code)), from_code)
+    start = jnp.zeros((counts.shape[0], params.weight_hh.shape[1]))
+    inputs = (jnp.arange(code.shape[0]), from_code)
     return lax.scan(step, start, inputs, reverse=reverse)[1].swapaxes(0, 1)
 
 
@@ -120,7 +121,7 @@ def sorted_pool(
     count = jnp.sum(mask, axis=1, keepdims=True)
     real = jnp.arange(mask.shape[1])[None] < count
     theta = jnp.where(real, theta, 0.0)
-    if mask.shape[1] <= _COUNTED:
+    if not is_symbolic(mask.shape[1]) and mask.shape[1] <= _COUNTED:
         return _counted_pool(values, mask, theta)
     lowered = jnp.sort(jnp.where(mask[..., None], -values, jnp.inf), axis=1)
     return -jnp.sum(theta[..., None] * jnp.where(real[..., None], lowered, 0.0), axis=1)

@@ -226,7 +226,7 @@ class MultimodalRNN(nn.Module):
     def _start(self, picture: Float[Array, "b h"]) -> State:
         if self.cell == "rnn":
             return State(picture, None)
-        memory = jnp.zeros((len(picture), self.hidden))
+        memory = jnp.zeros((picture.shape[0], self.hidden))
         return State(self._product(picture, self.weight_hx), memory)
 
     def _advance(

@@ -18,6 +18,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from vse_jax.encoding import Encoding
+from vse_jax.models.symbolic import is_symbolic
 
 Params = Any
 # Of each caption, what its scores depend on besides the pair: arrays [c, ...]; () for nothing.
@@ -84,6 +85,10 @@ def score(
     """
     if comparison.measure is None:
         statistics = ()
+    if statistics is not None and is_symbolic(images.mask.shape[0], texts.mask.shape[0]):
+        # Of how many there are no tiles can be made: who calls this gives few at a time.
+        aligned = comparison.align(params, images, texts)
+        return comparison.read(params, aligned, texts, statistics), statistics
     texts, statistics, lengths, back = _by_length(texts, statistics)
     count, width = texts.mask.shape
     chunk = min(tile.captions, count)

@@ -19,6 +19,7 @@ from jaxtyping import Array, Float, Int
 
 from vse_jax.models import packed
 from vse_jax.models.packed import Packing
+from vse_jax.models.symbolic import is_symbolic
 
 
 class GRUParams(NamedTuple):
@@ -66,6 +67,8 @@ def gru(
     The same inputs give the same bits. Inputs beyond a caption's length are never read.
     Source: Cho et al., EMNLP 2014, section 2.3.
     """
+    if is_symbolic(inputs.shape[0]):
+        return _scanned(reverse, jnp.dtype(dtype), params, inputs, lengths)
     outputs, last = _gru(reverse, jnp.dtype(dtype), params, inputs, lengths)
     return GRUResult(outputs, last)
 
@@ -74,6 +77,41 @@ def average(forward: GRUResult, backward: GRUResult) -> GRUResult:
     """The mean of the two directions, after each token and over the whole."""
     outputs = (forward.outputs + backward.outputs) / 2
     return GRUResult(outputs, (forward.last + backward.last) / 2)
+
+
+def _scanned(
+    reverse: bool,
+    dtype: Any,
+    params: GRUParams,
+    inputs: Float[Array, "b l e"],
+    lengths: Int[Array, " b"],
+) -> GRUResult:
+    """`gru` by a plain scan, padding and all, for as many captions as come."""
+    w_ih, w_hh = params.weight_ih.T, params.weight_hh.T
+
+    def step(h: Float[Array, "b h"], t: Int[Array, ""]) -> tuple[Array, Array]:
+        x = lax.dynamic_index_in_dim(inputs, t, axis=1, keepdims=False)
+        from_x = packed.dot(x, w_ih, 1, dtype) + params.bias_ih[None]
+        from_h = packed.dot(h, w_hh, 1, dtype) + params.bias_hh[None]
+        alive = (t < lengths)[:, None]
+        h = jnp.where(alive, _next(from_x, from_h, h)[0], h)
+        return h, jnp.where(alive, h, 0)
+
+    begun = jnp.zeros((inputs.shape[0], w_hh.shape[0]))
+    # By number alone: of sequences of floats the converter to ONNX makes doubles (jax2onnx 0.17).
+    last, outputs = lax.scan(step, begun, jnp.arange(inputs.shape[1]), reverse=reverse)
+    return GRUResult(outputs.swapaxes(0, 1), last)
+
+
+def _next(
+    from_x: Float[Array, "r h3"], from_h: Float[Array, "r h3"], h: Float[Array, "r h"]
+) -> tuple[Float[Array, "r h"], Float[Array, "r h3"]]:
+    """The new state, and its r, z and W_hn h + b_hn."""
+    hidden = h.shape[1]
+    r, z = jnp.split(jax.nn.sigmoid((from_x + from_h)[:, : 2 * hidden]), 2, axis=1)
+    q = from_h[:, 2 * hidden :]
+    n = jnp.tanh(from_x[:, 2 * hidden :] + r * q)
+    return (1 - z) * n + z * h, jnp.concatenate([r, z, q], axis=1)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
@@ -134,12 +172,10 @@ def _forward(
         start, rows = packing.starts[t], len(h)
         from_x = packed.dot(packed.rows_of(x, start, rows), w_ih, 1, dtype) + params.bias_ih[None]
         from_h = packed.dot(h, w_hh, 1, dtype) + params.bias_hh[None]
-        r, z = jnp.split(jax.nn.sigmoid((from_x + from_h)[:, : 2 * hidden]), 2, axis=1)
-        q = from_h[:, 2 * hidden :]
-        n = jnp.tanh(from_x[:, 2 * hidden :] + r * q)
+        new, own = _next(from_x, from_h, h)
         if keep:
-            gates = packed.write(gates, jnp.concatenate([r, z, q], axis=1), start)
-        new = jnp.where(packed.alive(packing, t, rows), (1 - z) * n + z * h, h)
+            gates = packed.write(gates, own, start)
+        new = jnp.where(packed.alive(packing, t, rows), new, h)
         return new, (packed.write(states, new, start), gates)
 
     begun = jnp.zeros((packed.lane_count(packing), hidden))

@@ -16,7 +16,7 @@ def pyramid(grid: Float[Array, "b h w c"], cells: int) -> Float[Array, "b n c"]:
     down, across = (_means(size, cells) for size in grid.shape[1:3])
     pooled = jnp.einsum("ih,jw,bhwc->bijc", down, across, grid)
     whole = jnp.mean(grid, axis=(1, 2))[:, None]
-    return jnp.concatenate([pooled.reshape(len(grid), cells**2, grid.shape[-1]), whole], axis=1)
+    return jnp.concatenate([pooled.reshape(grid.shape[0], cells**2, grid.shape[-1]), whole], axis=1)
 
 
 def pyramid_boxes(height: int, width: int, cells: int) -> Float[np.ndarray, "n 4"]:

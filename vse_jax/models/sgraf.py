@@ -71,7 +71,7 @@ class SGRAFHead(nn.Module):
             return Dropout(self.dropout)(jnp.tanh(x), train=train)
 
         own = embedded(local, "part", mask)
-        every = jnp.ones((len(mask), 1), bool)
+        every = jnp.ones((mask.shape[0], 1), bool)
         common = own * embedded(mean[:, None], "mean", every)
         logits = dense(1, name="weight")(common).astype(jnp.float32)[..., 0]
         weights = masked_softmax(logits, mask, axis=1)

@@ -152,5 +152,5 @@ def word_parts(
 ) -> tuple[Float[Array, "b n f"], Bool[Array, "b n"]]:
     """Parts of sentences, float32, and which are real."""
     if parts == "pooled":
-        return read.pooled.astype(jnp.float32)[:, None], jnp.ones((len(mask), 1), bool)
+        return read.pooled.astype(jnp.float32)[:, None], jnp.ones((mask.shape[0], 1), bool)
     return read.words.astype(jnp.float32), mask

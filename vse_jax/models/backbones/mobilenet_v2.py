@@ -66,6 +66,8 @@ class MobileNetV2(nn.Module):
       axis_name: mapped axis over which batch statistics are shared, for the statistics
         of the global batch; None for those of this device's share.
       remat: compute each block again in the backward pass instead of keeping what is inside.
+      grouped: leave the convolutions of each channel by itself to the compiler, for those that are
+        better at it than XLA.
     """
 
     depth_multiplier: float = 1.0
@@ -82,6 +84,7 @@ class MobileNetV2(nn.Module):
     dtype: Dtype = jnp.float32
     axis_name: str | None = None
     remat: bool = False
+    grouped: bool = False
 
     @nn.compact
     def __call__(self, image: UInt8[Array, "b h w 3"], *, train: bool) -> FeatureMap:
@@ -99,6 +102,7 @@ class MobileNetV2(nn.Module):
             ),
             tf_padding=self.tf_padding,
             dtype=self.dtype,
+            grouped=self.grouped,
         )
         x = (image.astype(self.dtype) - MEAN) / STD
         widths = [self._depth(channels) for channels in _CHANNELS]
@@ -148,7 +152,7 @@ def make(
             f"config.json of the weights: hidden_act is {config['hidden_act']!r}, expected one of "
             f"{sorted(_ACTIVATIONS)}"
         )
-    ours = {"momentum", "dtype", "axis_name", "name"}
+    ours = {"momentum", "dtype", "axis_name", "grouped", "name"}
     known = {field.name for field in fields(MobileNetV2)} - ours
     kept: Mapping[str, Any] = {key: config[key] for key in known & config.keys()}
     return MobileNetV2(**kept, dtype=dtype, axis_name=axis_name)
@@ -251,6 +255,7 @@ class _ConvLayer(nn.Module):
     norm: Callable[..., nn.Module]
     tf_padding: bool
     dtype: Dtype
+    grouped: bool
     depthwise: bool = False
 
     @nn.compact
@@ -258,8 +263,9 @@ class _ConvLayer(nn.Module):
         pads = [_padding(self, size) for size in x.shape[1:3]]
         if self.depthwise:
             convolution: nn.Module = _Depthwise(
-                self.kernel, self.stride, self.dilation, pads, self.dtype, name="convolution"
-            )
+                self.kernel, self.stride, self.dilation, pads, self.dtype, self.grouped,
+                name="convolution",
+            )  # fmt: skip
         else:
             convolution = nn.Conv(
                 self.width,
@@ -286,12 +292,23 @@ class _Depthwise(nn.Module):
     dilation: int
     padding: Sequence[tuple[int, int]]
     dtype: Dtype
+    grouped: bool
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c"]:
         size = self.kernel_size
         kernel = self.param("kernel", _DEPTHWISE_INIT, (size, size, 1, x.shape[-1]))
         x, kernel = nn.dtypes.promote_dtype(x, kernel, dtype=self.dtype)
+        if self.grouped:
+            return jax.lax.conv_general_dilated(
+                x,
+                kernel,
+                (self.stride, self.stride),
+                self.padding,
+                rhs_dilation=(self.dilation, self.dilation),
+                dimension_numbers=("NHWC", "HWIO", "NHWC"),
+                feature_group_count=x.shape[-1],
+            )
         x = jnp.pad(x, ((0, 0), *self.padding, (0, 0)))
         reach = self.dilation * (size - 1)
         down, across = (
@@ -299,10 +316,15 @@ class _Depthwise(nn.Module):
             for length in x.shape[1:3]
         )
         return sum(
-            x[:, down[i], across[j]] * kernel[None, None, i, j]
+            _cut(_cut(x, down[i], 1), across[j], 2) * kernel[None, None, i, j]
             for i in range(size)
             for j in range(size)
         )
+
+
+def _cut(x: Float[Array, "b h w c"], cells: slice, axis: int) -> Float[Array, "b h2 w2 c"]:
+    """`x[cells]` along an axis; of a batch of any size, too, where JAX makes a gather of that."""
+    return jax.lax.slice_in_dim(x, cells.start, cells.stop, cells.step, axis)
 
 
 def _padding(layer: _ConvLayer, size: int) -> tuple[int, int]:
