@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 from small_flickr8k import SIZES, write_flickr8k, write_weights
 
-from vse_jax import presets
+from vse_jax import config_checks, presets
 
 FOLDER = Path(__file__).parents[1] / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
@@ -101,6 +101,20 @@ def test_the_form_of_the_tpu_offers_every_system():
     default, choices = fields(read("tpu_training.ipynb"))["SYSTEM"]
     assert sorted(json.loads(choices)) == sorted(presets.SYSTEMS)
     assert default in presets.SYSTEMS
+
+
+@pytest.mark.parametrize("data", ["shapes", "flickr8k"])
+@pytest.mark.parametrize("system", sorted(presets.SYSTEMS))
+def test_every_choice_of_that_form_is_a_config(system, data, monkeypatch):
+    monkeypatch.syspath_prepend(FOLDER.parent)
+    cells = {cell.id: cell.source for cell in read("tpu_training.ipynb").cells}
+    values = {}
+    exec(cells["form"], values)
+    values |= {"SYSTEM": system, "DATA": data}
+    exec(cells["config"], values)
+    config_checks.validate(values["config"], 8)
+    assert values["config"].train.batch_size == 512
+    assert values["config"].precision == "bfloat16"
 
 
 @pytest.fixture(scope="module")
