@@ -125,6 +125,7 @@ def small(tmp_path_factory):
     return {"FOLDER": str(folder), "BATCH_SIZE": 16, "EPOCHS": 0.15, **sizes}
 
 
+@pytest.mark.slow
 def test_quick_start(small):
     found = run("quick_start.ipynb", SENTENCE="a red circle", PICTURE=3, **small)
     workdir = Path(small["FOLDER"], "shapes_vsepp")
@@ -149,6 +150,7 @@ def captions_of(folder):
     return datasets.load(config.data, 0).splits["test"].captions
 
 
+@pytest.mark.slow
 def test_tpu_training(small):
     found = run("tpu_training.ipynb", SYSTEM="vsepp", OPTIONS="objective=sigmoid", **small)
     assert [line.split()[0] for line in found["devices"].splitlines()] == ["cpu"] * 4
@@ -160,6 +162,7 @@ def test_tpu_training(small):
     assert f"{report['metrics']['rsum']:.1f}" in found["compare"]
 
 
+@pytest.mark.slow
 def test_flickr8k(tmp_path):
     write_flickr8k(tmp_path / "flickr8k")
     write_weights(tmp_path / "weights", seed=0)
