@@ -3,10 +3,12 @@
 import json
 import re
 
+import jax
 import pytest
 from test_report import EVIL, Page, log, metrics, queries
 from test_report import workdir as write_workdir
 
+import vse_jax
 from vse_jax.report import __main__ as command
 from vse_jax.report import comparison, comparison_page, measures
 from vse_jax.report.runs import ReportError
@@ -78,6 +80,19 @@ def test_two_runs_are_one_page_a_table_and_a_file(make, run, tmp_path):
     assert [found["metrics"]["rsum"] for found in group["runs"]] == [152.0, 212.0]
     assert group["best"]["Retrieval"]["rsum"] == ["two"]
     assert group["best"]["Retrieval"]["i2t/MedR"] == ["one", "two"]
+
+
+def test_a_run_may_be_named_as_what_it_is_held_against(make, run, tmp_path):
+    folders = make("oracle", metrics=metrics(30.0), oracle=metrics(80.0)), make("b")
+    assert run(*folders, "--output=x.md", "--output=x.html")[0] == 0
+    lines = (tmp_path / "x.md").read_text().splitlines()
+    assert [line.split(" | ")[:2] for line in lines if "oracle" in line][1:3] == [
+        ["| oracle", "**31.0**"],
+        ["| *oracle*", "81.0"],
+    ]
+    shown = section((tmp_path / "x.html").read_text(), "Results").text
+    assert "oracle31.0" in shown
+    assert "oracle81.0" in shown
 
 
 def test_the_default_output(make, run, tmp_path):
@@ -232,21 +247,30 @@ def test_the_same_queries_are_answered_side_by_side(make):
     assert "“it flies”" in both
 
 
-def test_time_and_size_of_each_run_are_told(make, trained):
+def test_what_a_run_took_is_told(make):
     rows = [
         {"step": 10, "epoch": 0.5, "loss": 1.0, "time/images_per_second": 16.0},
         {"step": 20, "epoch": 1.0, "validation/rsum": 1.0},
         {"step": 40, "epoch": 2.0, "loss": 1.0, "time/images_per_second": 8.0},
     ]
     config = {"train": {"batch_size": 8}, "model": {"network": "saf"}}
-    one, two = comparison.collect([make("one", rows, config=config), trained])
+    [run] = comparison.collect([make("one", rows, config=config)])
     # Ten steps of eight pairs at 16 a second, twenty at 8; those before validation were not timed.
-    assert one.seconds == pytest.approx(10 * 8 / 16 + 20 * 8 / 8)
-    assert (one.parameters, one.checkpoint_bytes) == (None, None)
-    assert two.parameters > 1000
-    assert two.checkpoint_bytes > 4 * two.parameters
-    text = comparison_page.render(comparison.groups([one, two]))
-    assert "onesaf30040225 s8–" in section(text, "Runs").text.replace("–8", "8")
+    assert run.seconds == pytest.approx(10 * 8 / 16 + 20 * 8 / 8)
+    text = comparison_page.render(comparison.groups([run]))
+    # Network, reported step, steps, epochs, time, pictures a second; no parameters, no checkpoint.
+    assert " ".join(
+        re.findall("<t[dh][^>]*>(?:<i[^>]*></i>)?([^<]+)<", text.split("<h2>Runs")[1])[8:17]
+    ) == ("one saf 300 40 2 25 s 12 – –")
+
+
+def test_the_size_of_a_run_is_told(trained):
+    [run] = comparison.collect([trained])
+    variables = vse_jax.load(trained)._variables
+    assert run.parameters == sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
+    assert run.checkpoint_bytes > 4 * run.parameters
+    text = section(comparison_page.render(comparison.groups([run])), "Runs").text
+    assert f"{run.parameters:,}{run.checkpoint_bytes / 2**20:.1f} MiB" in text
 
 
 def test_names_are_the_shortest_ends_of_paths(make):

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 from small_flickr8k import SIZES, write_flickr8k, write_weights
 
-from vse_jax import presets
+from vse_jax import config_checks, presets
 
 FOLDER = Path(__file__).parents[1] / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
@@ -103,6 +103,20 @@ def test_the_form_of_the_tpu_offers_every_system():
     assert default in presets.SYSTEMS
 
 
+@pytest.mark.parametrize("data", ["shapes", "flickr8k"])
+@pytest.mark.parametrize("system", sorted(presets.SYSTEMS))
+def test_every_choice_of_that_form_is_a_config(system, data, monkeypatch):
+    monkeypatch.syspath_prepend(FOLDER.parent)
+    cells = {cell.id: cell.source for cell in read("tpu_training.ipynb").cells}
+    values = {}
+    exec(cells["form"], values)
+    values |= {"SYSTEM": system, "DATA": data}
+    exec(cells["config"], values)
+    config_checks.validate(values["config"], 8)
+    assert values["config"].train.batch_size == 512
+    assert values["config"].precision == "bfloat16"
+
+
 @pytest.fixture(scope="module")
 def small(tmp_path_factory):
     """Fields of the drawn data set, at a size that trains in seconds."""
@@ -111,6 +125,7 @@ def small(tmp_path_factory):
     return {"FOLDER": str(folder), "BATCH_SIZE": 16, "EPOCHS": 0.15, **sizes}
 
 
+@pytest.mark.slow
 def test_quick_start(small):
     found = run("quick_start.ipynb", SENTENCE="a red circle", PICTURE=3, **small)
     workdir = Path(small["FOLDER"], "shapes_vsepp")
@@ -135,6 +150,7 @@ def captions_of(folder):
     return datasets.load(config.data, 0).splits["test"].captions
 
 
+@pytest.mark.slow
 def test_tpu_training(small):
     found = run("tpu_training.ipynb", SYSTEM="vsepp", OPTIONS="objective=sigmoid", **small)
     assert [line.split()[0] for line in found["devices"].splitlines()] == ["cpu"] * 4
@@ -146,6 +162,7 @@ def test_tpu_training(small):
     assert f"{report['metrics']['rsum']:.1f}" in found["compare"]
 
 
+@pytest.mark.slow
 def test_flickr8k(tmp_path):
     write_flickr8k(tmp_path / "flickr8k")
     write_weights(tmp_path / "weights", seed=0)

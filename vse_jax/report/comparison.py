@@ -154,7 +154,7 @@ def alone(group: Group) -> dict[str, list[str]]:
 
 def differences(group: Group) -> list[Difference]:
     """The fields in which the configs of a group differ, those that matter first."""
-    configs = [_flat(run.run.report.get("config", {})) for run in group.runs]
+    configs = [fields_of(run.run) for run in group.runs]
     found = []
     for field in sorted({name for fields in configs for name in fields}):
         values = [_shown(fields, field) for fields in configs]
@@ -174,7 +174,12 @@ def _shown(fields: Mapping[str, Any], field: str) -> str:
 
 def validated_on(run: Compared) -> int | None:
     """Pictures that validation was cut down to, which makes retrieval easier; None for all."""
-    return _flat(run.run.report.get("config", {})).get("data.validation_limit")
+    return fields_of(run.run).get("data.validation_limit")
+
+
+def fields_of(run: Run) -> dict[str, Any]:
+    """Dotted name -> value of the fields of its config; empty without one."""
+    return _flat(run.report.get("config", {}))
 
 
 def shared_queries(group: Group, part: str) -> list[tuple[Mapping[str, Any], dict[str, Any]]]:
@@ -214,7 +219,7 @@ def _compared(name: str, run: Run) -> Compared:
 
 def _seconds(run: Run) -> float | None:
     """What its steps took, by the rates that were logged; None where none was."""
-    batch = _flat(run.report.get("config", {})).get("train.batch_size")
+    batch = fields_of(run).get("train.batch_size")
     if not finite(batch):
         return None
     total, before = 0.0, 0
@@ -259,7 +264,7 @@ def _measured_alike(one: Compared, other: Compared) -> bool:
             return False
     if one.data is not None and one.data == other.data:
         return True
-    fields = [_flat(report.get("config", {})) for report in (first, second)]
+    fields = [fields_of(run.run) for run in (one, other)]
     labels = {str(own["data.labels"]) for own in fields if own.get("data.labels") is not None}
     chosen = [[own.get(name) for name in _CHOOSING] for own in fields if own]
     return len(labels) < 2 and all(values == chosen[0] for values in chosen)
@@ -272,7 +277,7 @@ def _by_family(
     counts = _counts(metrics.values())
     enough = min(2, len(metrics))
     found: dict[str, list[str]] = {}
-    for key in measures.order({key: n for key, n in counts.items() if n >= enough}):
+    for key in measures.order(key for key, count in counts.items() if count >= enough):
         found.setdefault(measures.measure(key).family, []).append(key)
     return [
         Table(

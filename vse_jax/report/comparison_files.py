@@ -104,12 +104,14 @@ def _measures(table: Table) -> str:
     shown = {key: measures.measure(key) for key in table.keys}
     best = {key: table.best(key) for key in table.keys}
     rows = []
-    for name, found in {**table.rows, **table.beside}.items():
+    for name, found in table.rows.items():
         cells = [
             f"**{how.written(found[key])}**" if name in best[key] else how.written(found.get(key))
             for key, how in shown.items()
         ]
         rows.append([_escaped(name), *cells])
+    for name, found in table.beside.items():
+        rows.append([f"*{name}*", *(how.written(found.get(key)) for key, how in shown.items())])
     return _rows(["", *(f"{how.group} {how.name}".strip() for how in shown.values())], rows)
 
 

@@ -1,6 +1,7 @@
 """The page that compares runs: one HTML file, as that of a single run."""
 
 import shlex
+import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from vse_jax.report.comparison import (
     Table,
     alone,
     differences,
+    fields_of,
     shared_queries,
     tables,
     validated_on,
@@ -31,8 +33,9 @@ SHOWN = 3
 def render(groups: Sequence[Group]) -> str:
     """The whole page of runs, in groups of those that may be compared."""
     runs = [run for group in groups for run in group.runs]
+    counted = f"{len(runs)} runs" if len(runs) > 1 else "1 run"
     title = "Comparison of " + ", ".join(run.name for run in runs)
-    parts = [_header(groups, len(runs))]
+    parts = [_header(groups, counted)]
     for group in groups:
         named = len(groups) > 1
         parts += [
@@ -47,11 +50,11 @@ def render(groups: Sequence[Group]) -> str:
     return filled(title, parts)
 
 
-def _header(groups: Sequence[Group], count: int) -> str:
+def _header(groups: Sequence[Group], runs: str) -> str:
     """What is compared; a warning where it is not all of one kind."""
     if len(groups) == 1:
         return (
-            f"<header><p class=kicker>vse_jax comparison</p><h1>{count} runs on "
+            f"<header><p class=kicker>vse_jax comparison</p><h1>{runs} on "
             f"{escaped(groups[0].dataset)}</h1><p class=sub>{_measured_on(groups[0])}</p></header>"
         )
     listed = "".join(
@@ -59,7 +62,7 @@ def _header(groups: Sequence[Group], count: int) -> str:
         for group in groups
     )
     return (
-        f"<header><p class=kicker>vse_jax comparison</p><h1>{count} runs on "
+        f"<header><p class=kicker>vse_jax comparison</p><h1>{runs} on "
         f"{len(groups)} kinds of test data</h1><div class=warnings><p>Figures are only compared "
         "between runs that have the same data set, split and protocol, and the same test data; "
         f"these have not, so each kind is shown apart:</p><ul>{listed}</ul></div></header>"
@@ -95,17 +98,16 @@ def _facts(run: Compared) -> list[str]:
     if "ensemble" in report:
         network = f"mean of {', '.join(Path(str(own)).name for own in report['ensemble'])}"
     else:
-        network = str(report.get("config", {}).get("model", {}).get("network", "–"))
+        network = str(fields_of(run.run).get("model.network", "–"))
     epochs = [row["epoch"] for row in run.run.history if finite(row.get("epoch"))]
-    rates = series_of(run.run.history).get("time/images_per_second", ())
-    middle = sorted(rate for _, rate in rates)[len(rates) // 2] if rates else None
+    rates = [rate for _, rate in series_of(run.run.history).get("time/images_per_second", ())]
     return [
         escaped(network),
         whole(report.get("step")),
         whole(last),
         short(max(epochs), 3) if epochs else "–",
         seconds_of(run.seconds),
-        whole(middle),
+        whole(statistics.median(rates)) if rates else "–",
         whole(run.parameters),
         bytes_of(run.checkpoint_bytes),
     ]
@@ -124,42 +126,40 @@ def _results(group: Group) -> str:
         parts.append(f"<p class=muted>Measured of one run alone:</p><ul class=muted>{others}</ul>")
     if len(group.runs) > 1:
         parts.append(
-            "<p class=muted><b class=best>Green</b>: the best as it is written here. Each is one "
-            "run: how much they differ by chance, further seeds say. Recalls in percent; MedR and "
-            "MeanR, median and mean rank: 1 is best.</p>"
+            "<p class=muted><b class=best>Bold green</b>: the best as it is written here. Each is "
+            "one run: how much they differ by chance, further seeds say. Recalls in percent; MedR "
+            "and MeanR, median and mean rank: 1 is best.</p>"
         )
     return f"<section><h2>Results</h2>{''.join(parts)}</section>"
 
 
 def _measures(table: Table, group: Group) -> str:
     """A table of measures: a row for each run, below what to hold them against."""
-    shown = [measures.measure(key) for key in table.keys]
     best = {key: table.best(key) for key in table.keys}
     hues = {run.name: number for number, run in enumerate(group.runs)}
-    rows = "".join(
+    rows = [
         f"<tr><th scope=row>{_swatch(hues[name])}{escaped(name)}</th>"
-        + "".join(
-            _cell(how.written(found.get(key)), name in best[key])
-            for key, how in zip(table.keys, shown, strict=True)
-        )
-        + "</tr>"
+        f"{_cells(found, {key: name in best[key] for key in table.keys})}</tr>"
         for name, found in table.rows.items()
-    )
-    rows += "".join(
+    ]
+    rows += [
         f"<tr class=oracle><th scope=row>{name}</th>"
-        + "".join(
-            f"<td>{how.written(found.get(key))}</td>"
-            for key, how in zip(table.keys, shown, strict=True)
-        )
-        + "</tr>"
+        f"{_cells(found, dict.fromkeys(table.keys, False))}</tr>"
         for name, found in table.beside.items()
-    )
+    ]
+    shown = [measures.measure(key) for key in table.keys]
     above = _spans([how.group for how in shown])
-    return f"<h3>{escaped(table.title)}</h3>{_table([how.name for how in shown], rows, above)}"
+    content = _table([how.name for how in shown], "".join(rows), above)
+    return f"<h3>{escaped(table.title)}</h3>{content}"
 
 
-def _cell(written: str, is_best: bool) -> str:
-    return f"<td><b class=best>{written}</b></td>" if is_best else f"<td>{written}</td>"
+def _cells(found: Mapping[str, Any], is_best: Mapping[str, bool]) -> str:
+    """The cells of these measures, the best ones marked."""
+    written = {key: measures.measure(key).written(found.get(key)) for key in is_best}
+    return "".join(
+        f"<td><b class=best>{written[key]}</b></td>" if best else f"<td>{written[key]}</td>"
+        for key, best in is_best.items()
+    )
 
 
 def _spans(groups: Sequence[str]) -> str:
@@ -214,7 +214,7 @@ def _curves(group: Group) -> str:
     """Loss and validation of all runs over their steps, one chart a measure."""
     logged = {run.name: series_of(run.run.history) for run in group.runs}
     keys = {key for series in logged.values() for key in series if key.startswith("validation/")}
-    bare = measures.order({key.removeprefix("validation/"): 0 for key in sorted(keys)})
+    bare = measures.order(key.removeprefix("validation/") for key in sorted(keys))
     first = [f"validation/{key}" for key in FIRST if key in bare]
     rest = [f"validation/{key}" for key in bare if key not in FIRST]
     shown = "".join(_charts(group, logged, key) for key in ("loss", *first))
@@ -233,9 +233,7 @@ def _curves(group: Group) -> str:
     )
 
 
-def _charts(
-    group: Group, logged: Mapping[str, Mapping[str, Sequence[tuple[float, float]]]], key: str
-) -> str:
+def _charts(group: Group, logged: Mapping[str, Series], key: str) -> str:
     """One chart; of validation one for each number of pictures that runs were validated on."""
     if key == "loss":
         return _chart(LOSS, group, {n: own[key] for n, own in logged.items() if key in own})

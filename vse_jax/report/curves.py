@@ -24,6 +24,7 @@ def curves(rows: Sequence[Mapping[str, Any]], step: Any) -> str:
     grouped["Validation, classes told right, %"] = [f"validation/classify/{name}" for name in told]
     entropies = ["classification/loss_per_picture", "validation/classify/cross_entropy"]
     grouped["Cross-entropy of classes, nats a picture"] = entropies
+    grouped["Validation perplexity"] = ["validation/caption/perplexity"]
     grouped["Validation cost"] = ["validation/cost"]
     for measure, title in (("MedR", "median rank"), ("MeanR", "mean rank")):
         grouped[f"Validation {title}"] = [f"validation/{way}/{measure}" for way in WAYS]

@@ -1,6 +1,6 @@
 """What each measure is called in a comparison, how it is written, and whether more is better."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 from vse_jax.report import classes
@@ -90,7 +90,7 @@ def best(key: str, values: Mapping[str, Any]) -> set[str]:
     return {name for name, value in known.items() if shown.written(value) == shown.written(top)}
 
 
-def order(keys: Mapping[str, Any]) -> list[str]:
+def order(keys: Iterable[str]) -> list[str]:
     """Keys in the order in which they are shown: retrieval first, others by family."""
     families = [RETRIEVAL, *_FAMILIES.values(), OTHER]
     ways = ["", *WAYS.values()]
