@@ -33,6 +33,8 @@ BENCHMARKS = (
     "peak", "step", "leap", "networks", "pixels", "scoring", "captioning", "maps", "mining",
     "batch_memory", "evaluation", "index", "features", "pipeline", "first_step",
 )  # fmt: skip
+# Hours, and gigabytes on the disk: only where it is named.
+LONG = ("index",)
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -110,8 +112,9 @@ def _write(
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
-        "--only", type=partial(_names, BENCHMARKS), default=BENCHMARKS, help=", ".join(BENCHMARKS)
-    )
+        "--only", type=partial(_names, BENCHMARKS), help=", ".join(BENCHMARKS),
+        default=tuple(name for name in BENCHMARKS if name not in LONG),
+    )  # fmt: skip
     parser.add_argument("--rounds", type=int, help="of every comparison (each has its default)")
     parser.add_argument("--output", type=Path, help="JSON file to write")
     parser.add_argument("--compare", type=_report, help="JSON file of an earlier run")

@@ -16,7 +16,7 @@ import vse_jax
 from vse_jax import search
 from vse_jax.finder import Finder
 from vse_jax.finder import needed as needed_of
-from vse_jax.index import kinds
+from vse_jax.index import kinds, milvus
 from vse_jax.index import store as stores
 from vse_jax.index.database import StoreError
 from vse_jax.index.records import File
@@ -298,6 +298,12 @@ def test_every_kind_follows_the_folder(trained_leap, run, photos, tmp_path):
     assert [round(float(line.split("\t")[0]), 3) for line in printed.splitlines()] == pytest.approx(
         scores["codes"], abs=2e-3
     )
+    # What Milvus has lost is sent again where it is asked for.
+    store = stores.Store(tmp_path / "index")
+    with milvus._client(store, None) as client:
+        client.drop_collection(milvus._name(store))
+    run("index", f"--images={photos}", "--kind=milvus", folder=trained_leap)
+    assert found_by(Finder(model, tmp_path / "index", "milvus"))[0] == names
     run("index", f"--images={photos}", "--forget", folder=trained_leap)
     for kind in others:
         assert found_by(Finder(model, tmp_path / "index", kind)) == (set(), []), kind

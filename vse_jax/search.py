@@ -140,7 +140,9 @@ def _keep_up(store: Store, model: kinds.Model, asked: str, uri: str | None) -> N
     """Brings the index that is asked for up to date with the items, and those of before."""
     for kind in dict.fromkeys([*kinds.built(store), asked]):
         where = uri if kind == kinds.MILVUS else None
-        if kinds.is_current(kind, store, model, where):
+        # A server may have lost what it had: it is asked where the user asks for it.
+        is_elsewhere = kind == asked == kinds.MILVUS
+        if kinds.is_current(kind, store, model, where) and not is_elsewhere:
             continue
         log.info("building the index of the kind %s", kind)
         try:

@@ -34,7 +34,7 @@ class Options:
     sizes: tuple[int, ...] = (4096, 16384, 65536)
     compile: bool = False
     networks: tuple[str, ...] | None = None
-    folder: Path = Path("index_benchmark")
+    folder: Path = Path("runs/index_benchmark")
     items: int = 1_000_000
     slow_items: int = 100_000
     width: int = 1024

@@ -83,12 +83,14 @@ def test_only_new_shards_are_quantized(store, monkeypatch):
     learned_codes.build(store, codebook)
     # The first, which has lost one, and the last, which had 50 and got more.
     assert seen == [149, 150, 20]
-    rows = store.embeddings(np.arange(len(store)))
-    found = search(store, codebook, rows, 1)
-    # The item that is gone is found no more, though it would be nearest to some.
-    gone = np.linalg.norm(rows - decoded(clustered(ITEMS, 1)[7:8], codebook), axis=1)
-    assert (-found.scores[:, 0] > gone + 1e-5).any()
-    assert "a7.png" not in {names(store)[number] for number in found.numbers[:, 0]}
+    # What is gone is found no more, and each of the others by its own codes.
+    rows, [query] = store.embeddings(np.arange(len(store))), clustered(1, 2)
+    found = search(store, codebook, query[None], len(store) + 3)
+    assert "a7.png" not in names(store)
+    assert sorted(found.numbers[0].tolist()) == [-1, -1, -1, *range(ITEMS - 1 + 120)]
+    distances = np.linalg.norm(query - decoded(rows, codebook), axis=1)
+    real = found.numbers[0] >= 0
+    np.testing.assert_allclose(-found.scores[0, real], distances[found.numbers[0, real]], rtol=1e-4)
     codes = list(learned_codes.shards(store, codebook))
     assert [(start, len(rows)) for start, rows in codes] == [
         (start, len(rows)) for start, rows in store.shards()

@@ -121,6 +121,43 @@ def test_interrupted_it_goes_on(store, sent, monkeypatch):
     check(again)
 
 
+# Sends 64 items at a time; after the second it waits to be killed.
+PROGRAM = """
+import sys
+from pathlib import Path
+from vse_jax.index import copied, milvus
+from vse_jax.index.store import Store
+milvus.SENT, noted, calls = 64 * 4 * 16, copied.added, []
+def added(store, keys):
+    calls.append(keys)
+    if len(calls) == 2:
+        print("sent", flush=True)
+        sys.stdin.read()
+    noted(store, keys)
+copied.added = added
+milvus.build(Store(Path(sys.argv[1])))
+"""
+
+
+@pytest.mark.slow
+def test_killed_it_goes_on(store, sent):
+    """What Milvus was sent and what is noted of it differ then by one message."""
+    command = [sys.executable, "-c", PROGRAM, str(store.folder)]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as running:
+        assert running.stdout is not None
+        assert running.stdout.readline() == "sent\n"
+        with pytest.raises(StoreError, match="one process at a time"):
+            milvus.build(store)
+        running.kill()
+        assert running.wait() == -signal.SIGKILL
+    assert copied.count(store) == 64
+    milvus.build(store)
+    assert sum(sent["upsert"]) == ITEMS - 64
+    check(store)
+
+
 def test_what_others_did_to_the_collection_is_mended(store):
     milvus.build(store)
     name = milvus._name(store)

@@ -318,7 +318,10 @@ def _client(store: Store, uri: str | None) -> Iterator[Any]:
 
 @contextlib.contextmanager
 def _embedded(path: Path) -> Iterator[str]:
-    """The address of Milvus Lite in threads of this process, over the files in a folder."""
+    """The address of Milvus Lite in threads of this process, over the files in a folder.
+
+    It listens on this machine alone, but asks nobody there for a token.
+    """
     try:
         from milvus_lite.adapter.grpc.server import start_server_in_thread
         from milvus_lite.exceptions import DataDirLockedError
