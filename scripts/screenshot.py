@@ -25,7 +25,7 @@ FLAGS = (
 )  # fmt: skip
 WIDTH, HEIGHT = 1180, 800
 # Milliseconds to wait for what is asked for.
-PATIENCE = 120_000
+PATIENCE = 60_000
 
 
 def browser_path() -> str | None:

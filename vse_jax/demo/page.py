@@ -137,7 +137,12 @@ def _caption(task: Served | Unserved, worker: Executor) -> None:
                 elem_id="beams",
             )
             n_best = gradio.Slider(
-                1, max(widths), value=5, step=1, label="Captions shown", elem_id="n-best"
+                1,
+                max(widths),
+                value=min(5, max(widths)),
+                step=1,
+                label="Captions shown",
+                elem_id="n-best",
             )
             write = gradio.Button("Caption", variant="primary", elem_id="write")
         with gradio.Column(scale=3, min_width=360):
