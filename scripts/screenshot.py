@@ -8,11 +8,14 @@ Needs a Chromium that is installed, and Playwright (`pip install playwright`) to
 
 import argparse
 import contextlib
+import io
 import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from PIL import Image
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 # It runs as root in a container, too, and fetches nothing for itself.
@@ -22,7 +25,7 @@ FLAGS = (
 )  # fmt: skip
 WIDTH, HEIGHT = 1180, 800
 # Milliseconds to wait for what is asked for.
-PATIENCE = 120_000
+PATIENCE = 60_000
 
 
 def browser_path() -> str | None:
@@ -64,7 +67,12 @@ def main(arguments: list[str]) -> None:
     with opened(given.url) as page:
         search(page, given.query)
         page.wait_for_function("[...document.images].every(image => image.complete)")
-        page.screenshot(path=given.output)
+        # What is new fades in.
+        page.wait_for_function("!document.querySelector('.pending')")
+        page.wait_for_timeout(500)
+        shot = Image.open(io.BytesIO(page.screenshot()))
+    # A third of the bytes.
+    shot.quantize(256).save(given.output, optimize=True)
 
 
 if __name__ == "__main__":

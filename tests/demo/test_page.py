@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import vse_jax
 from vse_jax.demo import __main__ as demo
 from vse_jax.demo import tabs, uploads
 
@@ -21,13 +20,25 @@ uvicorn = pytest.importorskip("uvicorn", reason="needs Gradio, of the extra [dem
 pytest.importorskip("gradio", reason="needs Gradio, of the extra [demo]")
 
 SENTENCE = "a red circle"
+# Pixels of a side of a scene.
+SIDE = 96
 WATCHED = {"paths": None}
 
 
 @pytest.fixture(scope="module")
-def port(trained, trained_cam, trained_dvsa, index):
+def tasks():
+    """Task -> what does it, once the page is there; whose model is asked the same here."""
+    return {}
+
+
+@pytest.fixture(scope="module")
+def port(trained, trained_cam, trained_dvsa, index, tasks):
     """Of the page of three workdirs, served in a thread."""
-    kept = []
+    kept, served = [], tabs.served
+
+    def kept_tasks(*given):
+        tasks.update(served(*given))
+        return tasks
 
     class Server(uvicorn.Server):
         def __init__(self, settings):
@@ -36,6 +47,7 @@ def port(trained, trained_cam, trained_dvsa, index):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tabs, "WIDTHS", (1,))
+        patch.setattr(tabs, "served", kept_tasks)
         patch.setattr(uvicorn, "Server", Server)
         folders = [trained, trained_cam, trained_dvsa]
         given = (folders, index, "exact", "127.0.0.1", 0)
@@ -126,9 +138,9 @@ def page(browsing, port):
     )
 
 
-def best(folder, photos, sentence):
+def best(model, photos, sentence):
     """Names of the photos, the most similar to a sentence first."""
-    model, paths = vse_jax.load(folder), sorted(photos.iterdir())
+    paths = sorted(photos.iterdir())
     scores = model.similarity(model.encode_images(paths), model.encode_texts([sentence]))[:, 0]
     return [paths[number].name for number in np.argsort(-scores)]
 
@@ -145,12 +157,12 @@ def problem(page):
     return text
 
 
-def test_a_query_is_typed(page, browsing, photos, trained):
+def test_a_query_is_typed(page, browsing, photos, tasks):
     browsing.search(page, SENTENCE)
     titles = page.locator("#photos figure").evaluate_all("all => all.map(each => each.title)")
-    assert titles == best(trained, photos, SENTENCE)
+    assert titles == best(tasks["search"].model, photos, SENTENCE)
     widths = page.locator("#photos img").evaluate_all("all => all.map(each => each.naturalWidth)")
-    assert widths == [64] * len(titles)
+    assert widths == [SIDE] * len(titles)
     assert page.locator(".heading").first.inner_text().startswith("6 of 6 photos")
     page.fill("#most input[type=number]", "2")
     page.fill("#words textarea", "a star")
@@ -163,15 +175,15 @@ def test_a_picture_is_uploaded_to_search(page, photos):
     page.set_input_files("#search-picture input", first)
     figure = page.locator("#photos figure", has_text="1.000").first
     assert figure.get_attribute("title") == first.name
-    assert page.locator("#search-picture .place img").evaluate("one => one.naturalWidth") == 64
+    assert page.locator("#search-picture .place img").evaluate("one => one.naturalWidth") == SIDE
     page.click("#search-picture .clear")
     page.wait_for_selector("#photos .hint")
 
 
-def test_a_picture_is_captioned(page, photos, trained_cam):
+def test_a_picture_is_captioned(page, photos, tasks):
     [*_, last] = sorted(photos.iterdir())
     pixels = np.asarray(Image.open(last).convert("RGB"))
-    [wanted] = vse_jax.load(trained_cam).caption([pixels], beams=2, n_best=2)
+    [wanted] = tasks["caption"].model.caption([pixels], beams=2, n_best=2)
     opened_tab(page, "Caption")
     page.set_input_files("#caption-picture input", last)
     page.wait_for_selector("#captions td")
@@ -184,10 +196,10 @@ def test_a_picture_is_captioned(page, photos, trained_cam):
     ]
 
 
-def test_a_sentence_is_aligned(page, photos, trained_dvsa):
+def test_a_sentence_is_aligned(page, photos, tasks):
     [first, *_] = sorted(photos.iterdir())
     pixels = np.asarray(Image.open(first).convert("RGB"))
-    wanted = vse_jax.load(trained_dvsa).align(pixels, SENTENCE)
+    wanted = tasks["align"].model.align(pixels, SENTENCE)
     opened_tab(page, "Words and regions")
     page.set_input_files("#align-picture input", first)
     page.fill("#sentence textarea", SENTENCE)

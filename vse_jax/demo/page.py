@@ -1,5 +1,6 @@
 """The page: tabs of Gradio around what `tabs` does. Needs the extra [demo]."""
 
+import asyncio
 import html
 import logging
 import time
@@ -38,6 +39,15 @@ def application(tasks: Tasks, worker: Executor, local: bool) -> Gate:
       worker: of one thread, the one in which the models were loaded: they compute one at a time.
       local: whether only this machine is served.
     """
+
+    async def made() -> Gate:
+        return _application(tasks, worker, local)
+
+    # Where no event loop runs, Gradio leaves one of its own open for each of its locks.
+    return asyncio.run(made())
+
+
+def _application(tasks: Tasks, worker: Executor, local: bool) -> Gate:
     blocks = built(tasks, worker)
     blocks.queue(max_size=WAITING, default_concurrency_limit=1)
     blocks.state_session_capacity = SESSIONS
@@ -127,7 +137,12 @@ def _caption(task: Served | Unserved, worker: Executor) -> None:
                 elem_id="beams",
             )
             n_best = gradio.Slider(
-                1, max(widths), value=5, step=1, label="Captions shown", elem_id="n-best"
+                1,
+                max(widths),
+                value=min(5, max(widths)),
+                step=1,
+                label="Captions shown",
+                elem_id="n-best",
             )
             write = gradio.Button("Caption", variant="primary", elem_id="write")
         with gradio.Column(scale=3, min_width=360):
