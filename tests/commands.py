@@ -5,6 +5,7 @@ every command runs in a copy of it: from `main.start` on as `python -m vse_jax.m
 """
 
 import atexit
+import gc
 import multiprocessing
 import os
 import sys
@@ -61,6 +62,9 @@ class Command:
 
 
 def _run(arguments: Sequence[str], environment: Mapping[str, str], output: str) -> None:
+    # As in conftest.py: what the server has imported is no garbage.
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 20)
     with open(output, "wb") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)

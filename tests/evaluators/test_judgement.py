@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from vse_jax.evaluators import judgement
 from vse_jax.evaluators.blocks import EvaluationError
@@ -85,6 +86,24 @@ def test_correlations_are_those_of_their_definitions():
     for name in ("spearman", "kendall"):
         assert found[f"{name}_low"] < found[name] < found[f"{name}_high"]
     assert found == judgement.agreement(distances, relevance, samples=200)
+
+
+def test_intervals_are_those_of_resampled_pairs():
+    """Of values that are often alike, and all alike in some samples."""
+    rng = np.random.default_rng(3)
+    distances, relevance = rng.integers(0, 3, 6) / 3, np.array([0, 0, 0, 0, 0, 1.0])
+    found = judgement.agreement(distances, relevance, samples=30, seed=5)
+    rng = np.random.default_rng(5)
+    rows = [rng.integers(0, 6, 6) for _ in range(30)]
+    alike = [np.ptp(distances[row]) == 0 or np.ptp(relevance[row]) == 0 for row in rows]
+    assert 0 < sum(alike) < 30
+    for name, measure in (("spearman", stats.spearmanr), ("kendall", stats.kendalltau)):
+        drawn = [
+            measure(-distances[row], relevance[row])[0]
+            for row, same in zip(rows, alike, strict=True) if not same
+        ]  # fmt: skip
+        low, high = np.percentile(drawn, [2.5, 97.5])
+        assert (found[f"{name}_low"], found[f"{name}_high"]) == pytest.approx((low, high))
 
 
 def test_the_interval_covers_the_truth_about_as_often_as_it_says():

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import scipy.stats
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from vse_jax.evaluators.blocks import EvaluationError
 
@@ -110,33 +110,36 @@ def agreement(
         if np.ptp(values) == 0:
             raise NoCorrelationError(f"{name} of all judged pairs are the same")
     found: dict[str, float] = {}
+    # Among their values in rising order, which is all that these correlations look at.
+    places = [np.unique(values, return_inverse=True)[1] for values in (-distances, relevance)]
     rng = np.random.default_rng(seed)
     rows = [rng.integers(0, len(distances), len(distances)) for _ in range(samples)]
     for name, measure in (("spearman", _spearman), ("kendall", _kendall)):
-        found[name] = measure(distances, relevance)
-        drawn = [measure(distances[row], relevance[row]) for row in rows]
+        found[name] = measure(*places)
+        drawn = [measure(*(own[row] for own in places)) for row in rows]
         low, high = np.nanpercentile(drawn, [2.5, 97.5])
         found |= {f"{name}_low": float(low), f"{name}_high": float(high)}
     return found | {"pairs": float(len(distances))}
 
 
-def _spearman(distances: Float[np.ndarray, " n"], relevance: Float[np.ndarray, " n"]) -> float:
-    return _quietly(scipy.stats.spearmanr, -distances, relevance)
+def _spearman(a: Int[np.ndarray, " n"], b: Int[np.ndarray, " n"]) -> float:
+    """The correlation of ranks; NaN for a bootstrap sample whose values are all alike."""
+    a, b = (_ranks(places) for places in (a, b))
+    length = math.sqrt((a @ a) * (b @ b))
+    return float(a @ b) / length if length else math.nan
 
 
-def _kendall(distances: Float[np.ndarray, " n"], relevance: Float[np.ndarray, " n"]) -> float:
-    return _quietly(scipy.stats.kendalltau, -distances, relevance)
+def _ranks(places: Int[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
+    """Average ranks of the values at these places, less their mean; counted, not sorted."""
+    counts = np.bincount(places)
+    return (np.cumsum(counts) - (counts - 1) / 2)[places] - (len(places) + 1) / 2
 
 
-def _quietly(
-    measure: Callable[..., tuple[float, float]],
-    a: Float[np.ndarray, " n"],
-    b: Float[np.ndarray, " n"],
-) -> float:
-    """NaN for a bootstrap sample whose values are all alike, without scipy's warning."""
+def _kendall(a: Int[np.ndarray, " n"], b: Int[np.ndarray, " n"]) -> float:
+    """tau-b; NaN for a bootstrap sample whose values are all alike, without scipy's warning."""
     if np.ptp(a) == 0 or np.ptp(b) == 0:
         return math.nan
-    return float(measure(a, b)[0])
+    return float(scipy.stats.kendalltau(a, b)[0])
 
 
 def _read(
