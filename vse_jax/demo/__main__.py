@@ -18,8 +18,7 @@ from typing import NoReturn
 from vse_jax import console, parallel
 from vse_jax.demo import tabs
 from vse_jax.errors import USER_ERRORS
-from vse_jax.finder import EXACT
-from vse_jax.index import approximate
+from vse_jax.index import kinds
 
 log = logging.getLogger("vse_jax.demo")
 # Open at a time; each browser holds two or three.
@@ -128,9 +127,7 @@ def _parsed(arguments: Sequence[str]) -> argparse.Namespace:
         "--workdir", type=Path, action="append", required=True, help="of a trained run; repeatable"
     )
     parser.add_argument("--index", type=Path, help="folder of the index (RUN/index/images)")
-    parser.add_argument(
-        "--kind", choices=(EXACT, *approximate.KINDS), default=EXACT, help="of index (exact)"
-    )
+    parser.add_argument("--kind", choices=kinds.KINDS, default=kinds.EXACT, help="of index (exact)")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen at (127.0.0.1)")
     parser.add_argument(
         "--port", type=_port, default=7860, help="to listen at; 0: a free one (7860)"

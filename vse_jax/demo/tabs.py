@@ -20,7 +20,8 @@ from vse_jax.data import tokenizer
 from vse_jax.data.proposals import REGIONS
 from vse_jax.data.split import DataError
 from vse_jax.errors import USER_ERRORS
-from vse_jax.finder import EXACT, Finder, Hit
+from vse_jax.finder import Finder, Hit
+from vse_jax.index import kinds
 from vse_jax.look import Look
 
 Pixels = UInt8[np.ndarray, "h w 3"]
@@ -71,7 +72,7 @@ class Unserved(NamedTuple):
 
 
 def served(
-    folders: Sequence[Path], index: Path | None = None, kind: str = EXACT
+    folders: Sequence[Path], index: Path | None = None, kind: str = kinds.EXACT
 ) -> dict[str, Served | Unserved]:
     """Of each task of `ADVICE` what does it: the first workdir that can, tried once and warm.
 
