@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from vse_jax.demo import __main__ as demo
-from vse_jax.finder import EXACT
+from vse_jax.index.kinds import EXACT
 
 
 @pytest.fixture
