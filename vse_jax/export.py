@@ -42,7 +42,7 @@ def main(arguments: Sequence[str]) -> None:
     try:
         output = given.output or given.workdir / "export" / given.format
         output = output.expanduser()
-        export(given.workdir, given.format, output)
+        export(given.workdir, given.format, output, given.regions)
         print(f"{folder.size(output) / 1e6:.1f} MB in {output}")
         if given.push is not None:
             print(hub.push(output, given.push))
@@ -64,7 +64,10 @@ def _parsed(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--format", choices=FORMATS, required=True, help="what it becomes")
     parser.add_argument("--output", type=Path, help="folder to write (RUN/export/FORMAT)")
     parser.add_argument("--push", metavar="OWNER/NAME", help="upload it to the hub (safetensors)")
+    parser.add_argument("--regions", type=int, help="of every picture; any number unless given")
     given = parser.parse_args(arguments)
+    if given.regions is not None and given.regions < 1:
+        parser.error(f"--regions={given.regions} is no number of 1 or more")
     if given.push is not None and given.format != "safetensors":
         parser.error("--push uploads what vse_jax.load takes: give --format=safetensors")
     if given.push is not None and not hub.is_name(given.push):
@@ -72,8 +75,14 @@ def _parsed(arguments: Sequence[str]) -> argparse.Namespace:
     return given
 
 
-def export(source: Path, format_: str, output: Path) -> None:
+def export(source: Path, format_: str, output: Path, regions: int | None = None) -> None:
     """Writes the model of a workdir as a folder of one of the FORMATS.
+
+    Args:
+      source: the workdir, or an exported folder of safetensors.
+      format_: one of the FORMATS.
+      output: the folder.
+      regions: as of `functions.functions`.
 
     Raises:
       WorkdirError, CheckpointError: there is no such model.
@@ -89,16 +98,18 @@ def export(source: Path, format_: str, output: Path) -> None:
         with folder.whole(output, about) as partial:
             write(found, partial)
         return
-    _functions(found, about, format_, output)
+    _functions(found, about, format_, output, regions)
 
 
-def _functions(found: Trained, about: dict[str, object], format_: str, output: Path) -> None:
+def _functions(
+    found: Trained, about: dict[str, object], format_: str, output: Path, regions: int | None
+) -> None:
     """The functions of a model, each a file, and what goes with them."""
     suffix, write = (".jax_export", formats.write_jax)
     if format_ == "onnx":
         found, suffix, write = for_onnx(found), ".onnx", formats.write_onnx
         about["precision"] = "float32"
-    own = functions.functions(found)
+    own = functions.functions(found, regions)
     about["functions"] = description.of_functions(own, suffix)
     with folder.whole(output, about) as partial:
         for function in own:

@@ -13,6 +13,7 @@ import numpy as np
 from vse_jax.exporting import use
 from vse_jax.exporting.folder import ExportError
 from vse_jax.exporting.functions import Function, example
+from vse_jax.exporting.straight import straightened
 
 log = logging.getLogger(__name__)
 
@@ -47,8 +48,6 @@ def write_onnx(function: Function, path: Path, precision: str) -> None:
     model = _converted(function)
     # What it says of the shapes between is wrong in places, and the runtime finds them itself.
     del model.graph.value_info[:]
-    for known, wanted in zip(model.graph.output, function.outputs, strict=True):
-        _rename(model.graph, known.name, wanted)
     path.write_bytes(model.SerializeToString())
     try:
         run = use._of_onnx(path)
@@ -80,10 +79,14 @@ def _converted(function: Function) -> Any:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
+            arguments = function.arguments()
+            # Traced here: it would put its own functions in the place of some of jax.numpy, which
+            # know less of what these can be given.
             return jax2onnx.to_onnx(
-                function.call,
-                inputs=function.arguments(),
+                straightened(function.call, arguments),
+                inputs=arguments,
                 input_names=list(function.inputs),
+                output_names=list(function.outputs),
                 model_name=function.name,
             )
     except Exception as error:  # what it raises for what it does not know is of any kind
@@ -94,18 +97,10 @@ def _converted(function: Function) -> Any:
 
 def _refusal(function: Function, by: str, error: Exception) -> str:
     lines = str(error).strip().splitlines() or [type(error).__name__]
-    return f"the function {function.name!r} of this model cannot be exported by {by}: {lines[0]}"
-
-
-def _rename(graph: Any, old: str, new: str) -> None:
-    """Gives a result of a graph another name."""
-    for node in graph.node:
-        for names in (node.input, node.output):
-            for place, name in enumerate(names):
-                if name == old:
-                    names[place] = new
-    for output in graph.output:
-        output.name = new if output.name == old else output.name
+    found = f"the function {function.name!r} of this model cannot be exported by {by}: {lines[0]}"
+    if any("r" in given.shape for given in function.inputs.values()):
+        return f"{found}; give the number of a picture's regions (--regions)"
+    return found
 
 
 def _check(

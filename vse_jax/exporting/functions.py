@@ -66,15 +66,19 @@ class Function(NamedTuple):
         }
 
 
-def functions(trained: Trained) -> list[Function]:
+def functions(trained: Trained, regions: int | None = None) -> list[Function]:
     """The functions of a model, those that it has.
 
     `image` and `text` are the towers; `compare` the scores of all pairs, of a model that compares
     in pairs; `caption_start` and `caption_step` write captions word by word; `classify` tells
     classes; `quantize` makes codes of embeddings. All that follow `text` take what the towers give.
+
+    Args:
+      trained: the model.
+      regions: how many a picture has, of a model that is given them or boxes; None: any number.
     """
     variables = jax.tree.map(jnp.asarray, trained.variables)
-    image = _image(trained, variables)
+    image = _image(trained, variables, regions or "r")
     found = [image]
     if assembly.compares(trained.config):
         found.append(_text(trained, variables))
@@ -119,17 +123,17 @@ def _tower(trained: Trained, variables: Any, name: str, inputs: dict[str, Input]
     return Function(name, call, inputs, _outputs(trained))
 
 
-def _image(trained: Trained, variables: Any) -> Function:
+def _image(trained: Trained, variables: Any, regions: Size) -> Function:
     if trained.features is not None:
         inputs = {
-            "features": Input("float32", ("b", "r", trained.features)),
-            "feature_mask": Input("bool", ("b", "r")),
+            "features": Input("float32", ("b", regions, trained.features)),
+            "feature_mask": Input("bool", ("b", regions)),
         }
         return _tower(trained, variables, "image", inputs)
     side = trained.config.data.image_size
     inputs = {"image": Input("uint8", ("b", side, side, 3))}
     if trained.looks_at_boxes:
-        inputs["boxes"] = Input("float32", ("b", "r", 4))
+        inputs["boxes"] = Input("float32", ("b", regions, 4))
     return _tower(trained, variables, "image", inputs)
 
 
@@ -174,9 +178,9 @@ def _captioner(trained: Trained, variables: Any, whole: dict[str, Input]) -> lis
 
     names = ("argument", "memory")[: 1 + (trained.config.model.captioner.cell == "lstm")]
     begin = Function("caption_start", start, whole, names)
-    state = begin.results()
+    state, after = begin.results(), (*(f"next_{name}" for name in names), "log_probabilities")
     words = {"words": Input("int32", ("b",), trained.tokenizer.vocabulary)}
-    return [begin, Function("caption_step", step, state | words, (*names, "log_probabilities"))]
+    return [begin, Function("caption_step", step, state | words, after)]
 
 
 def _classify(trained: Trained, variables: Any, whole: dict[str, Input]) -> Function:

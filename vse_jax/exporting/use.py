@@ -147,7 +147,10 @@ def _of_jax(file: Path) -> Callable[..., Arrays]:
 def _of_onnx(file: Path) -> Callable[..., Arrays]:
     import onnxruntime
 
-    session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3  # what it tidies up is no warning
+    providers = ["CPUExecutionProvider"]
+    session = onnxruntime.InferenceSession(str(file), options, providers=providers)
     names = [given.name for given in session.get_inputs()]
     return lambda *arrays: tuple(session.run(None, dict(zip(names, arrays, strict=True))))
 

@@ -176,8 +176,8 @@ def _scanned(
 ) -> Float[Array, "b t h"]:
     """`states` by a plain scan, padding and all, for as many captions as come."""
 
-    def step(before: Any, t: Int[Array, ""]) -> tuple[Any, Array]:
-        x = lax.dynamic_index_in_dim(words, t, axis=1, keepdims=False)
+    def step(before: Any, given: tuple[Array, Array]) -> tuple[Any, Array]:
+        t, x = given
         if params.weight_hx is not None:
             x = packed.dot(x, params.weight_hx, 1, dtype)
         argument = x + packed.dot(before[0], params.weight_hh, 1, dtype) + params.bias[None]
@@ -189,9 +189,8 @@ def _scanned(
 
     nothing = jnp.zeros((words.shape[0], params.weight_hh.shape[0]))
     begun = nothing, nothing if lstm else None
-    # By number alone, as in `recurrent`.
-    found = lax.scan(step, begun, jnp.arange(words.shape[1]), reverse=reverse)[1]
-    return found.swapaxes(0, 1)
+    given = jnp.arange(words.shape[1]), words.swapaxes(0, 1)
+    return lax.scan(step, begun, given, reverse=reverse)[1].swapaxes(0, 1)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))

@@ -169,15 +169,29 @@ def _ranks(values: Float[Array, "b n d"], mask: Bool[Array, "b n"]) -> Int[Array
     Of equal values the earlier part comes first.
     """
     size = mask.shape[1]
+    place = jnp.arange(size, dtype=jnp.int32)[None, :, None]
+    if is_symbolic(mask.shape[0]):
+        # Elsewhere than under XLA the bits of a float may be out of reach.
+        return _ranks_of_floats(jnp.where(mask[..., None], values, -jnp.inf), place)
     bits = lax.bitcast_convert_type(values, jnp.int32)
     # Integers in the order of the floats: the bits below the sign are turned round if it is set.
     keys = bits ^ ((bits >> 31) & 0x7FFFFFFF)
     keys = jnp.where(mask[..., None], keys, jnp.iinfo(jnp.int32).min + 1)
-    place = jnp.arange(size, dtype=jnp.int32)[None, :, None]
     ranks = jnp.zeros(keys.shape, jnp.int8)
     for j in range(size):
         # An earlier part's value comes first if it is as large, a later one's only if larger.
         ranks += (keys[:, j, None] > keys - (place > j)).astype(jnp.int8)
+    return ranks
+
+
+def _ranks_of_floats(
+    keys: Float[Array, "b n d"], place: Int[Array, "1 n 1"]
+) -> Int[Array, "b n d"]:
+    """`_ranks` of keys that are lowest where there is none."""
+    ranks = jnp.zeros(keys.shape, jnp.int32)
+    for j in range(keys.shape[1]):
+        own = lax.slice_in_dim(keys, j, j + 1, axis=1)
+        ranks += ((own > keys) | ((own == keys) & (place > j))).astype(jnp.int32)
     return ranks
 
 

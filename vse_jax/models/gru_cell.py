@@ -41,6 +41,7 @@ def next_state(
       state: h.
     """
     hidden = 2 * state.shape[1]
-    r, z = jnp.split(jax.nn.sigmoid((from_input + from_state)[:, :hidden]), 2, axis=1)
-    n = jnp.tanh(from_input[:, hidden:] + r * from_state[:, hidden:])
+    (i, i_n), (s, s_n) = (jnp.split(x, [hidden], axis=1) for x in (from_input, from_state))
+    r, z = jnp.split(jax.nn.sigmoid(i + s), 2, axis=1)
+    n = jnp.tanh(i_n + r * s_n)
     return (1 - z) * n + z * state

@@ -89,8 +89,8 @@ def _scanned(
     """`gru` by a plain scan, padding and all, for as many captions as come."""
     w_ih, w_hh = params.weight_ih.T, params.weight_hh.T
 
-    def step(h: Float[Array, "b h"], t: Int[Array, ""]) -> tuple[Array, Array]:
-        x = lax.dynamic_index_in_dim(inputs, t, axis=1, keepdims=False)
+    def step(h: Float[Array, "b h"], given: tuple[Array, Array]) -> tuple[Array, Array]:
+        t, x = given
         from_x = packed.dot(x, w_ih, 1, dtype) + params.bias_ih[None]
         from_h = packed.dot(h, w_hh, 1, dtype) + params.bias_hh[None]
         alive = (t < lengths)[:, None]
@@ -98,8 +98,8 @@ def _scanned(
         return h, jnp.where(alive, h, 0)
 
     begun = jnp.zeros((inputs.shape[0], w_hh.shape[0]))
-    # By number alone: of sequences of floats the converter to ONNX makes doubles (jax2onnx 0.17).
-    last, outputs = lax.scan(step, begun, jnp.arange(inputs.shape[1]), reverse=reverse)
+    given = jnp.arange(inputs.shape[1]), inputs.swapaxes(0, 1)
+    last, outputs = lax.scan(step, begun, given, reverse=reverse)
     return GRUResult(outputs.swapaxes(0, 1), last)
 
 
@@ -107,10 +107,9 @@ def _next(
     from_x: Float[Array, "r h3"], from_h: Float[Array, "r h3"], h: Float[Array, "r h"]
 ) -> tuple[Float[Array, "r h"], Float[Array, "r h3"]]:
     """The new state, and its r, z and W_hn h + b_hn."""
-    hidden = h.shape[1]
-    r, z = jnp.split(jax.nn.sigmoid((from_x + from_h)[:, : 2 * hidden]), 2, axis=1)
-    q = from_h[:, 2 * hidden :]
-    n = jnp.tanh(from_x[:, 2 * hidden :] + r * q)
+    (x, of_n), (s, q) = (jnp.split(part, [2 * h.shape[1]], axis=1) for part in (from_x, from_h))
+    r, z = jnp.split(jax.nn.sigmoid(x + s), 2, axis=1)
+    n = jnp.tanh(of_n + r * q)
     return (1 - z) * n + z * h, jnp.concatenate([r, z, q], axis=1)
 
 

@@ -1,4 +1,4 @@
-"""Batches of any size: what is exported once has a symbol where training has a number."""
+"""What is exported once for batches of any size: a symbol stands where training has a number."""
 
 from typing import Any
 
