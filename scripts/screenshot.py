@@ -55,6 +55,18 @@ def search(page: Any, query: str) -> None:
     page.wait_for_selector("#photos figure")
 
 
+def shoot(page: Any, query: str, output: Path) -> None:
+    """Writes a .png of the page with what was found."""
+    search(page, query)
+    page.wait_for_function("[...document.images].every(image => image.complete)")
+    # What is new fades in.
+    page.wait_for_function("!document.querySelector('.pending')")
+    page.wait_for_timeout(500)
+    shot = Image.open(io.BytesIO(page.screenshot()))
+    # A third of the bytes.
+    shot.quantize(256).save(output, optimize=True)
+
+
 def main(arguments: list[str]) -> None:
     """Writes the picture."""
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
@@ -65,14 +77,7 @@ def main(arguments: list[str]) -> None:
     if browser_path() is None:
         sys.exit(f"no browser is installed: one of {', '.join(BROWSERS)}")
     with opened(given.url) as page:
-        search(page, given.query)
-        page.wait_for_function("[...document.images].every(image => image.complete)")
-        # What is new fades in.
-        page.wait_for_function("!document.querySelector('.pending')")
-        page.wait_for_timeout(500)
-        shot = Image.open(io.BytesIO(page.screenshot()))
-    # A third of the bytes.
-    shot.quantize(256).save(given.output, optimize=True)
+        shoot(page, given.query, given.output)
 
 
 if __name__ == "__main__":
