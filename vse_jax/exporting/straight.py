@@ -99,7 +99,7 @@ def _cut(values: list[Any], consts: int, carry: int) -> tuple[list[Any], list[An
 
 
 def _pads(given: dict[str, Any]) -> list[tuple[int, int, int]]:
-    return list(given["padding_config"])
+    return [(int(low), int(high), int(between)) for low, high, between in given["padding_config"]]
 
 
 def _padded(array: Any, value: Any, pads: list[tuple[int, int, int]]) -> Any:
