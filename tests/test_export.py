@@ -21,7 +21,7 @@ from vse_jax.exporting import parameters
 from vse_jax.workdir import WorkdirError
 
 SENTENCES = ["a red circle", "two blue squares above a star " * 12, "", "xyzzy circle"]
-# Fresh processes: {"blocked": [...], "folder": ..., "pictures": [...], "sentences": [...], "to": ...}
+# Fresh processes, each given {"blocked", "folder", "pictures", "sentences", "to"} as JSON.
 BEGIN = """
 import importlib.util, json, sys
 given = json.loads(sys.argv[1])
@@ -47,7 +47,8 @@ function = about["functions"]["image"]
 assert function["inputs"] == [
     {"name": "image", "dtype": "uint8", "shape": ["b", about["image"]["size"]] + [32, 3]}
 ]
-exported = export.deserialize(bytearray(open(given["folder"] + "/" + function["file"], "rb").read()))
+file = open(given["folder"] + "/" + function["file"], "rb")
+exported = export.deserialize(bytearray(file.read()))
 assert exported.platforms == ("cpu", "cuda", "tpu")
 [images] = jax.jit(exported.call)(np.load(given["pixels"]))
 np.savez(given["to"], images=images)
@@ -147,6 +148,7 @@ def test_jax_export(trained, tmp_path, fresh, expected, pictures, capsys):
     assert sorted(about["files"]) == sorted(path.name for path in folder.iterdir())
 
 
+@pytest.mark.slow
 def test_onnx(trained, tmp_path, fresh, expected):
     pytest.importorskip("jax2onnx", reason="needs the extra [export]")
     folder = exported(trained, "onnx", tmp_path / "out")
@@ -212,7 +214,7 @@ def test_pairs_of_words_and_boxes(trained_dvsa, tmp_path, pictures):
         program.images(pictures)
 
 
-def test_captions_and_classes(trained_cam, tmp_path, pictures, capsys):
+def test_captions_and_classes(trained_cam, tmp_path, pictures):
     folder = exported(trained_cam, "jax_export", tmp_path / "functions")
     model, program = vse_jax.load(trained_cam), used(folder)
     images = program.images(pictures)
@@ -289,7 +291,7 @@ def test_a_damaged_export_is_told(trained, tmp_path):
     data = bytearray(file.read_bytes())
     data[-1] ^= 1
     file.write_bytes(data)
-    with pytest.raises(CheckpointError, match="is damaged: .* does not match its checksum"):
+    with pytest.raises(CheckpointError, match=r"is damaged: .* does not match its checksum"):
         vse_jax.load(folder)
     file.write_bytes(data[:-9])
     with pytest.raises(CheckpointError, match="cannot be read"):
@@ -316,6 +318,7 @@ def test_the_hub(trained, tmp_path, monkeypatch, capsys):
             done.append((name, exist_ok))
 
         def upload_folder(self, repo_id, folder_path, commit_message):
+            assert "vse_jax" in commit_message
             done.append((repo_id, sorted(path.name for path in folder_path.iterdir())))
 
     monkeypatch.setattr(huggingface_hub, "HfApi", Interface)

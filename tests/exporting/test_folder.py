@@ -57,9 +57,14 @@ def test_other_things_stay(tmp_path):
 def test_what_fails_leaves_the_one_before(tmp_path, error):
     output = tmp_path / "out"
     written(output, "old")
-    with pytest.raises(type(error)), folder.whole(output, {}) as partial:
-        (partial / "a").write_text("new")
-        raise error
+
+    def fails():
+        with folder.whole(output, {}) as partial:
+            (partial / "a").write_text("new")
+            raise error
+
+    with pytest.raises(type(error)):
+        fails()
     assert (output / "inner" / "a").read_text() == "old"
     assert names(output) == ["out"]
 
@@ -75,7 +80,6 @@ def test_a_full_disk_is_told(tmp_path):
 
 def test_a_folder_that_may_not_be_written(tmp_path, monkeypatch):
     monkeypatch.setattr(folder.os, "access", lambda *_: False)
-    with pytest.raises(
-        ExportError, match=re.escape(f"cannot be written: no permission in {tmp_path}")
-    ):
+    told = re.escape(f"cannot be written: no permission in {tmp_path}")
+    with pytest.raises(ExportError, match=told):
         folder.check(tmp_path / "out")

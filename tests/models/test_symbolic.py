@@ -1,5 +1,7 @@
 """For a batch of any size layers do what they do for one of a size that is known."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -98,9 +100,11 @@ def test_mobilenet_by_grouped_convolutions():
     """Another way to the same numbers, with dilated blocks and those that halve the map."""
     image = jnp.asarray(RNG.integers(0, 256, (2, 32, 32, 3), np.uint8))
     own = MobileNetV2(depth_multiplier=0.35, output_stride=16)
-    variables = own.init(jax.random.key(0), image, train=False)
-    wanted = own.apply(variables, image, train=False).grid
-    found = own.clone(grouped=True).apply(variables, image, train=False).grid
+    variables = jax.jit(partial(own.init, train=False))(jax.random.key(0), image)
+    wanted, found = (
+        jax.jit(partial(model.apply, train=False))(variables, image).grid
+        for model in (own, own.clone(grouped=True))
+    )
     largest = np.abs(wanted).max()
     assert largest > 1e-3
     np.testing.assert_allclose(found, wanted, atol=1e-5 * largest)
