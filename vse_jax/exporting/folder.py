@@ -30,7 +30,9 @@ def check(output: Path) -> None:
     elif output.exists() or output.is_symlink():
         raise ExportError(f"{output} is no folder")
     parent = next(folder for folder in output.absolute().parents if folder.exists())
-    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+    if not parent.is_dir():
+        raise ExportError(f"{output} cannot be written: {parent} is no folder")
+    if not os.access(parent, os.W_OK | os.X_OK):
         raise ExportError(f"{output} cannot be written: no permission in {parent}")
 
 

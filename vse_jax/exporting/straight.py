@@ -60,10 +60,12 @@ def _applied(equation: Any, values: list[Any]) -> Sequence[Any]:
         return _unrolled(given, values)
     if name in _CALLS:
         inner = next(given[key] for key in _INNER if key in given)
-        closed = isinstance(inner, jax.extend.core.ClosedJaxpr)
-        return _evaluate(*((inner.jaxpr, inner.consts) if closed else (inner, ())), values)
+        if isinstance(inner, jax.extend.core.ClosedJaxpr):
+            return _evaluate(inner.jaxpr, inner.consts, values)
+        return _evaluate(inner, (), values)
     if name == "pad" and all(min(low, high) >= 0 == dilated for low, high, dilated in _pads(given)):
-        return [_padded(*values, _pads(given))]
+        array, value = values
+        return [_padded(array, value, _pads(given))]
     if name == "dot_general" and not given["dimension_numbers"][0][0]:
         return [_outer(*values, *given["dimension_numbers"][1])]
     found = equation.primitive.bind(*values, **given)
@@ -99,7 +101,7 @@ def _cut(values: list[Any], consts: int, carry: int) -> tuple[list[Any], list[An
 
 
 def _pads(given: dict[str, Any]) -> list[tuple[int, int, int]]:
-    return list(given["padding_config"])
+    return [(int(low), int(high), int(between)) for low, high, between in given["padding_config"]]
 
 
 def _padded(array: Any, value: Any, pads: list[tuple[int, int, int]]) -> Any:

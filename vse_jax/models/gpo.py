@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float, Int
 from vse_jax.models.gru_cell import GRUWeights, next_state
 from vse_jax.models.masked import masked_softmax
 from vse_jax.models.recurrent import GRUParams
-from vse_jax.models.symbolic import is_symbolic
+from vse_jax.models.symbolic import Size, is_symbolic
 from vse_jax.models.text import symmetric_uniform
 
 # Up to this many parts, values are ranked by counting: n^2 comparisons that run over the channels
@@ -61,7 +61,7 @@ class GPO(nn.Module):
             theta = self.weights(count, size)
         return sorted_pool(parts, mask, theta)
 
-    def weights(self, counts: Int[Array, " c"], size: int) -> Float[Array, "c n"]:
+    def weights(self, counts: Int[Array, " c"], size: Size) -> Float[Array, "c n"]:
         """theta for sets of these counts, each at most n = `size`; zero beyond the count."""
         code = position_code(size, self.code)
         # What the forward direction has read at a position does not depend on the count.
@@ -94,7 +94,7 @@ def _read(
     return lax.scan(step, start, inputs, reverse=reverse)[1].swapaxes(0, 1)
 
 
-def position_code(length: int, width: int) -> Float[Array, "n c"]:
+def position_code(length: Size, width: int) -> Float[Array, "n c"]:
     """sin(k w_i) and cos(k w_i) of each position k, alternating; w_i = 10000^(-2i / width).
 
     Source: Vaswani et al., NeurIPS 2017, section 3.5.

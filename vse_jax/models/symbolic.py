@@ -4,7 +4,10 @@ from typing import Any
 
 import jax.export
 
+# Of an axis: a number, or a symbol for any.
+Size = Any
 
-def is_symbolic(*sizes: Any) -> bool:
+
+def is_symbolic(*sizes: Size) -> bool:
     """Whether one of these sizes of axes is a symbol, of which nothing static can be made."""
     return any(jax.export.is_symbolic_dim(size) for size in sizes)
