@@ -49,7 +49,9 @@ def application(tasks: Tasks, worker: Executor, local: bool) -> Gate:
 
 def _application(tasks: Tasks, worker: Executor, local: bool) -> Gate:
     blocks = built(tasks, worker)
-    blocks.queue(max_size=WAITING, default_concurrency_limit=1)
+    queue: Any = blocks.queue(max_size=WAITING, default_concurrency_limit=1)._queue
+    # After each request it would sum up all before it, for a page that is closed.
+    queue.compute_analytics_summary = lambda _: None
     blocks.state_session_capacity = SESSIONS
     served = gradio.mount_gradio_app(
         FastAPI(openapi_url=None),
