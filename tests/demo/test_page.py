@@ -100,7 +100,7 @@ def call(ask, port):
             if message.get("msg") == "process_completed":
                 connection.close()
                 output = message["output"]
-                return output["data"][0] if message["success"] else output["error"]
+                return output["data"][0] if message["success"] else output["error"] or ""
         raise AssertionError("no answer")
 
     return called
@@ -202,7 +202,7 @@ def test_a_sentence_is_aligned(page, photos, tasks):
     wanted = tasks["align"].model.align(pixels, SENTENCE)
     opened_tab(page, "Words and regions")
     page.set_input_files("#align-picture input", first)
-    page.wait_for_selector("#align-picture .full")
+    page.wait_for_selector("#align-picture .place.full")
     page.fill("#sentence textarea", SENTENCE)
     page.click("#align")
     page.wait_for_selector("#aligned img.drawn")
