@@ -77,13 +77,13 @@ def test_what_a_function_says_of_itself(saf):
 
 def test_what_does_not_agree_is_not_kept(saf, tmp_path, monkeypatch):
     text = functions.functions(saf)[1]
-    load = formats.use._of_jax
+    load = formats.use.load_jax
 
     def wrong(file):
         function = load(file)
         return lambda *arrays: [found + (found.dtype == np.float32) for found in function(*arrays)]
 
-    monkeypatch.setattr(formats.use, "_of_jax", wrong)
+    monkeypatch.setattr(formats.use, "load_jax", wrong)
     with pytest.raises(ExportError, match=r"text\.file: local is 1 off what the model itself"):
         formats.write_jax(text, tmp_path / "text.file", "float32")
 
