@@ -77,13 +77,13 @@ def test_what_a_function_says_of_itself(saf):
 
 def test_what_does_not_agree_is_not_kept(saf, tmp_path, monkeypatch):
     text = functions.functions(saf)[1]
-    load = formats.use._of_jax
+    load = formats.use.load_jax
 
     def wrong(file):
         function = load(file)
         return lambda *arrays: [found + (found.dtype == np.float32) for found in function(*arrays)]
 
-    monkeypatch.setattr(formats.use, "_of_jax", wrong)
+    monkeypatch.setattr(formats.use, "load_jax", wrong)
     with pytest.raises(ExportError, match=r"text\.file: local is 1 off what the model itself"):
         formats.write_jax(text, tmp_path / "text.file", "float32")
 
@@ -96,32 +96,34 @@ def test_difference():
     assert np.isnan(formats.difference(a, a * np.float32(np.nan)))
 
 
-CASES = [
-    ("vsepp", {"model.text.bidirectional": True}, None),
-    ("vsepp,text=bert", {"model.image.backbone": "mobilenet_v2", "data.image_size": 32}, None),
+BOTH = [
     ("vsepp", {"precision": "bfloat16"}, None),
     ("vse_infinity", {}, FEATURES),
     ("vsrn", {}, FEATURES),
+    ("multimodal_rnn", {"model.captioner.cell": "lstm"}, None),
+]
+# As StableHLO they are tested in test_export.py, and layer by layer in models/test_symbolic.py.
+ONNX = [
+    ("vsepp", {"model.text.bidirectional": True}, None),
+    ("vsepp,text=bert", {"model.image.backbone": "mobilenet_v2", "data.image_size": 32}, None),
     ("saf", {}, FEATURES),
     ("sgr", {}, None),
     ("dvsa", {}, None),
     ("cam", {"model.captioner.cell": "rnn"}, None),
-    ("multimodal_rnn", {"model.captioner.cell": "lstm"}, None),
 ]
+CASES = [("jax_export", *case) for case in BOTH] + [("onnx", *case) for case in BOTH + ONNX]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("format_", ["jax_export", "onnx"])
-@pytest.mark.parametrize(("system", "fields", "features"), CASES)
+@pytest.mark.parametrize(("format_", "system", "fields", "features"), CASES)
 def test_every_network(untrained, tmp_path, format_, system, fields, features):
     """Each file is run and compared where it is written."""
-    trained = untrained(system, fields, features)
+    trained, write, regions = untrained(system, fields, features), formats.write_jax, None
     if format_ == "onnx":
         pytest.importorskip("jax2onnx", reason="needs the extra [export]")
-        trained = exports.for_onnx(trained)
+        trained, write = exports.for_onnx(trained), formats.write_onnx
         assert trained.config.precision == "float32"
-    write = formats.write_onnx if format_ == "onnx" else formats.write_jax
-    regions = 3 if format_ == "onnx" and system in ("vse_infinity", "vsrn") else None
+        regions = 3 if system in ("vse_infinity", "vsrn") else None
     for function in functions.functions(trained, regions):
         write(function, tmp_path / function.name, trained.config.precision)
         assert (tmp_path / function.name).stat().st_size > 0

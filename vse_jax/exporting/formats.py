@@ -36,7 +36,7 @@ def write_jax(function: Function, path: Path, precision: str) -> None:
         path.write_bytes(exported(*function.arguments()).serialize())
     except (ValueError, NotImplementedError, TypeError) as error:
         raise ExportError(_refusal(function, "jax.export", error)) from error
-    _check(function, use._of_jax(path), precision, path.name)
+    _check(function, use.load_jax(path), precision, path.name)
 
 
 def write_onnx(function: Function, path: Path, precision: str) -> None:
@@ -50,7 +50,7 @@ def write_onnx(function: Function, path: Path, precision: str) -> None:
     del model.graph.value_info[:]
     path.write_bytes(model.SerializeToString())
     try:
-        run = use._of_onnx(path)
+        run = use.load_onnx(path)
     except Exception as error:  # onnxruntime's own, without a common base
         raise ExportError(_refusal(function, "onnxruntime", error)) from error
     _check(function, run, precision, path.name)

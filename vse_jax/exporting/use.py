@@ -38,7 +38,7 @@ class Exported:
         """What the function of that name makes of arrays of any number of rows."""
         if name not in self._loaded:
             file = self.folder / self.about["functions"][name]["file"]
-            self._loaded[name] = _of_onnx(file) if file.suffix == ".onnx" else _of_jax(file)
+            self._loaded[name] = load_onnx(file) if file.suffix == ".onnx" else load_jax(file)
         return self._loaded[name](*arrays)
 
     def images(self, pictures: Sequence[Any]) -> Arrays:
@@ -136,7 +136,8 @@ def _padded(pictures: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     return features, mask
 
 
-def _of_jax(file: Path) -> Callable[..., Arrays]:
+def load_jax(file: Path) -> Callable[..., Arrays]:
+    """A function of *.jax_export."""
     import jax
     import jax.export
 
@@ -144,7 +145,8 @@ def _of_jax(file: Path) -> Callable[..., Arrays]:
     return lambda *arrays: tuple(np.asarray(found) for found in function(*arrays))
 
 
-def _of_onnx(file: Path) -> Callable[..., Arrays]:
+def load_onnx(file: Path) -> Callable[..., Arrays]:
+    """A function of *.onnx."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
