@@ -396,11 +396,26 @@ def test_the_networks_named_are_measured_without_torch(monkeypatch):
     monkeypatch.setattr(
         importlib.util, "find_spec", lambda name: None if name == "torch" else find(name)
     )
-    rows = networks.run(load("timing").Options(rounds=1, networks=("frozen",)))
+    rows = list(networks.run(load("timing").Options(rounds=1, networks=("frozen",))))
     assert seen == [("residual", "float32"), ("residual", "bfloat16")]
     assert [row.quantity for row in rows] == [
         "frozen step, ours, float32", "frozen step, ours, bfloat16"
     ]  # fmt: skip
+
+
+def test_a_network_that_fails_leaves_the_others_figures(monkeypatch):
+    networks = load("networks")
+
+    def steps(name, _):
+        if name == "leap":
+            raise ValueError("no such luck")
+        return [networks.Row("networks", name, 1.0, "x")]
+
+    monkeypatch.setattr(networks, "steps", steps)
+    found = networks.run(load("timing").Options(networks=("vsrn", "leap", "frozen")))
+    assert [next(found).quantity, next(found).quantity] == ["vsrn", "frozen"]
+    with pytest.raises(RuntimeError, match=r"^leap: ValueError: no such luck$"):
+        next(found)
 
 
 def test_rows_of_a_network_beside_its_twins(monkeypatch):
