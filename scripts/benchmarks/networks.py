@@ -60,8 +60,8 @@ class Case(NamedTuple):
 
 CASES: Mapping[str, Case] = {
     "vse_infinity": Case("vse_infinity", regions=REGIONS, faster=1.5, memory=True),
-    # What is nothing but rounding has a sign, which is all that Adam's first update looks at.
-    "saf": Case("saf", regions=REGIONS, faster=3.0, backward=False, gradient=2e-3, memory=True),
+    # What is nothing but rounding has a sign, which is all that Adam's first updates look at.
+    "saf": Case("saf", regions=REGIONS, faster=3.0, backward=False, gradient=5e-3, memory=True),
     "sgr": Case("sgr", regions=REGIONS, backward=False),
     # Its attention takes the products of regions anew at each word.
     "vsrn": Case("vsrn", regions=REGIONS, counted={"objective.generation.weight": 0.0}),
