@@ -114,7 +114,8 @@ def test_the_report_keeps_its_contract(trained, run, best, report):
     again = evaluation.measure(split, evaluation.encode(run, best, "test"))
     assert {k: report["metrics"][k] for k in again} == pytest.approx(again)
     page = (trained / "report.html").read_text()
-    assert "<title>vse_jax on shapes</title>" in page
+    network = report["config"]["model"]["network"]
+    assert f"<title>{network} on shapes</title>" in page
 
 
 def test_the_reports_queries_are_true(trained, run, best):

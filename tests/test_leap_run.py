@@ -42,7 +42,7 @@ def test_the_report_has_what_codes_retrieve_and_how_they_are_used(trained_leap, 
     np.testing.assert_allclose(report["code_usage"], np.mean(counts, 0) * 8 / len(chosen))
     page = (trained_leap / "report.html").read_text()
     titles = [
-        "leap/margin", "leap/code perplexity", "Distance", "Distance of right and wrong pairs",
+        "leap: margin", "leap: code perplexity", "Distance", "Distance of right and wrong pairs",
         "Use of the codes", "Quantizer, bytes",
     ]  # fmt: skip
     for drawn in titles:

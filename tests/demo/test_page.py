@@ -149,12 +149,11 @@ def opened_tab(page, name):
     page.get_by_role("tab", name=name).click()
 
 
-def problem(page):
-    """What a message on the page says, which is closed then."""
-    found = page.locator(".toast-body").last
-    text = found.inner_text()
+def told_of(page, problem):
+    """Waits for a message on the page that says so, and closes it."""
+    found = page.locator(".toast-body").filter(has_text=problem).last
+    found.wait_for()
     found.locator("button").click()
-    return text
 
 
 def test_a_query_is_typed(page, browsing, photos, tasks):
@@ -215,7 +214,7 @@ def test_a_sentence_is_aligned(page, photos, tasks):
     # What a message repeats of a request is text.
     page.fill("#sentence textarea", "<img src=x onerror=alert(1)>")
     page.click("#align")
-    assert "has no word that the model knows" in problem(page)
+    told_of(page, "has no word that the model knows")
 
 
 def test_bad_uploads_are_told(page, tmp_path):
@@ -231,10 +230,10 @@ def test_bad_uploads_are_told(page, tmp_path):
     told.filter(has_text="“large.png” has 11.0 MB; at most 10 MB are taken").wait_for()
     (tmp_path / "text.png").write_text("no picture")
     page.set_input_files(f"{place} input", tmp_path / "text.png")
-    assert "the file is no picture of a known type" in problem(page)
+    told_of(page, "the file is no picture of a known type")
     Image.new("1", (10_000, 6_000)).save(tmp_path / "bomb.png")
     page.set_input_files(f"{place} input", tmp_path / "bomb.png")
-    assert "10,000 x 6,000 pixels; at most 50 million are taken" in problem(page)
+    told_of(page, "10,000 x 6,000 pixels; at most 50 million are taken")
 
 
 def test_a_screenshot(page, browsing, tmp_path):
