@@ -42,6 +42,7 @@ _CODE = {"workdir": _LOAD, "safetensors": _LOAD, "orbax": _ORBAX}
 
 
 def main(arguments: Sequence[str]) -> None:
+    """Prints the table of a workdir's exports."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--workdir", type=Path, required=True, help="of a model with embeddings")
     parser.add_argument("--image", type=Path, required=True, help="a picture")

@@ -17,7 +17,7 @@ import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import IO, Any, NoReturn
+from typing import IO, Any
 
 import numpy as np
 from PIL import Image
@@ -43,12 +43,6 @@ TOLD = 3
 ADVICE = "name a file in a folder with room and permission to write"
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        """Ends in one line."""
-        self.exit(2, f"align: {message}\n")
-
-
 def main(arguments: Sequence[str]) -> None:
     """Does what the command line asks for; a user's mistake ends in one clear line and exit 1."""
     given = _parsed(arguments)
@@ -67,7 +61,7 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def _parsed(arguments: Sequence[str]) -> argparse.Namespace:
-    parser = _Parser(
+    parser = console.Parser(
         "python -m vse_jax.align", description=str(__doc__).split("\n", 2)[2], allow_abbrev=False
     )
     parser.add_argument("picture", nargs="?", type=Path, help="a JPEG, PNG, ...")

@@ -1,5 +1,6 @@
-"""What a person sees of a run while it goes: log lines, a progress bar, TensorBoard."""
+"""What a person sees of a command: wrong flags, log lines, a progress bar, TensorBoard."""
 
+import argparse
 import contextlib
 import logging
 import sys
@@ -7,7 +8,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, NoReturn
 
 from rich.console import Console
 from rich.logging import RichHandler
@@ -16,6 +17,15 @@ from rich.progress import Progress as Bar
 
 log = logging.getLogger(__name__)
 _console = Console(stderr=True)
+
+
+class Parser(argparse.ArgumentParser):
+    """The flags of `python -m vse_jax.TOOL`, of which a wrong one ends in one line and exit 2."""
+
+    def error(self, message: str) -> NoReturn:
+        """Says what is wrong, behind the tool's name."""
+        tool = self.prog.partition("vse_jax.")[2].split()[0]
+        self.exit(2, f"{tool}: {message}\n")
 
 
 def set_up_logging(process: int = 0) -> None:

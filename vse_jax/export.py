@@ -16,7 +16,6 @@ import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
 from vse_jax import config as configs
 from vse_jax import console, hub, parallel, trained, workdir
@@ -26,12 +25,6 @@ from vse_jax.trained import Trained
 
 log = logging.getLogger("vse_jax.export")
 FORMATS = ("orbax", "safetensors", "jax_export", "onnx")
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        """Ends in one line."""
-        self.exit(2, f"export: {message}\n")
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -54,7 +47,7 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def _parsed(arguments: Sequence[str]) -> argparse.Namespace:
-    parser = _Parser(
+    parser = console.Parser(
         "python -m vse_jax.export",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -20,7 +20,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn, get_args
+from typing import get_args
 
 from vse_jax import console, finder, indexing, parallel, workdir
 from vse_jax.api import load
@@ -32,12 +32,6 @@ from vse_jax.index.database import StoreError
 from vse_jax.index.store import Store
 
 log = logging.getLogger("vse_jax.search")
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        """Ends in one line."""
-        self.exit(2, f"search: {message}\n")
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -61,14 +55,14 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def _parsed(arguments: Sequence[str]) -> argparse.Namespace:
-    parser = _Parser(
+    parser = console.Parser(
         "python -m vse_jax.search",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="index|query")
-    both = _Parser(add_help=False, allow_abbrev=False)
+    both = console.Parser(add_help=False, allow_abbrev=False)
     both.add_argument("--workdir", type=Path, required=True, help="folder of the trained run")
     both.add_argument(
         "--kind",

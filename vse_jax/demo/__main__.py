@@ -13,7 +13,6 @@ import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NoReturn
 
 from vse_jax import console, parallel
 from vse_jax.demo import tabs
@@ -23,12 +22,6 @@ from vse_jax.index import kinds
 log = logging.getLogger("vse_jax.demo")
 # Open at a time; each browser holds two or three.
 CONNECTIONS = 200
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        """Ends in one line."""
-        self.exit(2, f"demo: {message}\n")
 
 
 class DemoError(Exception):
@@ -122,7 +115,7 @@ def is_local(host: str) -> bool:
 
 
 def _parsed(arguments: Sequence[str]) -> argparse.Namespace:
-    parser = _Parser("python -m vse_jax.demo", description=__doc__, allow_abbrev=False)
+    parser = console.Parser("python -m vse_jax.demo", description=__doc__, allow_abbrev=False)
     parser.add_argument(
         "--workdir", type=Path, action="append", required=True, help="of a trained run; repeatable"
     )

@@ -218,8 +218,8 @@ def _best_backward(dtype: Any, residual: Any, d_best: Float[Array, "a c l"]) -> 
         d_parts, d_said = carry
         some = lax.dynamic_slice_in_dim(numbers, start, size)
         picture, region = jnp.minimum(some // r, a - 1), (some % r).astype(which.dtype)
-        is_best = (which[picture] == region[:, None]) & (some < count)[:, None]
-        d_found = jnp.where(is_best, d_best[picture], 0.0).astype(dtype)
+        own = (which[picture] == region[:, None]) & (some < count)[:, None]
+        d_found = jnp.where(own, d_best[picture], 0.0).astype(dtype)
         d_parts = packed.write(d_parts, packed.dot(d_found, said, 1, dtype), start)
         return d_parts, d_said + packed.dot(d_found, packed.take(parts, some), 0, dtype)
 

@@ -13,7 +13,6 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NoReturn
 
 from vse_jax import console
 from vse_jax.checkpoint import CheckpointError
@@ -26,12 +25,6 @@ WRITERS: dict[str, Callable[[Sequence[comparison.Group]], str]] = {
     ".json": comparison_files.as_json,
     ".md": comparison_files.as_markdown,
 }
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        """Ends in one line."""
-        self.exit(2, f"report: {message}\n")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -53,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = _Parser(
+    parser = console.Parser(
         "python -m vse_jax.report",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
