@@ -18,7 +18,15 @@ from small_flickr8k import write_flickr8k, write_weights
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 import vse_jax
-from vse_jax import assembly, evaluation, experiment, measuring, train, workdir
+from vse_jax import (
+    assembly,
+    evaluation,
+    experiment,
+    frozen_features,
+    measuring,
+    train,
+    workdir,
+)
 from vse_jax.checkpoint import CheckpointError
 from vse_jax.config import ConfigError
 from vse_jax.data import pipeline, tokenizer
@@ -272,6 +280,39 @@ def test_frozen_towers_go_over_the_data_once(flickr8k, features, tmp_path, caplo
     found = vse_jax.load(tmp_path / "run").encode_texts(split.captions)
     np.testing.assert_allclose(found, expected.captions, atol=1e-5)
     assert len(np.unique(found.round(4), axis=0)) > 1
+
+
+@pytest.mark.torch
+def test_features_are_gone_on_with_where_they_were_stopped(flickr8k, tmp_path, monkeypatch, caplog):
+    """Of pictures and of captions, a batch of each later: the same bits as in one go."""
+    caplog.set_level(logging.INFO, "vse_jax")
+    monkeypatch.setattr(frozen_features, "SORTED", 8)
+    config = flickr8k("frozen")
+    config.evaluate.batch_size = 4
+    expected = experiment.prepare(config, tmp_path / "run").examples
+    config.data.data_dir = str(tmp_path / "stopped")
+    for name, most in (("image_features", 1), ("text_features", 2)):
+        real, seen = getattr(experiment.Encoder, name), []
+
+        def stopped(self, variables, batches, real=real, seen=seen, most=most):
+            for found in real(self, variables, batches):
+                if len(seen) == most:
+                    raise KeyboardInterrupt
+                seen.append(1)
+                yield found
+
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(experiment.Encoder, name, stopped)
+            experiment.prepare(config, tmp_path / "run")
+    assert "going on behind train3.jpg (picture 3 of train)" in caplog.text
+    assert "going on behind caption" not in caplog.text
+    found = experiment.prepare(config, tmp_path / "run").examples
+    assert "going on behind caption 7 of train" in caplog.text
+    for name, examples in expected.items():
+        np.testing.assert_array_equal(found[name].features, examples.features)
+        for side in ("rows", "count"):
+            one, other = (getattr(e.text_features, side) for e in (found[name], examples))
+            np.testing.assert_array_equal(one, other)
 
 
 @pytest.mark.slow

@@ -66,8 +66,10 @@ class FrozenFeatures:
         """The examples with the features of their pictures."""
         from vse_jax.data import pipeline
 
-        def batches(name: str) -> Iterator[np.ndarray]:
-            pixels = pipeline.image_batches(self.examples[name], **self._share())
+        def batches(name: str, first: int) -> Iterator[np.ndarray]:
+            examples = self.examples[name]
+            rest = np.arange(first, len(examples.split.images))
+            pixels = pipeline.image_batches(examples, rest, **self._share())
             return self.encoder.image_features(self._variables(), pixels)
 
         found = self._cached(
@@ -75,6 +77,7 @@ class FrozenFeatures:
             "pictures",
             {name: len(e.split.images) for name, e in self.examples.items()},
             batches,
+            self._share()["batch_size"],
             lambda name, row: f"{self.examples[name].split.images[row]} (picture {row} of {name})",
         )
         boxes = self.config.model.image.features == "boxes"
@@ -89,11 +92,11 @@ class FrozenFeatures:
         """The examples with the features of their captions."""
         from vse_jax.data import pipeline
 
-        def batches(name: str) -> Iterator[np.ndarray]:
+        def batches(name: str, first: int) -> Iterator[np.ndarray]:
             examples, variables = self.examples[name], self._variables()
             lengths = examples.token_mask.sum(axis=1)
             # Captions of like length together: of Flickr8k's, half would be padding.
-            for start in range(0, len(lengths), SORTED):
+            for start in range(first, len(lengths), SORTED):
                 rows = np.arange(start, min(start + SORTED, len(lengths)))
                 order = np.argsort(lengths[rows], kind="stable")
                 tokens = pipeline.caption_batches(examples, rows[order], trim=TRIM, **self._share())
@@ -114,7 +117,7 @@ class FrozenFeatures:
         )
         counts = {name: len(e.tokens) for name, e in self.examples.items()}
         found = self._cached(
-            key, "captions", counts, batches, lambda name, row: f"caption {row} of {name}"
+            key, "captions", counts, batches, SORTED, lambda name, row: f"caption {row} of {name}"
         )
         return {
             name: dataclasses.replace(e, text_features=_of_words(found[name], e.token_mask))
@@ -134,7 +137,8 @@ class FrozenFeatures:
         key: str,
         what: str,
         counts: Mapping[str, int],
-        batches: Callable[[str], Iterator[np.ndarray]],
+        batches: Callable[[str, int], Iterator[np.ndarray]],
+        together: int,
         named: Callable[[str, int], str],
     ) -> dict[str, np.ndarray]:
         """The features of each split under this key, float32 [n, r, f], memory-mapped."""
@@ -148,9 +152,13 @@ class FrozenFeatures:
             features.write(
                 data_dir,
                 key,
-                {name: (count, partial(batches, name)) for name, count in counts.items()},
+                {
+                    name: features.Rows(count, partial(batches, name), together)
+                    for name, count in counts.items()
+                },
                 named,
                 store=parallel.is_first_process(),
+                agreed=parallel.as_the_first,
             )
             parallel.barrier(f"features of {what}")
             seconds = time.perf_counter() - begun

@@ -245,6 +245,13 @@ def all_agree(value: bool) -> bool:
     return bool(np.all(multihost_utils.process_allgather(np.asarray(value))))
 
 
+def as_the_first(value: int) -> int:
+    """`value` of process 0, in every process."""
+    if jax.process_count() == 1:
+        return value
+    return int(multihost_utils.broadcast_one_to_all(np.asarray(value)))
+
+
 def first_process_first(name: str, function: Callable[[], T]) -> T:
     """`function()`, run by process 0 before the others: it may prepare what they then find."""
     if is_first_process():

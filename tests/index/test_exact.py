@@ -43,6 +43,15 @@ def test_of_equals_the_first_comes_first():
     assert found.numbers.tolist() == [[0, 1, 2, 3]]
 
 
+def test_few_programs_serve_any_number_of_queries():
+    """And above some no more than an eighth of what they compute is padding."""
+    shapes = {len(exact._padded(np.zeros((count, 1)))) for count in range(1, exact.QUERIES + 1)}
+    assert len(shapes) <= 24
+    for count in range(225, exact.QUERIES + 1):
+        assert count <= len(exact._padded(np.zeros((count, 1)))) <= count * 8 / 7
+    assert len(exact._padded(np.zeros((200, 1)))) == 224
+
+
 def test_no_queries():
     found = exact.search(dot, np.zeros((0, 2), np.float32), [(0, np.ones((5, 2), np.float32))], 3)
     assert found.numbers.shape == found.scores.shape == (0, 3)

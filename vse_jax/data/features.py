@@ -6,17 +6,35 @@ import functools
 import hashlib
 import json
 import logging
+import math
 import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import IO, NamedTuple
 
 import numpy as np
 
 from vse_jax.data.split import DataError
 
 log = logging.getLogger(__name__)
+
+
+class Rows(NamedTuple):
+    """The features of a split, to be computed.
+
+    Attributes:
+      count: of its pictures or captions, n.
+      batches: first -> float32 [b, r, f], one after the other from row `first` on; rows beyond n
+        are padding.
+      together: rows that are computed at once. A run that goes on begins at a multiple of it, so
+        that it computes the batches of an undisturbed one.
+    """
+
+    count: int
+    batches: Callable[[int], Iterator[np.ndarray]]
+    together: int = 1
 
 
 def key(**parts: object) -> str:
@@ -33,40 +51,49 @@ def find(data_dir: str | os.PathLike[str], digest: str) -> Path | None:
 def write(
     data_dir: str | os.PathLike[str],
     digest: str,
-    splits: Mapping[str, tuple[int, Callable[[], Iterator[np.ndarray]]]],
+    splits: Mapping[str, Rows],
     named: Callable[[str, int], str],
     store: bool = True,
+    agreed: Callable[[int], int] = int,
 ) -> None:
-    """Computes the features of every split and stores them under the key, all or nothing.
+    """Computes the features of every split and stores them under the key.
 
-    They are written into a folder of another name, which gets its own when all is done.
+    They are written into a folder of another name, which gets its own when all is done. What a run
+    that was stopped or killed has written there is kept, and the next one goes on behind it.
 
     Args:
       data_dir: where prepared data go.
       digest: from `key`.
-      splits: name -> (pictures n, a function that yields float32 [b, r, f] in order; rows
-        beyond n are padding).
+      splits: by name.
       named: (split, row) -> what the row is of, for messages.
       store: False in the processes that only take part in the computation.
+      agreed: the row that the process which stores begins at, in every process.
 
     Raises:
       DataError: the folder cannot be written or the disk is full, or a feature is not finite.
     """
-    if not store:
-        for name, (count, batches) in splits.items():
-            _write_split(None, count, batches(), functools.partial(named, name))
-        return
 
-    def fill(folder: Path) -> None:
-        for name, (count, batches) in splits.items():
-            _write_split(folder / f"{name}.npy", count, batches(), functools.partial(named, name))
-        (folder / "done.json").write_text(json.dumps(sorted(splits)))
+    def fill(folder: Path | None) -> None:
+        for name, rows in splits.items():
+            path = None if folder is None else folder / f"{name}.npy"
+            first = agreed(0 if path is None else _kept(path, rows))
+            if first and store:
+                log.info("going on behind %s", named(name, first - 1))
+            _write_split(path, rows, first, functools.partial(named, name))
+        if folder is not None:
+            (folder / "done.json").write_text(json.dumps(sorted(splits)))
 
-    write_folder(data_dir, digest, fill)
+    if store:
+        write_folder(data_dir, digest, fill, goes_on=True)
+    else:
+        fill(None)
 
 
 def write_folder(
-    data_dir: str | os.PathLike[str], digest: str, fill: Callable[[Path], None]
+    data_dir: str | os.PathLike[str],
+    digest: str,
+    fill: Callable[[Path], None],
+    goes_on: bool = False,
 ) -> None:
     """The folder of a key, all or nothing.
 
@@ -74,13 +101,14 @@ def write_folder(
       data_dir: where prepared data go.
       digest: from `key`.
       fill: writes into the folder that it is given, at last a file `done.json`.
+      goes_on: whether the folder may be one that a stopped run has left, with what it wrote.
 
     Raises:
       DataError: the folder cannot be written or the disk is full.
     """
     folder = _folder(data_dir, digest)
     try:
-        with _partial(folder) as partial:
+        with _partial(folder, goes_on) as partial:
             fill(partial)
             # Another run may have been faster; what it wrote is as good.
             if not (folder / "done.json").is_file():
@@ -95,24 +123,49 @@ def write_folder(
 
 
 @contextlib.contextmanager
-def _partial(folder: Path) -> Iterator[Path]:
-    """A folder for this run alone, gone afterwards; those that killed runs left are removed.
+def _partial(folder: Path, goes_on: bool) -> Iterator[Path]:
+    """A folder for this run alone, gone afterwards; those that stopped runs left are removed.
 
-    A lock that dies with its process tells which these are.
+    A lock that dies with its process tells which these are. One that goes on takes the first of
+    them for its own, and leaves it behind when it is stopped, though not when it fails.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
-    for other in folder.parent.glob(f"{folder.name}.*.partial"):
-        with contextlib.suppress(OSError), open(other / "lock", "r+") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(other, ignore_errors=True)
-    partial = Path(tempfile.mkdtemp(".partial", f"{folder.name}.", folder.parent))
-    try:
-        with open(partial / "lock", "w") as lock:
+    with contextlib.ExitStack() as locks:
+        partial = None
+        for other in sorted(folder.parent.glob(f"{folder.name}.*.partial")):
+            lock = _taken(other)
+            if lock is None:
+                continue
+            locks.enter_context(lock)
+            if goes_on and partial is None:
+                partial = other
+            else:
+                shutil.rmtree(other, ignore_errors=True)
+        if partial is None:
+            partial = Path(tempfile.mkdtemp(".partial", f"{folder.name}.", folder.parent))
+            lock = locks.enter_context(open(partial / "lock", "w"))
             with contextlib.suppress(OSError):  # a file system without locks
                 fcntl.flock(lock, fcntl.LOCK_EX)
+        is_kept = False
+        try:
             yield partial
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        except (KeyboardInterrupt, SystemExit):
+            is_kept = goes_on
+            raise
+        finally:
+            if not is_kept:
+                shutil.rmtree(partial, ignore_errors=True)
+
+
+def _taken(partial: Path) -> IO[str] | None:
+    """The lock of a folder that its run has left; None while the run lives."""
+    with contextlib.ExitStack() as stack, contextlib.suppress(OSError):
+        lock = stack.enter_context(open(partial / "lock", "r+"))
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.stat(partial / "lock")  # it may have ended just now, and all of it be in its place
+        stack.pop_all()
+        return lock
+    return None
 
 
 def load(folder: Path, name: str, count: int) -> np.ndarray:
@@ -135,14 +188,31 @@ def _folder(data_dir: str | os.PathLike[str], digest: str) -> Path:
     return Path(data_dir).expanduser() / "features" / digest
 
 
-def _write_split(
-    path: Path | None, count: int, batches: Iterator[np.ndarray], named: Callable[[int], str]
-) -> None:
-    """Appends the batches to an .npy file (plain writes: a full disk is then an OSError)."""
-    row = 0
+def _kept(path: Path, rows: Rows) -> int:
+    """The row to begin at: behind those that are whole in what a stopped run has left."""
+    try:
+        with open(path, "r+b") as file:
+            np.lib.format.read_magic(file)
+            shape, _, _ = np.lib.format.read_array_header_1_0(file)
+            if shape[0] != rows.count:
+                return 0
+            begin, size = file.tell(), 4 * math.prod(shape[1:])
+            whole = (path.stat().st_size - begin) // size
+            first = whole if whole == rows.count else whole - whole % rows.together
+            file.truncate(begin + first * size)
+    except (FileNotFoundError, ValueError):  # none, or not even its header
+        return 0
+    return first
+
+
+def _write_split(path: Path | None, rows: Rows, first: int, named: Callable[[int], str]) -> None:
+    """Writes the batches from a row on (plain writes: a full disk is then an OSError)."""
+    row, count = first, rows.count
     with contextlib.ExitStack() as stack:
-        file = stack.enter_context(open(path, "wb")) if path is not None else None
-        for batch in batches:
+        file = None
+        if path is not None:
+            file = stack.enter_context(open(path, "ab" if first else "wb"))
+        for batch in rows.batches(first) if first < count else ():
             batch = np.ascontiguousarray(batch[: count - row], np.float32)
             finite = np.isfinite(batch).reshape(len(batch), -1).all(axis=1)
             if not finite.all():

@@ -14,6 +14,9 @@ from vse_jax.similarity import Similarity
 
 # Items compared at a time, and queries: what is between them takes 32 MiB.
 ITEMS, QUERIES = 16_384, 512
+# Above so many queries their number is rounded up to a multiple of it, below to a power of two: few
+# programs serve all, and of little that is computed nothing is asked.
+ROUNDED = 32
 
 
 class Found(NamedTuple):
@@ -104,7 +107,8 @@ def _nothing(queries: int, k: int) -> tuple[Int[Array, "q k"], Float[Array, "q k
 
 
 def _padded(rows: Shaped[np.ndarray, "n d"], to: int | None = None) -> Shaped[np.ndarray, "m d"]:
-    """With zeros behind them up to this many, or to a power of two: few programs serve all."""
-    count = to or min(QUERIES, 1 << max(len(rows) - 1, 0).bit_length())
+    """With zeros behind them up to this many, or as `ROUNDED` says."""
+    power = 1 << max(len(rows) - 1, 0).bit_length()
+    count = to or min(QUERIES, power, -(-len(rows) // ROUNDED) * ROUNDED)
     # A whole one is not copied: of many items that would be most of the time.
     return rows if count == len(rows) else np.pad(rows, ((0, count - len(rows)), (0, 0)))
