@@ -8,11 +8,13 @@ import atexit
 import gc
 import multiprocessing
 import os
+import shutil
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import java
 import jax
 
 from vse_jax import main
@@ -69,6 +71,7 @@ def _run(arguments: Sequence[str], environment: Mapping[str, str], output: str) 
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
     os.environ.update(environment)
+    shutil.which = java.hidden()
     os.chdir(REPOSITORY)
     # The server has read the environment already.
     jax.config.update("jax_platforms", "cpu")

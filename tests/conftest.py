@@ -15,6 +15,9 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 # Four CPU devices, whatever else there is: `JAX_PLATFORMS=cuda pytest -m gpu` asks for a GPU.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+# As many workers as cores: further threads of theirs would but wait for each other.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 # Compiling is most of the suite's time: the first two cut it to a fifth, for code that is slower
 # but does the same. What is given comes behind them and wins.
 os.environ["XLA_FLAGS"] = " ".join(
@@ -33,6 +36,7 @@ import sys
 import threading
 from pathlib import Path
 
+import java
 import jax
 import pytest
 from filelock import FileLock
@@ -67,6 +71,12 @@ def real_data():
         return Path(root, name)
 
     return find
+
+
+@pytest.fixture(autouse=True)
+def without_java(monkeypatch):
+    """METEOR is tested in evaluators/test_captioning.py alone."""
+    monkeypatch.setattr(shutil, "which", java.hidden())
 
 
 @pytest.fixture(autouse=True)

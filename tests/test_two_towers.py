@@ -301,9 +301,10 @@ def test_features_are_gone_on_with_where_they_were_stopped(flickr8k, tmp_path, m
                 seen.append(1)
                 yield found
 
-        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        with monkeypatch.context() as patch:
             patch.setattr(experiment.Encoder, name, stopped)
-            experiment.prepare(config, tmp_path / "run")
+            with pytest.raises(KeyboardInterrupt):
+                experiment.prepare(config, tmp_path / "run")
     assert "going on behind train3.jpg (picture 3 of train)" in caplog.text
     assert "going on behind caption" not in caplog.text
     found = experiment.prepare(config, tmp_path / "run").examples

@@ -138,7 +138,8 @@ def test_a_stopped_run_is_gone_on_with_behind_its_last_whole_batch(
     write(tmp_path, splits=splits)
     # Of what is whole nothing is computed.
     assert begun == {"train": [], "test": [first]}
-    assert ("going on behind picture 4 of train" in caplog.text) and not left.exists()
+    assert not left.exists()
+    assert "going on behind picture 4 of train" in caplog.text
     assert (f"going on behind picture {first - 1} of test" in caplog.text) == (first > 0)
     folder = features.find(tmp_path, "key")
     for name in splits:

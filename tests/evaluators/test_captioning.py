@@ -14,6 +14,12 @@ from nltk.translate.bleu_score import corpus_bleu
 from vse_jax.evaluators import captioning
 from vse_jax.evaluators.retrieval import EvaluationError
 
+
+@pytest.fixture(autouse=True)
+def without_java():
+    """Here it is looked for."""
+
+
 WORDS = ["a", "the", "red", "blue", "big", "small", "star", "ring", "on", "of", "two", "dogs"]
 
 
