@@ -1,10 +1,14 @@
 """python -m vse_jax.search: what is indexed and found, what is told of mistakes."""
 
+import contextlib
+import errno
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -59,6 +63,19 @@ def pictures_of(folder):
     return sorted(folder.rglob("[0-9].png"))
 
 
+@pytest.fixture
+def read(monkeypatch):
+    """Names of the pictures that are read, as they come."""
+    pixels, names = search.indexing.inputs.pixels, []
+
+    def watched(number, path, size):
+        names.append(Path(path).name)
+        return pixels(number, path, size)
+
+    monkeypatch.setattr(search.indexing.inputs, "pixels", watched)
+    return names
+
+
 def test_a_folder_is_indexed_and_searched(trained, run, photos, tmp_path):
     code, printed, _ = run("index", f"--images={photos}", "--batch_size=4")
     assert code == 0
@@ -72,30 +89,24 @@ def test_a_folder_is_indexed_and_searched(trained, run, photos, tmp_path):
     assert [path for _, path in lines] == [str(paths[row]) for row in order[:3]]
     assert [float(score) for score, _ in lines] == pytest.approx(scores[order[:3]], abs=1e-4)
     # By a picture: it is itself the nearest.
-    code, printed, _ = run("query", f"--image={paths[5]}", "--json", "--top=20")
+    code, printed, _ = run("query", f"--image={paths[5]}", "--json", f"--top={10**12}")
     found = [json.loads(line) for line in printed.splitlines()]
     assert len(found) == 9
     assert found[0] == {"score": pytest.approx(1.0, abs=1e-5), "file": str(paths[5])}
 
 
-def test_only_what_changed_is_encoded_again(run, photos, monkeypatch):
+def test_only_what_changed_is_encoded_again(run, photos, read, tmp_path):
     run("index", f"--images={photos}")
-    pixels, seen = search.indexing.inputs.pixels, []
-
-    def watched(number, path, size):
-        seen.append(Path(path).name)
-        return pixels(number, path, size)
-
-    monkeypatch.setattr(search.indexing.inputs, "pixels", watched)
+    read.clear()
     code, printed, _ = run("index", f"--images={photos}")
-    assert (code, seen) == (0, [])
+    assert (code, read) == (0, [])
     assert printed.startswith("9 files: as before; 9 items")
     (photos / "0.png").unlink()
     Image.new("RGB", (50, 50), "red").save(photos / "1.png")
     Image.new("RGB", (50, 50), "blue").save(photos / "new.jpg")
     code, printed, _ = run("index", f"--images={photos}")
     assert printed.startswith("9 files: 1 new, 1 changed, 1 gone; 9 items")
-    assert sorted(seen) == ["1.png", "new.jpg"]
+    assert sorted(read) == ["1.png", "new.jpg"]
     _, printed, _ = run("query", "a circle", "--top=99")
     names = {Path(line.split("\t")[1]).name for line in printed.splitlines()}
     assert names == {"new.jpg", *(f"{number}.png" for number in range(1, 9))}
@@ -104,6 +115,76 @@ def test_only_what_changed_is_encoded_again(run, photos, monkeypatch):
     code, printed, told = run("query", "a circle")
     assert (code, printed) == (0, "")
     assert "there is nothing in" in told
+    code, _, told = run("index", f"--images={photos}", "--forget")
+    assert code == 1
+    assert told.endswith(f"search: {photos} is not in {tmp_path / 'index'}, which has nothing\n")
+
+
+# Reads no picture from the seventeenth on, and makes safe what it has at once.
+STUCK = """
+import sys, time
+from vse_jax import inputs, search
+from vse_jax.index import store
+pixels, store.PATIENCE, store.REST = inputs.pixels, 0, 0
+
+def stuck(number, path, size):
+    while path.stem >= "16":
+        time.sleep(9)
+    return pixels(number, path, size)
+
+inputs.pixels = stuck
+search.main(sys.argv[1:])
+"""
+
+
+@pytest.fixture
+def many(tmp_path):
+    """A folder of 24 pictures."""
+    folder = tmp_path / "many"
+    folder.mkdir()
+    for number in range(24):
+        Image.new("RGB", (9, 9), (number * 10, 0, 0)).save(folder / f"{number:02d}.png")
+    return folder
+
+
+@pytest.mark.slow
+def test_what_was_encoded_before_a_kill_is_not_encoded_again(trained, run, many, read, tmp_path):
+    command = [
+        sys.executable, "-c", STUCK, "index", f"--workdir={trained}", f"--images={many}",
+        f"--index={tmp_path / 'index'}", "--batch_size=4",
+    ]  # fmt: skip
+    with subprocess.Popen(command, cwd=Path(__file__).parents[1]) as running:
+        safe, end = 0, time.monotonic() + 120
+        # Two batches are under way, and wait for the one that cannot be read.
+        while safe < 8 and running.poll() is None and time.monotonic() < end:
+            time.sleep(0.05)
+            with contextlib.suppress(StoreError):
+                safe = len(stores.Store(tmp_path / "index"))
+        running.kill()
+    assert (safe, running.returncode) == (8, -signal.SIGKILL)
+    code, printed, _ = run("index", f"--images={many}")
+    assert code == 0
+    assert printed.startswith("24 files: 16 new; 24 items")
+    assert sorted(read) == [f"{number:02d}.png" for number in range(8, 24)]
+
+
+def test_what_was_encoded_before_an_interruption_is_not_encoded_again(run, many, read, monkeypatch):
+    with monkeypatch.context() as patch:
+        pixels = search.indexing.inputs.pixels
+
+        def interrupted(number, path, size):
+            if path.stem == "20":
+                raise KeyboardInterrupt
+            return pixels(number, path, size)
+
+        patch.setattr(search.indexing.inputs, "pixels", interrupted)
+        code, _, told = run("index", f"--images={many}", "--batch_size=4")
+        assert code == 130
+        assert told.endswith("search: stopped; the same command goes on from here\n")
+    read.clear()
+    code, printed, _ = run("index", f"--images={many}")
+    assert printed.startswith("24 files: 12 new; 24 items")
+    assert sorted(read) == [f"{number:02d}.png" for number in range(12, 24)]
 
 
 def test_pictures_that_cannot_be_read_are_counted(run, photos):
@@ -118,6 +199,75 @@ def test_pictures_that_cannot_be_read_are_counted(run, photos):
     code, printed, told = run("index", f"--images={photos}")
     assert printed.startswith("10 files: as before; 8 items")
     assert "left out" not in told
+
+
+def test_a_picture_that_the_disk_fails_to_give_is_tried_again(run, photos, read, monkeypatch):
+    whole, name = Image.open, os.fsdecode(b"caf\xe9.jpg")
+    (photos / name).touch()
+
+    def failing(path):
+        if Path(path).name == "3.png":
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return whole(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Image, "open", failing)
+        code, printed, told = run("index", f"--images={photos}")
+    assert code == 0
+    assert printed.startswith("9 files: 9 new, 2 unreadable; 8 items")
+    assert "left out: 3.png: [Errno 5] Input/output error\n" in told
+    assert "left out: caf\\xe9.jpg: its name is not in UTF-8: rename it\n" in told
+    read.clear()
+    code, printed, told = run("index", f"--images={photos}")
+    assert (code, read) == (0, ["3.png"])
+    assert printed.startswith("9 files: 1 changed, 1 unreadable; 9 items")
+
+
+def test_photos_are_turned_as_their_exif_says(run, photos, tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # its first row belongs to the right, its first column to the top
+    upright = photos / "5.png"
+    stored = Image.fromarray(np.rot90(np.asarray(Image.open(upright))))
+    stored.save(photos / "turned.png", exif=exif)
+    stored.save(photos / "as stored.png")
+    run("index", f"--images={photos}")
+    store = stores.Store(tmp_path / "index")
+    paths = [item.path for item in store.items(range(11))]
+    rows = dict(zip(paths, store.embeddings(np.arange(11)), strict=True))
+    np.testing.assert_allclose(rows["turned.png"], rows["5.png"], atol=1e-6)
+    assert abs(rows["as stored.png"] - rows["5.png"]).max() > 1e-3
+    _, printed, _ = run("query", f"--image={photos / 'turned.png'}", "--top=2")
+    assert {line.split("\t")[1] for line in printed.splitlines()} == {
+        str(upright), str(photos / "turned.png")
+    }  # fmt: skip
+    # Of an index of before that, none are added to these.
+    store.database.run("DELETE FROM about WHERE name = 'pictures'")
+    for command in (["query", "a circle"], ["index", f"--images={photos}"]):
+        code, _, told = run(*command)
+        assert code == 1
+        assert "was made by an earlier version, which did not turn photos" in told
+
+
+def test_paths_in_the_home_folder(trained, photos, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "run").symlink_to(trained)
+    monkeypatch.chdir(photos)
+    search.main(["index", "--workdir=~/run", "--images=~/photos", "--index=~/index"])
+    assert stores.Store(tmp_path / "index").roots() == [str(photos)]
+    search.main(["query", "--workdir=~/run", "--image=~/photos/7.png", "--index=~/index"])
+    assert capsys.readouterr().out.splitlines()[1] == f"1.0000\t{photos / '7.png'}"
+    assert not Path("~").exists()
+
+
+def test_a_model_of_the_hub_has_no_folder_for_its_index(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for command in (["index", "--images=."], ["query", "a circle"]):
+        with pytest.raises(SystemExit):
+            search.main([command[0], "--workdir=hub:one/model", *command[1:]])
+        assert capsys.readouterr().err == (
+            "search: hub:one/model is no folder here to keep an index in: name one by --index\n"
+        )
+    assert not list(tmp_path.iterdir())
 
 
 def test_sentences(trained, run, photos, tmp_path):
@@ -228,9 +378,29 @@ def test_from_python(trained, run, photos, tmp_path):
         finder.by_texts(["a"], k=0)
 
 
+# Indexes, and again as nothing has changed. Then the second process is late to look what is to be
+# encoded, and the first has other indices to build, until it is told that the second has ended.
+TWICE = """
+import sys, time
+from vse_jax import indexing, parallel, search
+leave, parallel.leave = parallel.leave, lambda: None
+search.main(sys.argv[1:])
+parallel.initialize, parallel.leave = lambda *_: None, leave
+wanted = indexing._wanted
+
+def late(folder):
+    time.sleep(0.5 * (sys.argv[-1] == "--process=1"))
+    return wanted(folder)
+
+indexing._wanted, search._keep_up = late, lambda *_: sys.stdin.readline()
+search.main(sys.argv[1:])
+"""
+
+
 @pytest.mark.slow
 def test_two_processes_index_what_one_does(trained, run, photos, tmp_path):
-    (photos / "7.png").write_bytes(b"none")
+    for number in range(4):  # some in the share of each
+        (photos / f"{number}.png").write_bytes(b"none")
     run("index", f"--images={photos}", "--batch_size=4")
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
@@ -239,22 +409,33 @@ def test_two_processes_index_what_one_does(trained, run, photos, tmp_path):
         "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=2",
     }
     command = [
-        sys.executable, "-m", "vse_jax.search", "index", f"--workdir={trained}",
+        sys.executable, "-c", TWICE, "index", f"--workdir={trained}",
         f"--images={photos}", f"--index={tmp_path / 'two'}", "--batch_size=4",
         f"--coordinator={address}", "--processes=2",
     ]  # fmt: skip
     running = [
         subprocess.Popen(
             [*command, f"--process={number}"], env=environment, text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, cwd=Path(__file__).parents[1],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            cwd=Path(__file__).parents[1],
         )
         for number in (0, 1)
     ]  # fmt: skip
-    outputs = [process.communicate(timeout=300)[0] for process in running]
-    assert [process.returncode for process in running] == [0, 0], outputs
-    assert "9 files: 9 new, 1 unreadable; 8 items" in outputs[0]
+    try:
+        second = running[1].communicate(timeout=120)[0]
+        assert running[1].returncode == 0, second
+        assert running[0].poll() is None
+        first = running[0].communicate("\n", timeout=60)[0]
+        assert running[0].returncode == 0, first
+    finally:
+        for process in running:
+            process.kill()
+            process.wait()
+    assert "9 files: 9 new, 4 unreadable; 5 items" in first
+    assert first.count(": cannot identify image file") == 4
+    assert "9 files: as before; 5 items" in first
     one, two = (stores.Store(tmp_path / name) for name in ("index", "two"))
-    numbers = np.arange(8)
+    numbers = np.arange(5)
     assert one.items(numbers.tolist()) == two.items(numbers.tolist())
     np.testing.assert_allclose(one.embeddings(numbers), two.embeddings(numbers), atol=1e-6)
 

@@ -92,8 +92,8 @@ class Model:
 
         Args:
           pictures: each a path, encoded bytes (JPEG, PNG, ...) or uint8 [h, w, 3]; of any sizes.
-            Of a model that was trained on features: floats [n, r, f], or of each picture its own
-            [r, f].
+            Paths and bytes are turned upright as their EXIF says. Of a model that was trained on
+            features: floats [n, r, f], or of each picture its own [r, f].
           batch_size: pictures encoded at a time.
           boxes: of each picture the regions [r, 4] to look at, for a model of
             `model.image.features` = "boxes": (y0, x0, y1, x1) as shares of height and width. The

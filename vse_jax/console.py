@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import logging
+import os
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -26,6 +27,11 @@ class Parser(argparse.ArgumentParser):
         """Says what is wrong, behind the tool's name."""
         tool = self.prog.partition("vse_jax.")[2].split()[0]
         self.exit(2, f"{tool}: {message}\n")
+
+
+def path(text: str) -> Path:
+    """A path that a flag gives; `~` is expanded, as shells do not behind a flag's name."""
+    return Path(os.path.expanduser(text))
 
 
 def set_up_logging(process: int = 0) -> None:

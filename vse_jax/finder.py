@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from vse_jax import assembly
+from vse_jax import assembly, hub
 from vse_jax.api import Model
 from vse_jax.encode import Side
 from vse_jax.index import kinds
@@ -19,6 +19,8 @@ from vse_jax.inputs import Picture
 
 # Times a search is done again as the index changes under it.
 TRIES = 5
+# How pictures are read: indices made before photos were turned as their EXIF says do not tell.
+PICTURES = "upright"
 
 
 class Hit(NamedTuple):
@@ -66,12 +68,19 @@ def about(model: Model, side: Side) -> dict[str, Any]:
         "model": model.fingerprint,
         "dimension": model.config.model.dimension,
         "similarity": model.config.model.similarity,
+        **({"pictures": PICTURES} if side == "images" else {}),
     }
 
 
 def default_folder(workdir: str | os.PathLike[str], side: Side) -> Path:
-    """Where an index is unless another folder is named."""
-    return Path(workdir) / "index" / side
+    """Where an index is unless another folder is named.
+
+    Raises:
+      StoreError: the workdir is no folder here.
+    """
+    if hub.is_remote(workdir):
+        raise StoreError(f"{workdir} is no folder here to keep an index in: name one by --index")
+    return Path(workdir).expanduser() / "index" / side
 
 
 class Finder:
@@ -154,7 +163,7 @@ class Finder:
     def _hits(
         self, searcher: kinds.Searcher, queries: Float[np.ndarray, "q d"], k: int
     ) -> list[list[Hit]]:
-        found = searcher.search(queries, k)
+        found = searcher.search(queries, min(k, max(len(self.store), 1)))
         hits = []
         for numbers, scores in zip(found.numbers, found.scores, strict=True):
             real = numbers >= 0
@@ -178,4 +187,9 @@ def check(model: Model, store: Store, side: Side | None = None) -> None:
         raise StoreError(
             f"{store.folder} was made by another model, whose embeddings mean other things: search "
             "with the workdir it was made with, or index the folder anew elsewhere (--index)"
+        )
+    if store.about["side"] == "images" and store.about.get("pictures") != PICTURES:
+        raise StoreError(
+            f"{store.folder} was made by an earlier version, which did not turn photos as their "
+            "EXIF says: index the folder anew elsewhere (--index), or remove the old index first"
         )

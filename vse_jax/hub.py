@@ -19,7 +19,7 @@ def located(folder: str | os.PathLike[str]) -> Path:
     Raises:
       WorkdirError: the hub has no such, or cannot be reached.
     """
-    if not str(folder).startswith(PREFIX):
+    if not is_remote(folder):
         return Path(folder).expanduser()
     name, _, revision = str(folder).removeprefix(PREFIX).partition("@")
     if not is_name(name):
@@ -30,6 +30,11 @@ def located(folder: str | os.PathLike[str]) -> Path:
         return Path(huggingface_hub.snapshot_download(name, revision=revision or None))
     except Exception as error:  # The client's errors come from three packages.
         raise WorkdirError(f"{folder} cannot be fetched from the hub: {_told(error)}") from error
+
+
+def is_remote(folder: str | os.PathLike[str]) -> bool:
+    """Whether `located` would ask the hub for it."""
+    return str(folder).startswith(PREFIX)
 
 
 def is_name(name: str) -> bool:

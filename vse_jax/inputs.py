@@ -14,7 +14,7 @@ from PIL import Image
 from vse_jax import config_checks
 from vse_jax.boxes import cropped
 from vse_jax.data import box_files, captions_files
-from vse_jax.data.rgb import in_rgb
+from vse_jax.data.rgb import upright
 from vse_jax.data.split import DataError
 
 Picture = str | os.PathLike[str] | bytes | np.ndarray
@@ -60,6 +60,7 @@ def boxes_given(text: str, pictures: Sequence[str]) -> list[Float[np.ndarray, "_
 
     Args:
       text: JSON, "[[y0, x0, y1, x1], ...]", for every picture; or a file for `box_files.listed`.
+        They are of pictures that are upright, as `opened` has them.
       pictures: paths, by which the file knows them, or else by their names alone.
 
     Raises:
@@ -158,20 +159,31 @@ def check_writing(
             raise ValueError(f"{name} is {value}; expected a whole number from {least} to {most}")
 
 
-def opened(picture: str | os.PathLike[str] | bytes, number: int = 0) -> Image.Image:
-    """A picture in RGB, as the models see it.
+def opened(
+    picture: str | os.PathLike[str] | bytes, number: int = 0, at_least: int | None = None
+) -> Image.Image:
+    """A picture in RGB as the models see it, upright as its EXIF says.
 
     Args:
       picture: a path, or encoded bytes.
       number: of the picture, for messages.
+      at_least: pixels a side that suffice: a JPEG may be decoded smaller, and faster.
 
     Raises:
-      DataError: it cannot be read.
+      DataError: it cannot be read, for the reason that is its cause.
     """
     try:
         with Image.open(io.BytesIO(picture) if isinstance(picture, bytes) else picture) as opened:
-            return in_rgb(opened)
-    # Pillow raises SyntaxError for a PNG whose chunks are broken.
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            if at_least is not None:
+                opened.draft("RGB", (at_least, at_least))
+            return upright(opened)
+    except MemoryError:
+        raise
+    except Exception as error:  # whatever a decoder raises, it raises it about this picture
         name = "bytes" if isinstance(picture, bytes) else picture
-        raise DataError(f"picture {number} ({name}) cannot be read: {error}") from error
+        raise DataError(f"picture {number} ({name}) cannot be read: {reason(error)}") from error
+
+
+def reason(error: BaseException) -> str:
+    """What a decoder raised, in one line; some say nothing but their names."""
+    return " ".join(str(error).split()) or type(error).__name__

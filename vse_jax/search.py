@@ -20,7 +20,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import get_args
+from typing import NoReturn, get_args
 
 from vse_jax import console, finder, indexing, parallel, workdir
 from vse_jax.api import load
@@ -44,14 +44,18 @@ def main(arguments: Sequence[str]) -> None:
         parallel.keep_compiled()
         (_index if given.command == "index" else _query)(given)
     except (*USER_ERRORS, ValueError, OSError) as error:
-        sys.stderr.write(f"search: {error}\n")
-        sys.stderr.flush()
-        if getattr(given, "coordinator", None):
-            os._exit(1)  # other processes wait in collectives; they must not be waited for
-        sys.exit(1)
+        _end(given, f"search: {error}\n", 1)
     except KeyboardInterrupt:
-        sys.stderr.write("search: stopped; the same command goes on from here\n")
-        sys.exit(130)
+        _end(given, "search: stopped; the same command goes on from here\n", 130)
+
+
+def _end(given: argparse.Namespace, told: str, code: int) -> NoReturn:
+    """Ends the process with a line of why."""
+    sys.stderr.write(told)
+    sys.stderr.flush()
+    if getattr(given, "coordinator", None):
+        os._exit(code)  # other processes wait in collectives; they must not be waited for
+    sys.exit(code)
 
 
 def _parsed(arguments: Sequence[str]) -> argparse.Namespace:
@@ -63,7 +67,9 @@ def _parsed(arguments: Sequence[str]) -> argparse.Namespace:
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="index|query")
     both = console.Parser(add_help=False, allow_abbrev=False)
-    both.add_argument("--workdir", type=Path, required=True, help="folder of the trained run")
+    both.add_argument(
+        "--workdir", type=console.path, required=True, help="folder of the trained run"
+    )
     both.add_argument(
         "--kind",
         choices=kinds.KINDS,
@@ -71,12 +77,14 @@ def _parsed(arguments: Sequence[str]) -> argparse.Namespace:
         help="of index: exact, or another, which is built beside it",
     )
     both.add_argument("--uri", help="http://host:port of a server, for --kind=milvus")
-    both.add_argument("--index", type=Path, help="folder of the index (RUN/index/images or texts)")
+    both.add_argument(
+        "--index", type=console.path, help="folder of the index (RUN/index/images or texts)"
+    )
 
     index = commands.add_parser("index", parents=[both], help="encode what is new in a folder")
     what = index.add_mutually_exclusive_group(required=True)
-    what.add_argument("--images", type=Path, help="folder of pictures")
-    what.add_argument("--texts", type=Path, help="folder of .txt files, a sentence a line")
+    what.add_argument("--images", type=console.path, help="folder of pictures")
+    what.add_argument("--texts", type=console.path, help="folder of .txt files, a sentence a line")
     index.add_argument("--forget", action="store_true", help="take the folder out of the index")
     index.add_argument("--batch_size", type=_positive, default=64, help="encoded at a time (64)")
     index.add_argument("--coordinator", help="host:port of process 0, or auto: as of vse_jax.main")
@@ -85,7 +93,7 @@ def _parsed(arguments: Sequence[str]) -> argparse.Namespace:
 
     query = commands.add_parser("query", parents=[both], help="what is most similar")
     query.add_argument("text", nargs="?", help="a sentence, in quotes")
-    query.add_argument("--image", type=Path, help="a picture, in place of a sentence")
+    query.add_argument("--image", type=console.path, help="a picture, in place of a sentence")
     query.add_argument("--among", choices=get_args(Side), default="images", help="what is found")
     query.add_argument("--top", type=_positive, default=10, help="how many (10)")
     query.add_argument("--json", action="store_true", help="print an object for each")
@@ -109,13 +117,13 @@ def _positive(text: str) -> int:
 def _index(given: argparse.Namespace) -> None:
     """Brings an index up to date with a folder."""
     side: Side = "images" if given.images is not None else "texts"
-    root = (given.images or given.texts).expanduser().resolve()
+    root = (given.images or given.texts).resolve()
     folder = given.index or finder.default_folder(given.workdir, side)
     model = load(given.workdir)
     about = finder.about(model, side)
     first = parallel.is_first_process()
     with workdir.locked(folder, first):
-        store = Store(folder, about) if first else None
+        store = Store(folder, None if given.forget else about) if first else None
         if store is not None:
             finder.check(model, store, side)
             kinds.check(given.kind, store, finder.needed(model), given.uri)
@@ -123,8 +131,13 @@ def _index(given: argparse.Namespace) -> None:
             done = indexing.update(model, folder, store, side, root, given.batch_size)
             told = _told(done, folder)
         elif store is not None:
+            if str(root) not in (known := store.roots()):
+                told = ", ".join(known) or "nothing"
+                raise StoreError(f"{root} is not in {folder}, which has {told}")
             store.forget_root(root)
             told = f"{len(store)} items are in {folder}"
+        # The first may be long at other indices yet.
+        parallel.leave()
         if store is not None:
             print(told, flush=True)
             _keep_up(store, finder.needed(model), given.kind, given.uri)
@@ -161,8 +174,8 @@ def _told(done: indexing.Report, folder: Path) -> str:
 
 def _query(given: argparse.Namespace) -> None:
     """Prints what is most similar to a sentence or a picture."""
-    model = load(given.workdir)
     folder = given.index or finder.default_folder(given.workdir, given.among)
+    model = load(given.workdir)
     found = Finder(model, folder, given.kind, given.uri)
     if given.image is not None:
         [hits] = found.by_images([given.image], given.top)

@@ -75,6 +75,9 @@ def check(store, roots):
 @pytest.mark.parametrize("seed", range(4))
 def test_any_changes(tmp_path, monkeypatch, seed):
     monkeypatch.setattr(stores, "SHARD", 5)
+    if seed % 2:  # safe at once, each of them
+        monkeypatch.setattr(stores, "PATIENCE", 0)
+        monkeypatch.setattr(stores, "REST", 0)
     rng = random.Random(seed)
     store = Store(tmp_path / "index", ABOUT)
     roots = {Path("/a"): [], Path("/b"): []}
@@ -108,11 +111,11 @@ def test_any_changes(tmp_path, monkeypatch, seed):
     again.forget_root(Path("/a"))
     roots[Path("/a")] = []
     check(again, roots)
-    assert [root for root, _ in again.roots()] == ["/b"] * bool(roots[Path("/b")])
+    assert again.roots() == ["/b"] * bool(roots[Path("/b")])
 
 
 def test_a_file_that_is_not_done_is_encoded_again(tmp_path, monkeypatch):
-    """It is larger than a shard, and the first lines of it were safe when it stopped."""
+    """It is larger than a shard, and what came of it was made safe when it stopped."""
     monkeypatch.setattr(stores, "SHARD", 2)
     store, root = Store(tmp_path, ABOUT), Path("/a")
     file = File("b.txt", 10, 1)
@@ -127,10 +130,39 @@ def test_a_file_that_is_not_done_is_encoded_again(tmp_path, monkeypatch):
 
     with pytest.raises(KeyboardInterrupt):
         list(store.add(root, some()))
-    assert len(store) == 2
+    assert len(store) == 3
     changes = synchronized(store, root, [file])
     assert changes.wanted == 1
     check(store, {root: [file]})
+
+
+def test_what_came_is_safe_after_a_while(tmp_path, monkeypatch):
+    """In shards that are filled on, and without more than a share of the time for that."""
+    monkeypatch.setattr(stores, "SHARD", 50)
+    now, safe = [0.0], []
+    monkeypatch.setattr(stores.time, "monotonic", lambda: now[0])
+    store, put = Store(tmp_path, ABOUT), Store._put_files
+
+    def slow(*arguments):
+        now[0] += 2 + len(safe)  # the more there are the longer it takes
+        return put(*arguments)
+
+    monkeypatch.setattr(Store, "_put_files", slow)
+
+    def coming():
+        for number in range(110):
+            now[0] += 4
+            yield Encoded(File(f"{number}.txt", 1, 1), [Row(1, "", embedding("", 1, number))])
+
+    for count in store.add(Path("/a"), coming()):
+        assert len(store) == sum(safe) + count
+        safe.append(count)
+    # After 30 s, then after 20 times what the last time took: 2, 3, 4 s, and so on; or at a shard.
+    assert safe == [8, 10, 15, 20, 25, 30, 2]
+    assert [shard.rows for shard in store.layout()] == [50, 50, 10]
+    np.testing.assert_array_equal(
+        store.embeddings(np.arange(110)), [embedding("", 1, number) for number in range(110)]
+    )
 
 
 # Goes on after each shard when it is told to; when nobody tells it any more, to its end.

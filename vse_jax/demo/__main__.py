@@ -117,9 +117,13 @@ def is_local(host: str) -> bool:
 def _parsed(arguments: Sequence[str]) -> argparse.Namespace:
     parser = console.Parser("python -m vse_jax.demo", description=__doc__, allow_abbrev=False)
     parser.add_argument(
-        "--workdir", type=Path, action="append", required=True, help="of a trained run; repeatable"
+        "--workdir",
+        type=console.path,
+        action="append",
+        required=True,
+        help="of a trained run; repeatable",
     )
-    parser.add_argument("--index", type=Path, help="folder of the index (RUN/index/images)")
+    parser.add_argument("--index", type=console.path, help="folder of the index (RUN/index/images)")
     parser.add_argument("--kind", choices=kinds.KINDS, default=kinds.EXACT, help="of index (exact)")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen at (127.0.0.1)")
     parser.add_argument(

@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image, ImageOps
+from PIL import Image
 
-from vse_jax import alignment_picture, finder, look_picture, workdir
+from vse_jax import alignment_picture, finder, inputs, look_picture, workdir
 from vse_jax.alignment import Alignment, known_words
 from vse_jax.api import Caption, Model, load
 from vse_jax.data import tokenizer
@@ -209,13 +209,11 @@ def _photos(searched: Finder, search: Callable[[], list[list[Hit]]], k: int) -> 
 def thumbnail(path: Path) -> Image.Image | None:
     """A photo of the index, upright and small; None where it cannot be read any more."""
     try:
-        with Image.open(path) as opened:
-            opened.draft("RGB", (THUMBNAIL, THUMBNAIL))  # a JPEG is decoded smaller, and faster
-            small = ImageOps.exif_transpose(opened).convert("RGB")
-            small.thumbnail((THUMBNAIL, THUMBNAIL))
-            return small
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        small = inputs.opened(path, at_least=THUMBNAIL)
+    except DataError:
         return None
+    small.thumbnail((THUMBNAIL, THUMBNAIL))
+    return small
 
 
 def widths(model: Model) -> list[int]:

@@ -7,9 +7,9 @@ import warnings
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
-from vse_jax.data.rgb import in_rgb
+from vse_jax.data.rgb import upright
 
 # Of an encoded picture, and of a decoded one.
 BYTES, PIXELS = 10 * 2**20, 50_000_000
@@ -50,7 +50,7 @@ def picture(data: object) -> UInt8[np.ndarray, "h w 3"]:
                         f"the picture has {opened.width:,} x {opened.height:,} pixels; at most "
                         f"{PIXELS // 1_000_000} million are taken"
                     )
-                return np.asarray(in_rgb(ImageOps.exif_transpose(opened)))
+                return np.asarray(upright(opened))
     except UploadError:
         raise
     except UnidentifiedImageError:

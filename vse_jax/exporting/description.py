@@ -66,6 +66,7 @@ def _image(trained: Trained) -> dict[str, Any]:
         "kind": "pixels",
         "size": trained.config.data.image_size,
         "color": "RGB, uint8, height x width x channel",
+        "orientation": "upright, as EXIF says",
         "resize": "the whole picture to size x size, bilinear, antialiased: Pillow's BILINEAR",
         "boxes": trained.looks_at_boxes,
         "inside": "(pixel / 255 - mean) / std is computed by the function itself",

@@ -19,6 +19,18 @@ import numpy as np
 
 Arrays = tuple[np.ndarray, ...]
 
+# Of EXIF: the tag, and what Pillow calls the turn that makes a picture upright.
+ORIENTATION = 0x0112
+TURNS = {
+    2: "FLIP_LEFT_RIGHT",
+    3: "ROTATE_180",
+    4: "FLIP_TOP_BOTTOM",
+    5: "TRANSPOSE",
+    6: "ROTATE_270",
+    7: "TRANSVERSE",
+    8: "ROTATE_90",
+}
+
 
 class Exported:
     """The functions of a model.
@@ -116,13 +128,20 @@ class Exported:
 
 
 def pixels(picture: Any, size: int) -> np.ndarray:
-    """uint8 [size, size, 3]: the whole picture in RGB, bilinear with antialiasing."""
+    """uint8 [size, size, 3]: the whole picture in RGB and upright, bilinear with antialiasing."""
     from PIL import Image
 
-    image = Image.fromarray(picture) if isinstance(picture, np.ndarray) else Image.open(picture)
+    opened = Image.fromarray(picture) if isinstance(picture, np.ndarray) else Image.open(picture)
+    image = opened
     if image.mode.startswith("I"):  # 16 bits
         image = Image.fromarray((np.asarray(image, np.uint32) // 257).astype(np.uint8))
     image = image.convert("RGB")
+    try:  # asked after it was decoded, as Pillow turns TIFF itself
+        turn = TURNS.get(opened.getexif().get(ORIENTATION, 1))
+    except Exception:  # EXIF that cannot be read makes no picture unreadable
+        turn = None
+    if turn is not None:
+        image = image.transpose(Image.Transpose[turn])
     return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR))
 
 

@@ -3,10 +3,10 @@
 "flat" compares with every item, "hnsw" walks a graph of neighbours, "ivfpq" looks at the nearest of
 some clusters of items in a few bytes each, and "pq" has the codes of the model's own learned
 codebook. Each knows the state of the store that it was built of, and is refused after another.
+Built again it takes up what is new; where an item has changed or gone it is made anew from all.
 """
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,6 +27,8 @@ NEIGHBOURS, BUILDING, SEARCHING = 32, 80, 128
 _BYTES, _LOOKED_AT, _TRAINED_ON = 64, 32, 200_000
 # k-means of 256 centers: with fewer items FAISS refuses.
 _LEAST = 256
+# With so many times the items that it was trained among "ivfpq" is made anew.
+_GROWN = 2
 
 
 class Built(NamedTuple):
@@ -47,7 +49,9 @@ def check() -> None:
 
 
 def build(kind: str, store: Store, codebook: Codebook | None = None) -> None:
-    """Builds an index of this kind of all items, in memory for it and a shard, and writes it.
+    """Makes the index of this kind one of all items, and writes it.
+
+    In memory for the index and a shard; while "ivfpq" is trained, for up to 200,000 items beside.
 
     Args:
       kind: of `KINDS`.
@@ -58,26 +62,45 @@ def build(kind: str, store: Store, codebook: Codebook | None = None) -> None:
       StoreError: FAISS is missing, there are too few items, or the index cannot be written.
       ValueError: the model has no codebook, for "pq".
     """
-    faiss, is_distance = _faiss(), store.about["similarity"] == "negative_euclidean"
-    generation = store.generation
-    metric = faiss.METRIC_L2 if is_distance else faiss.METRIC_INNER_PRODUCT
+    generation, items = store.generation, len(store)
     if kind == LEARNED:
         codebook = learned_codes.required(store, codebook)
-        index = faiss_export.index_pq(codebook, np.zeros((0, store.width), np.float32))
-        _fill(store, lambda rows: faiss_export.extend(index, codebook, rows))
-    else:
-        index = _empty(kind, store, metric)
-        _fill(store, index.add)
+    grown = _grown(kind, store, codebook)
+    index, before, trained = grown or (_empty(kind, store, codebook), 0, items)
+    for start, rows in store.shards():
+        if len(new := np.ascontiguousarray(rows[max(before - start, 0) :])):
+            if kind == LEARNED:
+                faiss_export.extend(index, codebook, new)
+            else:
+                index.add(new)
     path, about = _paths(store, kind)
     partial = path.with_suffix(".partial")
+    told = {"items": items, "keys": store.digest(items), "trained": trained}
     try:
         # What it says of the index before is no longer true, whatever happens now.
         about.unlink(missing_ok=True)
-        faiss.write_index(index, str(partial))
+        _faiss().write_index(index, str(partial))
         partial.replace(path)
-        about.write_text(json.dumps({"generation": generation}))
+        about.write_text(json.dumps({"generation": generation, **told}))
     except (OSError, RuntimeError) as error:
         raise StoreError(f"{path} cannot be written: {error}") from error
+
+
+def _grown(kind: str, store: Store, codebook: Codebook | None) -> tuple[Any, int, int] | None:
+    """(index, its items, those it was trained among) of before, if only new items came since."""
+    path, about = _paths(store, kind)
+    try:
+        noted = json.loads(about.read_text())
+        items, keys, trained = (noted[name] for name in ("items", "keys", "trained"))
+        is_outgrown = kind == "ivfpq" and len(store) > _GROWN * trained
+        if is_outgrown or items > len(store) or store.digest(items) != keys:
+            return None
+        index = _faiss().read_index(str(path))
+        if kind == LEARNED:  # raises where the index is of another codebook
+            faiss_export.extend(index, codebook, np.zeros((0, store.width), np.float32))
+    except (OSError, ValueError, LookupError, TypeError, RuntimeError):
+        return None  # there is none to go on from
+    return (index, items, trained) if index.ntotal == items else None
 
 
 def built(store: Store) -> list[str]:
@@ -134,9 +157,13 @@ def search(index: Built, queries: Float[np.ndarray, "q d"], k: int) -> Found:
     return Found(numbers.astype(np.int32), np.where(numbers < 0, -np.inf, scores))
 
 
-def _empty(kind: str, store: Store, metric: int) -> Any:
+def _empty(kind: str, store: Store, codebook: Codebook | None) -> Any:
     """An index without items, trained where it must be."""
     faiss, count, width = _faiss(), len(store), store.width
+    is_distance = store.about["similarity"] == "negative_euclidean"
+    metric = faiss.METRIC_L2 if is_distance else faiss.METRIC_INNER_PRODUCT
+    if kind == LEARNED:
+        return faiss_export.index_pq(codebook, np.zeros((0, width), np.float32))
     if kind == "flat":
         return faiss.IndexFlat(width, metric)
     if kind == "hnsw":
@@ -155,11 +182,6 @@ def _empty(kind: str, store: Store, metric: int) -> Any:
     chosen = np.unique(np.linspace(0, count - 1, min(count, _TRAINED_ON)).astype(np.int64))
     index.train(store.embeddings(chosen))
     return index
-
-
-def _fill(store: Store, add: Callable[[Float[np.ndarray, "n d"]], object]) -> None:
-    for _, rows in store.shards():
-        add(np.ascontiguousarray(rows))
 
 
 def _paths(store: Store, kind: str) -> tuple[Path, Path]:

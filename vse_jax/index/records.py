@@ -59,12 +59,14 @@ class Encoded(NamedTuple):
       rows: of it; none of a file that could not be read.
       problem: why it could not be.
       is_last: whether no more come of this file. Until then it counts as changed.
+      again: whether it counts as changed even so: the problem may be gone another time.
     """
 
     file: File
     rows: Sequence[Row] = ()
     problem: str | None = None
     is_last: bool = True
+    again: bool = False
 
 
 class Changes(NamedTuple):

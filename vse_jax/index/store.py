@@ -5,14 +5,15 @@ a line) and where their embeddings lie: `<number>.npy`, float32 [n, d], at most 
 An item's number is its row in all of these, one behind the other; its key is the same in whatever
 index, and another one when its file changes. Files are compared by size and time of change, so that
 only new and changed ones are encoded. A shard is written whole before the database names it, in one
-transaction: killed at any moment, a store is as it was before the last shard. Neither needs memory
+transaction: killed at any moment, a store is as it was half a minute before. Neither needs memory
 that grows with the folder.
 """
 
 import hashlib
 import json
+import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,9 @@ from vse_jax.index.shards import Files, MissingError, Shard
 
 # Rows of a shard: 64 MiB of 1,024 channels. Of one that is not full the next rows make it so.
 SHARD = 16_384
+# Seconds after which what came is made safe though its shard is not full; or so many times what
+# the last time took, as the shard's other rows are written again.
+PATIENCE, REST = 30.0, 20
 
 
 class Store:
@@ -136,6 +140,17 @@ class Store:
         )
         return [starts.get(rows[0][0], -1) + rows[0][1] if rows else -1 for rows in places]
 
+    def digest(self, count: int) -> str:
+        """Of the keys of the first items: another one where one is another, or elsewhere."""
+        found, left = hashlib.sha256(), count
+        for shard in self.layout():
+            keys = self.database.all(
+                "SELECT key FROM items WHERE shard = ? ORDER BY place LIMIT ?", shard.number, left
+            )
+            found.update(np.array(keys, np.int64).tobytes())
+            left -= len(keys)
+        return found.hexdigest()
+
     def problems(self, root: Path) -> Iterator[tuple[str, str]]:
         """(path, why it could not be read) of the files of a folder."""
         yield from self.database.all(
@@ -143,19 +158,19 @@ class Store:
             str(root),
         )
 
-    def roots(self) -> list[tuple[str, int]]:
-        """The folders that are indexed, and how many items each has."""
-        return self.database.all(
-            "SELECT root, count(items.file) FROM files LEFT JOIN items ON files.number = file "
-            "GROUP BY root ORDER BY root"
-        )
+    def roots(self) -> list[str]:
+        """The folders that are indexed."""
+        found = self.database.all("SELECT DISTINCT root FROM files ORDER BY root")
+        return [root for (root,) in found]
 
-    def compare(self, root: Path, files: Iterable[File]) -> Changes:
+    def compare(self, root: Path, files: Iterable[File], unread: Collection[str] = ()) -> Changes:
         """What is to be done so that the store has these files of a folder, and no others of it.
 
         Args:
           root: the folder.
           files: all that are in it now.
+          unread: files and folders in it that could not be looked at: what the store has of them
+            stays. Looked at after `files`, which may add to it.
         """
         with self.database.told():
             self._files.keep([shard.number for shard in self.layout()])
@@ -164,6 +179,12 @@ class Store:
             run("CREATE TEMP TABLE seen (path TEXT PRIMARY KEY, size INTEGER, changed INTEGER)")
             with self.database.together():
                 self.database.run_many("INSERT INTO seen VALUES (?, ?, ?)", files)
+                # "0" is what comes after "/".
+                self.database.run_many(
+                    "INSERT OR IGNORE INTO seen SELECT path, size, changed FROM files "
+                    "WHERE root = ?1 AND (path = ?2 OR (path > ?2 || '/' AND path < ?2 || '0'))",
+                    ((str(root), place) for place in unread),
+                )
             same = (
                 "SELECT 1 FROM files WHERE root = ?1 AND files.path = seen.path AND "
                 "files.size = seen.size AND files.changed = seen.changed"
@@ -218,24 +239,38 @@ class Store:
             self._forget("SELECT number FROM files WHERE root = ?1", str(root))
 
     def add(self, root: Path, encoded: Iterable[Encoded]) -> Iterator[int]:
-        """Adds files with their items; yields how many items are safe, shard by shard.
+        """Adds files with their items; yields how many more of these are safe, time after time.
+
+        What came before an error or an interruption is safe, too.
 
         Args:
           root: the folder that they are in.
           encoded: in any order; they are taken up as they come.
         """
         waiting: list[Encoded] = []
-        rows = 0
-        for each in encoded:
-            waiting.append(each)
-            rows += len(each.rows)
-            if rows >= SHARD:
-                self._commit(root, waiting)
-                yield rows
-                waiting, rows = [], 0
+        rows, due = 0, time.monotonic() + PATIENCE
+
+        def commit() -> int:
+            nonlocal waiting, rows, due
+            some, count, begun = waiting, rows, time.monotonic()
+            waiting, rows = [], 0
+            if some:
+                self._commit(root, some)
+            now = time.monotonic()
+            due = now + max(PATIENCE, REST * (now - begun))
+            return count
+
+        try:
+            for each in encoded:
+                waiting.append(each)
+                rows += len(each.rows)
+                if rows >= SHARD or time.monotonic() >= due:
+                    yield commit()
+        except BaseException:
+            commit()
+            raise
         if waiting:
-            self._commit(root, waiting)
-            yield rows
+            yield commit()
 
     def _commit(self, root: Path, encoded: Sequence[Encoded]) -> None:
         """Makes files and their items part of the store, all or none of them."""
@@ -277,9 +312,9 @@ class Store:
     ) -> list[tuple[int, int | None, str | None, int]]:
         """Names the files in the database; (number of the file, line, text, key) of each item."""
         items: list[tuple[int, int | None, str | None, int]] = []
-        for file, rows, problem, is_last in encoded:
+        for file, rows, problem, is_last, again in encoded:
             # Of no file that there is, so that a file that is not done is encoded again.
-            size, changed = (file.size, file.changed) if is_last else (-1, -1)
+            size, changed = (file.size, file.changed) if is_last and not again else (-1, -1)
             [(number,)] = self.database.run(
                 "INSERT INTO files (root, path, size, changed, problem) VALUES (?, ?, ?, ?, ?) "
                 "ON CONFLICT (root, path) DO UPDATE SET size = excluded.size, "
