@@ -435,4 +435,4 @@ def test_a_class_without_training_pictures_is_told(config, tmp_path, caplog):
     caplog.set_level(logging.WARNING, logger="vse_jax")
     run = experiment.prepare(config, tmp_path / "run", training=True)
     assert len(run.dataset.classes) == 4
-    assert "comet" in caplog.text
+    assert "rare: classes without a training picture: 1 (comet)" in caplog.messages
