@@ -6,10 +6,10 @@ default), "vse_infinity", "vsrn", "saf" or "sgr", or both sides pretrained, "fro
 first unless told otherwise, the others with "infonce"); or "leap" with "full" (the default) or one
 of its parts, each with those before: "fixed" (margin), "adaptive", "centers", "quantizer",
 "multitask". text=bert reads sentences by a BERT, trained further, in place of a GRU. "dvsa" ties
-words to regions, with "lsh", "lmh", "infonce" or "sigmoid"; "multimodal_rnn" writes captions. "cam"
-tells classes too, those of --config.data.labels, with the objective "disagreement" (both tasks, and
-what their maps disagree by), "joint", "classifier" or "captioner". Needs --config.data.manual_dir
-(the photos and captions) and --config.model.image.weights.
+words to regions, with "lsh" unless told otherwise; "multimodal_rnn" writes captions. "cam" tells
+classes too, those of --config.data.labels, with the objective "disagreement" (both tasks, and what
+their maps disagree by), "joint", "classifier" or "captioner". Needs --config.data.manual_dir (the
+photos and captions) and --config.model.image.weights.
 """
 
 from ml_collections import ConfigDict

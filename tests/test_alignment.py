@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import vse_jax
-from vse_jax import alignment, assembly
+from vse_jax import alignment, alignment_evaluation, assembly
 from vse_jax.alignment import AlignmentError
 from vse_jax.data import pipeline, proposals
 from vse_jax.data.regions import Regions
@@ -152,22 +152,29 @@ def overlap(a, b):
 
 def test_the_report_tells_how_many_words_were_found(run_and_state, trained_dvsa):
     run, state = run_and_state
-    split, right = run.dataset.splits["test"], []
+    split, right, chances = run.dataset.splits["test"], [], []
     for caption, found in enumerate(alignment.align_split(run, state, "test", 0.0)):
         scene = split.scenes[split.caption_image[caption]]
         about = mentions(found.words, scene)
         for word, meant, region in zip(found.words, about, found.regions, strict=True):
             if meant and word not in ("shape", "shapes", "figure", "figures"):
                 boxes = [scene["objects"][number]["box"] for number in meant]
-                right.append(max(overlap(found.boxes[region], box) for box in boxes) >= 0.5)
+                each = [max(overlap(own, box) for box in boxes) >= 0.5 for own in found.boxes]
+                right.append(each[region])
+                chances.append(np.mean(each))
     metrics = json.loads((trained_dvsa / "report.json").read_text())["metrics"]
     assert len(right) > 100
     np.testing.assert_allclose(metrics["align/accuracy_beta_0"], 100 * np.mean(right), rtol=1e-6)
+    np.testing.assert_allclose(metrics["align/chance"], 100 * np.mean(chances), rtol=1e-6)
+    assert 10 < metrics["align/chance"] < 60
     beta = run.config.evaluate.beta
-    [again] = alignment.accuracies(run, state, "test", [beta])
+    (again,), _ = alignment_evaluation.accuracies(run, state, "test", [beta])
     np.testing.assert_allclose(metrics["align/accuracy"], again, rtol=1e-6)
+    (again,), _ = alignment_evaluation.accuracies(run, state, "validation", [beta])
+    np.testing.assert_allclose(metrics["align/accuracy_validation"], again, rtol=1e-6)
     log = trained_dvsa.with_suffix(".log").read_text()
-    assert f"test words found: {metrics['align/accuracy']:.1f}%" in log
+    assert f"test words found: {metrics['align/accuracy']:.1f}% with beta 1.5, " in log
+    assert f"validation words found: {again:.1f}% with beta 1.5, " in log
 
 
 def test_the_report_shows_captions_and_their_boxes(run_and_state, trained_dvsa):

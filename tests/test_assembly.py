@@ -79,6 +79,15 @@ def test_a_gradient_reaches_the_backbone_unless_it_is_frozen(preset, frozen):
     assert not any(inside) if frozen else all(inside[:3])
 
 
+@pytest.mark.parametrize("over", ["regions", "channels"])
+def test_what_vsrn_scales_is_as_the_config_says(preset, over):
+    config = preset("shapes", "vsrn")
+    assert config.model.image.scaled_over == "regions"
+    config.model.image.scaled_over = over
+    model = assembly.make_model(config, assembly.Words(6, 0, ()), assembly.Sources(None, None))
+    assert model.image.head.over == over
+
+
 @pytest.mark.parametrize("term", ["triplet", "infonce"])
 def test_the_objectives_score_by_the_similarity_of_the_config(config, term):
     """By distances of vectors that are not of length 1, where products would rank otherwise."""

@@ -299,7 +299,14 @@ def test_the_command_writes_a_line_or_an_object_for_each_caption(workdir, photos
     lines = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
     found = vse_jax.load(workdir).caption(photos[:2], n_best=2)
     expected = [(path, own) for path, both in zip(photos, found, strict=False) for own in both]
-    assert [(line[0], line[2]) for line in lines] == [(path, own.text) for path, own in expected]
+    assert lines == [[path, f"{own.log_probability:.3f}", own.text] for path, own in expected]
+    # By their mean over the tokens they may come in another order, of which the score tells.
+    caption.main([f"--workdir={workdir}", "--n_best=3", "--length_power=1", *photos])
+    told = [line.split("\t")[1] for line in capsys.readouterr().out.splitlines()]
+    found = vse_jax.load(workdir).caption(photos, n_best=3, length_power=1.0)
+    assert told == [
+        f"{own.log_probability:.3f} (ranked by {own.score:.3f})" for three in found for own in three
+    ]
     caption.main([f"--workdir={workdir}", "--json", photos[2]])
     told = json.loads(capsys.readouterr().out)
     assert told.keys() == {"image", "text", "log_probability", "score"}

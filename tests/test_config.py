@@ -327,6 +327,21 @@ def test_margins_are_the_published_ones(system, objective, negatives, margin, se
     assert (found.weight, section.infonce.weight) == (1.0, 0.0)
 
 
+@pytest.mark.parametrize(
+    ("objective", "negatives", "margin", "semantic"),
+    [
+        # Karpathy & Fei-Fei, CVPR 2015, eq. 9; LSEH's: what 0.185 and 0.025 are of 0.2.
+        ("lsh", "all", 1.0, 0.0),
+        ("lmh", "hardest", 1.0, 0.0),
+        ("lseh", "hardest", 0.925, 0.125),
+    ],
+)
+def test_margins_of_scores_summed_over_words_are_of_1(objective, negatives, margin, semantic):
+    found = preset("flickr8k").get_config(f"dvsa,objective={objective}").objective.triplet
+    assert (found.negatives, found.weight) == (negatives, 1.0)
+    assert (found.margin, found.semantic) == pytest.approx((margin, semantic))
+
+
 @pytest.mark.parametrize("name", ["shapes", *PHOTO_SETS])
 def test_a_preset_does_not_know_any_system(name):
     known = "'vsepp' or 'vse_infinity' or .* or 'leap'"

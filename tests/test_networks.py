@@ -1,4 +1,7 @@
-"""Each network from its config to a report, and back through the API."""
+"""Each network from its config to a report, and back through the API.
+
+Of pictures, and of SAF over the grids of a frozen backbone, which are cached.
+"""
 
 import json
 
@@ -20,7 +23,7 @@ def name(request):
 
 
 @pytest.fixture
-def config(name, preset, tiny_shapes):
+def config(name, preset, tiny_shapes, trained):
     config = preset("shapes", f"{name},objective={OBJECTIVES[name]}")
     tiny_shapes = tiny_shapes.copy_and_resolve_references()
     config.data = tiny_shapes.data
@@ -28,6 +31,9 @@ def config(name, preset, tiny_shapes):
     config.train, config.evaluate = tiny_shapes.train, tiny_shapes.evaluate
     config.train.steps = 2
     config.model.dimension, config.model.text.words = 16, 8
+    if name == "saf":
+        config.train.start_from, config.train.start_parts = str(trained), "image/backbone/.*"
+        config.train.freeze = (("image/backbone/.*", None),)
     return config
 
 
@@ -44,7 +50,11 @@ def test_a_network_trains_is_reported_and_loaded(name, config, tmp_path, opened)
     assert all(np.isfinite(row["loss"]) for row in rows if "loss" in row)
     assert ("generation/loss_per_pair" in rows[0]) == (name == "vsrn")
     run, state = opened(tmp_path / "run")
-    split = run.dataset.splits["test"]
+    split, cached = run.dataset.splits["test"], run.examples["test"].features
+    if name == "saf":
+        assert cached.shape == (16, 4, 512)
+    else:
+        assert cached is None
     embeddings = evaluation.encode(run, state, "test")
     assert evaluation.measure(split, embeddings) == pytest.approx(
         {key: report["metrics"][key] for key in evaluation.measure(split, embeddings)}

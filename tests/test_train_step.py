@@ -140,6 +140,9 @@ def one_step(path, mode, count, parts=1):
     """(state before, state after, metrics), on the host."""
     devices = Devices(mode, tuple(jax.devices()[:count]))
     terms = {"triplet": (1.0, triplet(0.2, "hardest", warmup_epochs=0.0, chunk=3, semantic=0.1))}
+    if path == "dvsa":
+        # As published.
+        terms["all"] = (1.0, triplet(1.0, "all", warmup_epochs=0.0, chunk=3))
     if path == "cam":
         terms = {
             "classification": (1.0, classification()),

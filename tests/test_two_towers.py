@@ -46,14 +46,15 @@ SIZE = 32
 
 
 def write_tokenizer(folder, words, opening, closing, pad):
-    """Of whole words, in the model's own numbers: opening, closing, padding, words."""
-    names = list(dict.fromkeys([pad, opening, closing, "[UNK]", "[MASK]", *words]))
+    """Of whole words, in the model's own numbers: opening if any, closing, padding, words."""
+    names = list(dict.fromkeys(filter(None, [pad, opening, closing, "[UNK]", "[MASK]", *words])))
     made = Tokenizer(models.WordLevel({n: i for i, n in enumerate(names)}, unk_token="[UNK]"))
     made.pre_tokenizer = pre_tokenizers.Whitespace()
-    made.add_special_tokens([pad, opening, closing, "[UNK]", "[MASK]"])
+    around = [token for token in (opening, closing) if token]
+    made.add_special_tokens([pad, *around, "[UNK]", "[MASK]"])
     made.post_processor = processors.TemplateProcessing(
-        single=f"{opening} $A {closing}",
-        special_tokens=[(token, names.index(token)) for token in (opening, closing)],
+        single=f"{opening} $A {closing}".strip(),
+        special_tokens=[(token, names.index(token)) for token in around],
     )
     made.save(str(folder / "tokenizer.json"))
     (folder / "tokenizer_config.json").write_text(json.dumps({"pad_token": pad}))
@@ -81,17 +82,35 @@ def clip(tmp_path_factory):
 
 
 @pytest.fixture
-def config(preset, tiny_shapes, clip):
-    config = preset("shapes", "clip")
-    config.data.data_dir = tiny_shapes.data.data_dir
-    config.data.shapes_sizes = tiny_shapes.data.shapes_sizes
-    config.data.image_size = SIZE
-    config.data.max_tokens = 40
-    config.model.image.weights = config.model.text.weights = str(clip[0])
-    config.evaluate.batch_size = 16
-    config.evaluate.queries = 3
-    config.train.steps, config.train.batch_size = 2, 16
-    return config
+def pretrained(preset, tiny_shapes):
+    """(system, folder of weights) -> its config on a small `shapes`."""
+
+    def made(system, folder):
+        config = preset("shapes", system)
+        config.data.data_dir = tiny_shapes.data.data_dir
+        config.data.shapes_sizes = tiny_shapes.data.shapes_sizes
+        config.data.image_size = SIZE
+        config.data.max_tokens = 40
+        config.model.image.weights = config.model.text.weights = str(folder)
+        config.evaluate.batch_size = 16
+        config.evaluate.queries = 3
+        config.train.steps, config.train.batch_size = 2, 16
+        return config
+
+    return made
+
+
+@pytest.fixture
+def config(pretrained, clip):
+    return pretrained("clip", clip[0])
+
+
+def shown_to(run, mean, std):
+    """The test pictures as a tower of PyTorch is given them."""
+    batches = list(pipeline.image_batches(run.examples["test"], batch_size=16))
+    pixels = np.concatenate([b["image"][b["weight"] > 0] for b in batches]).astype(np.float32)
+    pixels = (pixels / 255 - np.float32(mean)) / np.float32(std)
+    return parity.torch().from_numpy(pixels).permute(0, 3, 1, 2)
 
 
 @pytest.mark.slow
@@ -108,15 +127,11 @@ def test_clip_is_measured_without_training_then_trained(config, clip, tmp_path):
     run = experiment.prepare(config, folder)
     assert not run.built.drawn
     split = run.dataset.splits["test"]
-    batches = list(pipeline.image_batches(run.examples["test"], batch_size=16))
-    pixels = np.concatenate([b["image"][b["weight"] > 0] for b in batches]).astype(np.float32)
     mean, std = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]
-    pixels = (pixels / 255 - np.float32(mean)) / np.float32(std)
+    pixels = shown_to(run, mean, std)
     tokens, mask = run.tokenizer.tokenize(split.captions)
     with torch.no_grad():
-        seen = clip[1].visual_projection(
-            clip[1].vision_model(torch.from_numpy(pixels).permute(0, 3, 1, 2)).pooler_output
-        )
+        seen = clip[1].visual_projection(clip[1].vision_model(pixels).pooler_output)
         read = clip[1].text_model(
             torch.from_numpy(tokens).long(), attention_mask=torch.from_numpy(mask)
         )
@@ -139,6 +154,38 @@ def test_clip_is_measured_without_training_then_trained(config, clip, tmp_path):
     assert measuring.untrained(config, folder) == metrics
     assert train.train(config, folder)
     assert vse_jax.load(folder).step == 2
+
+
+@pytest.mark.torch
+def test_siglip_is_measured_without_training(pretrained, tmp_path):
+    """By the scores of transformers, whose temperature and bias rank nothing otherwise."""
+    torch, library, folder = parity.torch(), parity.transformers(), tmp_path / "siglip"
+    folder.mkdir()
+    words = "a red green blue square circle triangle left of right above below the small large"
+    count, pad = write_tokenizer(folder, words.split(), "", "</s>", "</s>")
+    text = BLOCKS | {"vocab_size": count, "max_position_embeddings": 40, "pad_token_id": pad}
+    vision = BLOCKS | {"image_size": SIZE, "patch_size": 8}
+    model = library.SiglipModel(library.SiglipConfig(text_config=text, vision_config=vision))
+    parity.saved(parity.randomize(model), folder)
+
+    config = pretrained("siglip", folder)
+    metrics = measuring.untrained(config, tmp_path / "run")
+    run = experiment.prepare(config, tmp_path / "run")
+    assert not run.built.drawn
+    split = run.dataset.splits["test"]
+    # Whole words, lower case, by the file's own tokenizer; padded to what the tower reads.
+    known = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    known.enable_padding(pad_id=pad, pad_token="</s>", length=40)
+    ids = [one.ids for one in known.encode_batch([line.lower() for line in split.captions])]
+    with torch.no_grad():
+        scores = model(torch.tensor(ids), shown_to(run, [0.5] * 3, [0.5] * 3)).logits_per_text.T
+        scores = ((scores - model.logit_bias) / model.logit_scale.exp()).numpy()
+    state = evaluation.best_state(run, train.initial_state(run))
+    found = evaluation.encode(run, state, "test").scores()
+    np.testing.assert_allclose(found, scores, atol=1e-5)
+    assert len(np.unique(scores.round(3))) > 100
+    expected = retrieval.evaluate_scores("all_16", scores, split.caption_image)
+    assert {name: metrics[name] for name in expected} == pytest.approx(expected)
 
 
 def test_towers_without_a_common_space_are_refused(config):

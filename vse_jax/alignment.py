@@ -5,8 +5,7 @@ Source: Karpathy & Fei-Fei, Deep Visual-Semantic Alignments for Generating Image
 """
 
 import dataclasses
-import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -23,7 +22,6 @@ from vse_jax.boxes import WHOLE
 from vse_jax.data.split import DataError
 from vse_jax.data.tokenizer import Tokenizer
 from vse_jax.encoding import Encoding
-from vse_jax.evaluators import alignment as evaluator
 from vse_jax.models import markov
 from vse_jax.models.dvsa import products
 from vse_jax.models.regions import grid_boxes, pyramid_boxes
@@ -32,7 +30,6 @@ from vse_jax.train_state import TrainState
 if TYPE_CHECKING:
     from vse_jax.experiment import Experiment
 
-log = logging.getLogger(__name__)
 NETWORK = "dvsa"
 # Captions aligned at a time: of 30 words and 1,024 channels, an eighth of a gigabyte.
 AT_A_TIME = 1024
@@ -120,7 +117,7 @@ def align_pairs(
       ValueError: `beta` is negative or not finite.
     """
     masks = np.asarray(texts.mask), np.asarray(images.mask)
-    return _assigned(_Scored(pair_scores(images, texts, dtype), *masks), beta)
+    return assigned(Scored(pair_scores(images, texts, dtype), *masks), beta)
 
 
 @partial(jax.jit, static_argnames="dtype")
@@ -139,7 +136,7 @@ def pair_scores(
     return jax.vmap(of_one)(images, texts)
 
 
-class _Scored(NamedTuple):
+class Scored(NamedTuple):
     """Sentences, each with its picture: the scores, which words and which regions there are."""
 
     scores: Float[Array, "b l r"]
@@ -147,7 +144,7 @@ class _Scored(NamedTuple):
     regions: Bool[np.ndarray, "b r"]
 
 
-def _assigned(scored: _Scored, beta: float) -> list[AlignedPair]:
+def assigned(scored: Scored, beta: float) -> list[AlignedPair]:
     """The best alignment by scores; see `align_pairs`."""
     scores, words, regions = scored
     lengths, counts = words.sum(axis=1), regions.sum(axis=1)
@@ -167,7 +164,7 @@ def _assigned(scored: _Scored, beta: float) -> list[AlignedPair]:
 def known_words(tokenizer: Tokenizer, sentence: str) -> Int[np.ndarray, " l"]:
     """The token numbers of a sentence's words; raises DataError where the model knows none."""
     tokens, mask = tokenizer.tokenize([sentence])
-    found = _inside(tokens[0], mask[0])
+    found = inside(tokens[0], mask[0])
     if np.isin(found, tokenizer.special).all():
         raise DataError(f"the sentence {sentence!r} has no word that the model knows")
     return found
@@ -209,7 +206,7 @@ def named(
         )
         for start, end, region in pair.segments
     ]
-    return Alignment(_words(tokenizer, tokens), boxes, pair.regions, pair.scores, segments)
+    return Alignment(words_of(tokenizer, tokens), boxes, pair.regions, pair.scores, segments)
 
 
 def cell_boxes(config: ConfigDict, backbone: nn.Module) -> Float[np.ndarray, "r 4"]:
@@ -283,80 +280,24 @@ def align_split(
         )
     beta = experiment.config.evaluate.beta if beta is None else beta
     examples = experiment.examples[split]
-    for some, scored in _scored(experiment, state, split, captions, at_a_time):
-        for caption, pair in zip(some, _assigned(scored, beta), strict=True):
-            tokens = _inside(examples.tokens[caption], examples.token_mask[caption])
+    for some, scored in scored_split(experiment, state, split, captions, at_a_time):
+        for caption, pair in zip(some, assigned(scored, beta), strict=True):
+            tokens = inside(examples.tokens[caption], examples.token_mask[caption])
             picture = int(examples.split.caption_image[caption])
             yield named(pair, tokens, boxes(picture), experiment.tokenizer)
 
 
-def accuracies(
-    experiment: "Experiment", state: TrainState, split: str, betas: Sequence[float]
-) -> list[float]:
-    """Percent of the words about things that are found in their picture, by each of some betas.
-
-    Judged are the words of size, colour, fill and shape, not "shape" and "figure", of which nothing
-    is said; a word is found if its box and that of an object that it may mean have an intersection
-    over union of a half at least. Of a split without such words they are NaN.
-
-    Args:
-      experiment: of the run; its data have scenes.
-      state: of the model, host arrays.
-      split: by name.
-      betas: as of `align_pairs`.
-    """
-    from vse_jax.data.shapes import mentions, words  # here: it imports TensorFlow
-
-    left_out = {form for noun in words.NOUNS for form in (noun, f"{noun}s")}
-    examples, boxes = experiment.examples[split], boxes_of_split(experiment, split)
-    scenes = examples.split.scenes
-    assert scenes is not None
-    assert boxes is not None
-    truth: list[np.ndarray] = []
-    found: list[list[np.ndarray]] = [[] for _ in betas]
-    for some, scored in _scored(experiment, state, split, None, AT_A_TIME):
-        chosen = [[pair.regions for pair in _assigned(scored, beta)] for beta in betas]
-        for row, caption in enumerate(some):
-            tokens = _inside(examples.tokens[caption], examples.token_mask[caption])
-            picture = int(examples.split.caption_image[caption])
-            said = _words(experiment.tokenizer, tokens)
-            own = np.array([thing["box"] for thing in scenes[picture]["objects"]], np.float32)
-            for place, meant in enumerate(mentions.mentions(said, scenes[picture])):
-                if meant and said[place] not in left_out:
-                    truth.append(own[sorted(meant)])
-                    for kept, regions in zip(found, chosen, strict=True):
-                        kept.append(boxes(picture)[regions[row][place]])
-    if not truth:
-        return [float("nan") for _ in betas]
-    return [evaluator.accuracy(np.stack(kept), truth) for kept in found]
-
-
-def measured(experiment: "Experiment", state: TrainState, split: str) -> dict[str, float]:
-    """`align/accuracy` at the run's beta and `align/accuracy_beta_0`, where the truth is known.
-
-    For arguments see `accuracies`. Empty where the model aligns nothing, the data have no scenes or
-    the split has no words about things.
-    """
-    scenes = experiment.dataset.splits[split].scenes
-    if scenes is None or not is_possible(experiment.config):
-        return {}
-    beta = experiment.config.evaluate.beta
-    at_beta, at_zero = accuracies(experiment, state, split, (beta, 0.0))
-    if np.isnan(at_beta):
-        log.warning("no caption of the %s split has a known word about a thing", split)
-        return {}
-    log.info("%s words found: %.1f%%, and %.1f%% with beta 0", split, at_beta, at_zero)
-    return {"align/accuracy": at_beta, "align/accuracy_beta_0": at_zero}
-
-
-def _scored(
+def scored_split(
     experiment: "Experiment",
     state: TrainState,
     split: str,
-    captions: Int[np.ndarray, " m"] | None,
-    at_a_time: int,
-) -> Iterator[tuple[Int[np.ndarray, " b"], _Scored]]:
-    """The numbers of some captions and their scores, till all, or those wanted, are through."""
+    captions: Int[np.ndarray, " m"] | None = None,
+    at_a_time: int = AT_A_TIME,
+) -> Iterator[tuple[Int[np.ndarray, " b"], Scored]]:
+    """The numbers of some captions and their scores, till all, or those wanted, are through.
+
+    For arguments see `align_split`.
+    """
     from vse_jax.data import pipeline  # here: it imports TensorFlow
 
     encoder, examples = experiment.encoder, experiment.examples[split]
@@ -371,13 +312,14 @@ def _scored(
         images = encoder.images(variables, pipeline.image_batches(examples, pictures, **options))
         texts = encoder.texts(variables, pipeline.caption_batches(examples, some, **options))
         images = jax.tree.map(lambda values, rows=rows: values[rows], images)
-        yield some, _Scored(pair_scores(images, texts, dtype), texts.mask, images.mask)
+        yield some, Scored(pair_scores(images, texts, dtype), texts.mask, images.mask)
 
 
-def _inside(tokens: Int[np.ndarray, " n"], mask: Bool[np.ndarray, " n"]) -> np.ndarray:
+def inside(tokens: Int[np.ndarray, " n"], mask: Bool[np.ndarray, " n"]) -> np.ndarray:
     """The tokens between the one that opens a sentence and the one that closes it."""
     return tokens[1 : max(int(mask.sum()) - 1, 1)]
 
 
-def _words(tokenizer: Tokenizer, tokens: Int[np.ndarray, " l"]) -> list[str]:
+def words_of(tokenizer: Tokenizer, tokens: Int[np.ndarray, " l"]) -> list[str]:
+    """The words of these numbers."""
     return [str(tokenizer.words.id_to_token(int(token))) for token in tokens]

@@ -288,6 +288,7 @@ def make_model(
         image_pooling=section.image.pooling,
         text_pooling=section.text.pooling,
         project_text=section.text.backbone != "gru",
+        scaled_over=section.image.scaled_over,
         drop_parts=section.image.drop_parts,
         hidden=section.hidden,
         tile=Tile(*section.tile),

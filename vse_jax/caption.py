@@ -1,9 +1,10 @@
 """python -m vse_jax.caption --workdir=... photo.jpg ...: what a model writes of pictures.
 
 A line for each caption: the picture, the log probability and the words; with --json an object. The
-best of --beams captions is written, or --n_best of them; --temperature draws --samples instead.
-With --boxes, '[[y0, x0, y1, x1], ...]' as shares of height and width or a file of them with a line
-{"image": name, "boxes": ...} for each picture, it writes of these regions.
+best of --beams captions is written, or --n_best of them, by their log probability over their length
+to the power --length_power, which is told too where it is another number; --temperature draws
+--samples instead. With --boxes, '[[y0, x0, y1, x1], ...]' as shares of height and width or a file
+of them with a line {"image": name, "boxes": ...} for each picture, it writes of these regions.
 """
 
 import json
@@ -92,7 +93,10 @@ def _line(
         return json.dumps(found, ensure_ascii=False)
     if box is not None:
         picture += f" [{', '.join(f'{side:.3g}' for side in box)}]"
-    return f"{picture}\t{caption.log_probability:.3f}\t{caption.text}"
+    told, score = f"{caption.log_probability:.3f}", f"{caption.score:.3f}"
+    if score != told:
+        told += f" (ranked by {score})"
+    return f"{picture}\t{told}\t{caption.text}"
 
 
 if __name__ == "__main__":

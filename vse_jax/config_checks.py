@@ -19,6 +19,7 @@ CHOICES: Mapping[str, tuple[str, ...]] = {
     "model.similarity": ("dot", "negative_euclidean"),
     "model.image.features": ("pooled", "grid", "pyramid", "boxes"),
     "model.image.pooling": ("mean", "max", "mean_max"),
+    "model.image.scaled_over": ("regions", "channels"),
     "model.captioner.cell": ("lstm", "rnn"),
     "model.text.features": ("pooled", "words"),
     "model.text.pooling": ("mean", "max", "mean_max"),

@@ -145,6 +145,9 @@ def _model() -> ConfigDict:
     image.normalize_features = False
     # Share of feature channels dropped in training.
     image.dropout = 0.0
+    # What "vsrn" scales to length 1 before and after its graph: each channel over the picture's
+    # "regions", as the released code does, or the "channels" of each region.
+    image.scaled_over = "regions"
     # Share of a picture's parts dropped in training by "vse_infinity", so that sets vary in size.
     image.drop_parts = 0.2
     model.text = text = ConfigDict()

@@ -34,9 +34,8 @@ def write_mat(folder, labels=LABELS, sets=SETS):
     savemat(folder / "setid.mat", arrays)
 
 
-@pytest.fixture
-def root(tmp_path):
-    folder = tmp_path / "flowers"
+def write(folder):
+    """The folder as released, and captions beside it."""
     photos.write(folder / "jpg", [name_of(number) for number in range(1, 11)])
     write_mat(folder)
     captions = {
@@ -44,6 +43,12 @@ def root(tmp_path):
         for number, label in enumerate(LABELS, 1)
     }
     photos.write_captions(folder / "text_c10", captions)
+
+
+@pytest.fixture
+def root(tmp_path):
+    folder = tmp_path / "flowers"
+    write(folder)
     return folder
 
 

@@ -75,6 +75,21 @@ def test_accuracy_and_overlaps_are_those_of_a_loop(threshold):
     assert 25 <= accuracy < 100
 
 
+def test_chance_is_the_mean_over_words_of_the_share_of_their_regions():
+    rng = np.random.default_rng(4)
+    regions, truth = ([drawn_boxes(int(seed), int(rng.integers(1, 6))) for seed in seeds]
+                      for seeds in rng.integers(1e6, size=(2, 50)))  # fmt: skip
+    shares = [
+        np.mean([max(counted(box, other) for other in meant) >= 0.2 for box in own])
+        for own, meant in zip(regions, truth, strict=True)
+    ]
+    found = alignment.chance(regions, truth, 0.2)
+    assert found == pytest.approx(100 * np.mean(shares))
+    assert 20 < found < 80
+    # Not that of all regions together.
+    assert found != pytest.approx(100 * np.average(shares, weights=list(map(len, regions))))
+
+
 def test_exactly_the_threshold_is_right():
     box = np.array([[0.0, 0.0, 1.0, 1.0]], np.float32)
     assert alignment.accuracy(box, [np.array([[0, 0, 1, 0.5]], np.float32)]) == 100.0
@@ -99,3 +114,9 @@ BOX = np.array([[0.0, 0.0, 1.0, 1.0]])
 def test_what_has_no_honest_number_is_refused(boxes, truth, threshold, message):
     with pytest.raises(EvaluationError, match=message):
         alignment.accuracy(boxes, truth, threshold)
+
+
+def test_words_without_regions_have_no_chance():
+    for regions, truth in (([BOX[:0], BOX], [BOX] * 2), ([BOX], [BOX] * 2), ([], [])):
+        with pytest.raises(EvaluationError, match="must be as many of both"):
+            alignment.chance(regions, truth)

@@ -7,7 +7,7 @@ import pytest
 
 from vse_jax.losses import triplet
 from vse_jax.losses.blocks import Rows, negative_counts
-from vse_jax.similarity import dot
+from vse_jax.similarity import dot, negative_euclidean
 
 MARGIN = 0.2
 # Pictures 0 and 1 come twice; the last two keys and the last query are padding.
@@ -16,6 +16,12 @@ KEY_WHERE = np.array([True] * 9 + [False] * 2)
 QUERIES = 5
 QUERY_WHERE = np.array([True] * 4 + [False])
 CHUNKS = [1, 4, 7, 11, 4096]
+SIMILARITIES = {"dot": dot, "negative_euclidean": negative_euclidean}
+# Each similarity by some of the chunks, whole and uneven ones.
+CASES = [
+    *(("dot", chunk) for chunk in (1, 4, 4096)),
+    *(("negative_euclidean", chunk) for chunk in (7, 11)),
+]
 LOSSES = {"hardest": triplet.hardest_hinge, "all": triplet.all_hinge}
 
 
@@ -25,13 +31,17 @@ def embeddings(seed=0):
     return queries[:QUERIES], keys
 
 
-def by_hand(kind, queries, keys, query_ids, query_where, key_ids, key_where):
+def one_score(how, query, key):
+    return float(query @ key if how == "dot" else -np.linalg.norm(query - key))
+
+
+def by_hand(kind, how, queries, keys, query_ids, query_where, key_ids, key_where):
     """sum_i max_j (or sum_j) [margin + s_ij - s_ii]+ over negatives j, pair by pair."""
     loss, hardest = 0.0, []
     for i in range(len(queries)):
-        own = float(queries[i] @ keys[i])
+        own = one_score(how, queries[i], keys[i])
         scores = [
-            float(queries[i] @ keys[j])
+            one_score(how, queries[i], keys[j])
             for j in range(len(keys))
             if key_where[j] and key_ids[j] != query_ids[i]
         ]
@@ -42,30 +52,33 @@ def by_hand(kind, queries, keys, query_ids, query_where, key_ids, key_where):
     return loss, np.array(hardest)
 
 
-def dense(kind, queries, keys, query_ids, query_where, key_ids, key_where):
+def dense(kind, how, queries, keys, query_ids, query_where, key_ids, key_where):
     """The same with all scores at once, for automatic differentiation."""
     scores = queries @ keys.T
+    if how == "negative_euclidean":
+        scores = -jnp.linalg.norm(queries[:, None] - keys[None], axis=-1)
     own = jnp.diagonal(scores)[: len(queries), None]
     negative = (query_ids[:, None] != key_ids[None]) & key_where[None] & query_where[:, None]
     cost = jnp.where(negative, jnp.maximum(MARGIN + scores - own, 0.0), 0.0)
     return jnp.sum(jnp.max(cost, axis=1) if kind == "hardest" else cost)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def ours(kind, chunk, queries, keys, query_ids, query_where, key_ids, key_where):
-    positive = dot.rows(queries, keys[: len(queries)])
+@functools.partial(jax.jit, static_argnums=(0, 1), static_argnames="how")
+def ours(kind, chunk, queries, keys, query_ids, query_where, key_ids, key_where, how="dot"):
+    similarity = SIMILARITIES[how]
+    positive = similarity.rows(queries, keys[: len(queries)])
     sides = Rows(queries, query_ids, query_where), Rows(keys, key_ids, key_where)
-    loss, seen = LOSSES[kind](dot, *sides, positive, MARGIN, chunk)
+    loss, seen = LOSSES[kind](similarity, *sides, positive, MARGIN, chunk)
     return loss, seen.hardest
 
 
-@pytest.mark.parametrize("chunk", CHUNKS)
+@pytest.mark.parametrize(("how", "chunk"), CASES)
 @pytest.mark.parametrize("kind", LOSSES)
-def test_the_value_is_that_of_the_formula_for_every_chunk(kind, chunk):
+def test_the_value_is_that_of_the_formula_for_every_chunk(kind, how, chunk):
     queries, keys = embeddings()
     rest = KEY_IDS[:QUERIES], QUERY_WHERE, KEY_IDS, KEY_WHERE
-    loss, hardest = ours(kind, chunk, *map(jnp.asarray, (queries, keys, *rest)))
-    expected, expected_hardest = by_hand(kind, queries, keys, *rest)
+    loss, hardest = ours(kind, chunk, *map(jnp.asarray, (queries, keys, *rest)), how=how)
+    expected, expected_hardest = by_hand(kind, how, queries, keys, *rest)
     assert expected > 0.5
     np.testing.assert_allclose(loss, expected, rtol=1e-5)
     np.testing.assert_allclose(
@@ -73,13 +86,13 @@ def test_the_value_is_that_of_the_formula_for_every_chunk(kind, chunk):
     )
 
 
-@pytest.mark.parametrize("chunk", CHUNKS)
+@pytest.mark.parametrize(("how", "chunk"), CASES)
 @pytest.mark.parametrize("kind", LOSSES)
-def test_the_gradient_is_that_of_all_scores_at_once(kind, chunk):
+def test_the_gradient_is_that_of_all_scores_at_once(kind, how, chunk):
     queries, keys = map(jnp.asarray, embeddings(1))
     rest = tuple(map(jnp.asarray, (KEY_IDS[:QUERIES], QUERY_WHERE, KEY_IDS, KEY_WHERE)))
-    found = jax.grad(lambda q, k: ours(kind, chunk, q, k, *rest)[0], (0, 1))(queries, keys)
-    expected = jax.grad(lambda q, k: dense(kind, q, k, *rest), (0, 1))(queries, keys)
+    found = jax.grad(lambda q, k: ours(kind, chunk, q, k, *rest, how=how)[0], (0, 1))(queries, keys)
+    expected = jax.grad(lambda q, k: dense(kind, how, q, k, *rest), (0, 1))(queries, keys)
     assert np.abs(expected[0]).max() > 0.1
     for one, other in zip(found, expected, strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)

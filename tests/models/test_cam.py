@@ -116,33 +116,40 @@ def test_class_map_sums_to_the_logit():
     )
 
 
-@pytest.mark.parametrize("cell", ["rnn", "lstm"])
-@pytest.mark.parametrize("row", [0, 1])
-def test_caption_map_is_grad_cam_of_each_content_word(row, cell):
-    """A loop over the words: finite differences of its log p, by the grid; rectified; averaged."""
-    given = batch()
+def word_costs(params, shown, cell="lstm"):
+    """-log p of each word of the captions, given the features that are shown."""
     captioner = MultimodalRNN(VOCABULARY, 8, 9, cell, squash=True)
-    params = variables(cell)["params"]
+    image = network(cell).apply({"params": params}, shown, train=False, method="encode_image")
+    said, own = (shown["tokens"], shown["token_mask"]), {"params": params["captioner"]}
+    read = captioner.apply(own, *said, method="read")
+    states = captioner.apply(own, image.pooled, read, said[1][:, 1:], method="states")
+    return captioner.apply(own, states, *said, method="word_costs")
 
-    def costs(features):
-        shown = replaced(given, row, features)
-        image = network(cell).apply(variables(cell), shown, train=False, method="encode_image")
-        said = shown["tokens"], shown["token_mask"]
-        own = {"params": params["captioner"]}
-        read = captioner.apply(own, *said, method="read")
-        states = captioner.apply(own, image.pooled, read, said[1][:, 1:], method="states")
-        return captioner.apply(own, states, *said, method="word_costs")[row]
 
-    # A rectified network bends where an LSTM curves.
-    features, step = given["features"][row], {"rnn": 4e-3, "lstm": 3e-2}[cell]
+def grad_cam(costs, features, cells, row, step):
+    """A loop over the words: finite differences of its log p, by the grid; rectified; averaged."""
     slopes, words = -difference(costs, features, step), []
     for place, token in enumerate(CAPTIONS[row][1:]):
         if token in FUNCTION:
             continue
-        cells = np.asarray(given["feature_mask"][row])
         alpha = slopes[cells, :, place].mean(axis=0)
         words.append(np.maximum((np.asarray(features) * alpha).sum(axis=1), 0) * cells)
-    expected = np.mean(words, axis=0)
+    return np.mean(words, axis=0)
+
+
+@pytest.mark.parametrize("cell", ["rnn", "lstm"])
+@pytest.mark.parametrize("row", [0, 1])
+def test_caption_map_is_grad_cam_of_each_content_word(row, cell):
+    given = batch()
+    params = variables(cell)["params"]
+
+    def costs(features):
+        return word_costs(params, replaced(given, row, features), cell)[row]
+
+    # A rectified network bends where an LSTM curves.
+    features, step = given["features"][row], {"rnn": 4e-3, "lstm": 3e-2}[cell]
+    cells = np.asarray(given["feature_mask"][row])
+    expected = grad_cam(costs, features, cells, row, step)
     assert (expected > 1e-4).sum() >= 2
     found = applied(cell)(variables(cell), given)["caption_map"][row]
     np.testing.assert_allclose(found, expected, rtol=0.02, atol=0.02 * expected.max())
@@ -361,13 +368,16 @@ def of_pixels(size=64):
     return {**given, "image": jnp.asarray(pixels, jnp.uint8)}
 
 
-@pytest.mark.parametrize("name", SMALL)
-def test_class_map_of_every_backbone(name):
-    """That of pixels is the finite difference of the logit over the grid of the backbone."""
+@cache
+def shown_to(name, frozen=False):
+    """What a model finds in pixels; the grid of the first picture; the model without a backbone.
+
+    The grid is cut to the channels that the head reads. Of the model: its parameters, and a
+    function that makes a batch of such a grid. A frozen backbone is run as in training.
+    """
     backbone = getattr(catalogue, name).make(SMALL[name], jnp.float32, None)
-    given = of_pixels()
-    init = partial(over(backbone).init, train=False)
-    variables = drawn(jax.eval_shape(init, jax.random.key(0), given))
+    given, model = of_pixels(), over(backbone, frozen)
+    variables = drawn(jax.eval_shape(partial(model.init, train=False), jax.random.key(0), given))
     # A head that reads a dozen channels: these stand for all.
     kernel = variables["params"]["image"]["head"]["project"]["kernel"]
     read = min(12, len(kernel))
@@ -375,10 +385,10 @@ def test_class_map_of_every_backbone(name):
 
     @jax.jit
     def both(variables):
-        features = over(backbone).apply(
-            variables, given["image"], method=lambda model, x: model.image.features(x)
+        features = model.apply(
+            variables, given["image"], method=lambda own, x: own.image.features(x)
         )
-        return features, over(backbone).apply(variables, given, train=False)
+        return features, model.apply(variables, given, train=frozen, mutable=["batch_stats"])[0]
 
     features, found = both(variables)
     rest = {key: rows for key, rows in given.items() if key != "image"}
@@ -386,18 +396,45 @@ def test_class_map_of_every_backbone(name):
     params = variables["params"]
     params = {**params, "image": {"head": params["image"]["head"]}}
 
+    def with_cells(cells):
+        return {**rest, "features": features.at[0, :, :read].set(cells)}
+
+    return found, features[0, :, :read], params, with_cells
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_class_map_of_every_backbone(name):
+    """That of pixels is the finite difference of the logit over the grid of the backbone."""
+    found, own, params, with_cells = shown_to(name)
+    label = of_pixels()["label"][0]
+
     @jax.jit
     def logit(cells):
-        shown = {**rest, "features": features.at[0, :, :read].set(cells)}
-        outputs = network().apply({"params": params}, shown, train=False)
-        return outputs["logits"][0, given["label"][0]]
+        outputs = network().apply({"params": params}, with_cells(cells), train=False)
+        return outputs["logits"][0, label]
 
-    own = np.asarray(features[0, :, :read])
+    own = np.asarray(own)
     slopes = difference(logit, jnp.asarray(own), 1e-2 * np.abs(own).max())
     expected = np.maximum((len(own) * slopes * own).sum(axis=1), 0)
     assert len(own) >= 4
     scale = np.abs(len(own) * slopes * own).sum(axis=1).max()
     np.testing.assert_allclose(found["class_map"][0], expected, atol=5e-3 * scale)
+
+
+@pytest.mark.parametrize(("name", "frozen"), [("small_resnet", True), ("vit", False)])
+def test_caption_map_over_a_backbone(name, frozen):
+    """Likewise that of pixels is Grad-CAM over its grid, whether it is trained or not."""
+    found, own, params, with_cells = shown_to(name, frozen)
+
+    def costs(cells):
+        return word_costs(params, with_cells(cells))[0]
+
+    step = 3e-2 * float(jnp.abs(own).max())
+    expected = grad_cam(costs, own, np.ones(len(own), bool), 0, step)
+    assert (expected > 0.1 * expected.max()).sum() >= 2
+    np.testing.assert_allclose(
+        found["caption_map"][0], expected, rtol=0.02, atol=0.02 * expected.max()
+    )
 
 
 def test_the_disagreement_trains_a_backbone_that_is_not_frozen():

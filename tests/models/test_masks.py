@@ -31,6 +31,7 @@ def made(name, pooling):
             # A GRU's words are of the space's width, not twice that.
             text_pooling="max" if pooling == "mean_max" and name == "vsepp" else pooling,
             project_text=False,
+            scaled_over="regions",
             drop_parts=0.2,
             hidden=32,
             tile=Tile(3, 2),

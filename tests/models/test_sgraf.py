@@ -194,17 +194,13 @@ def test_zero_regions_and_pictures_without_any_have_finite_gradients(name):
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(gradient))
 
 
-@pytest.mark.torch
-@pytest.mark.parametrize("train", [False, True])
-def test_saf_and_sgr_equal_loops_over_captions(name, train):
-    """Caption by caption, unpadded, by PyTorch; the statistics have no gradient by the nodes."""
+def looped(name, variables, images, texts, *, train, held=True):
+    """(scores, what of PyTorch their gradient goes to: parameters, regions, words).
+
+    Caption by caption, unpadded, of pictures that have all their regions. `held`: the statistics
+    have no gradient by the nodes.
+    """
     torch = parity.torch()
-    images, texts = encodings(regions=4)
-    # As in the released code, every picture has all its regions.
-    mask = jnp.ones_like(images.mask)
-    regions = unit(np.random.default_rng(5).standard_normal(images.local.shape)).astype("f4")
-    images = images.replace(mask=mask, local=jnp.asarray(regions))
-    network, variables = started(name, images, texts)
     statistics = jax.tree.map(lambda x: torch.tensor(float(x)), variables.get("batch_stats", {}))
     p = jax.tree.map(lambda x: torch.tensor(np.array(x), requires_grad=True), variables["params"])
     regions = torch.tensor(np.array(images.local), requires_grad=True)
@@ -224,7 +220,8 @@ def test_saf_and_sgr_equal_loops_over_captions(name, train):
             logit = (nodes @ p["weight_kernel"] + p["weight_bias"])[..., 0]
             mean, var = statistics["mean"], statistics["var"]
             if train:
-                own = (nodes.detach() @ p["weight_kernel"] + p["weight_bias"])[..., 0]
+                measured = nodes.detach() if held else nodes
+                own = (measured @ p["weight_kernel"] + p["weight_bias"])[..., 0]
                 mean, var = own.mean(), own.var(unbiased=False)
             normed = (logit - mean) / (var + 1e-5).sqrt()
             if train:
@@ -242,7 +239,25 @@ def test_saf_and_sgr_equal_loops_over_captions(name, train):
                 nodes = torch.relu(out)
             vector = nodes[:, 0]
         columns.append(torch.sigmoid(vector @ p["score_kernel"] + p["score_bias"])[:, 0])
-    expected = torch.stack(columns, 1)
+    return torch.stack(columns, 1), (p, regions, words)
+
+
+def full_pictures(**sizes):
+    """`encodings` whose pictures have all their regions, as in the released code."""
+    images, texts = encodings(**sizes)
+    regions = unit(np.random.default_rng(5).standard_normal(images.local.shape)).astype("f4")
+    mask = jnp.ones_like(images.mask)
+    return images.replace(mask=mask, local=jnp.asarray(regions)), texts
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("train", [False, True])
+def test_saf_and_sgr_equal_loops_over_captions(name, train):
+    """By PyTorch; the statistics have no gradient by the nodes."""
+    torch = parity.torch()
+    images, texts = full_pictures()
+    network, variables = started(name, images, texts)
+    expected, (p, regions, words) = looped(name, variables, images, texts, train=train)
     weights = np.random.default_rng(3).standard_normal(expected.shape).astype("f4")
     (expected * torch.tensor(weights)).sum().backward()
 
@@ -261,6 +276,41 @@ def test_saf_and_sgr_equal_loops_over_captions(name, train):
         np.testing.assert_allclose(found[0][key], value.grad, atol=1e-4, err_msg=key)
     np.testing.assert_allclose(found[1], regions.grad, atol=1e-4)
     np.testing.assert_allclose(found[2], words.grad, atol=1e-4)
+
+
+@pytest.mark.torch
+def test_statistics_held_in_the_gradient_leave_nearly_the_whole_of_it():
+    """That of SAF's hinge with the hardest negatives, beside PyTorch's, which goes through them."""
+    torch, count = parity.torch(), 48
+    images, texts = full_pictures(images=count, texts=count)
+    network, variables = started("saf", images, texts)
+    scores, (p, regions, words) = looped("saf", variables, images, texts, train=True, held=False)
+    own = torch.diagonal(scores)
+    others = scores.masked_fill(torch.eye(count, dtype=torch.bool), -1.0)
+    costs = [0.2 + others.max(dim).values - own for dim in (0, 1)]
+    sum(cost.clamp(min=0).sum() for cost in costs).backward()
+
+    def loss(params, local, said):
+        scores, _ = network.apply(
+            variables | {"params": params}, images.replace(local=local), texts.replace(local=said),
+            train=True, mutable=["batch_stats"],
+        )  # fmt: skip
+        others = jnp.where(jnp.eye(count, dtype=bool), -1.0, scores)
+        costs = [0.2 + others.max(axis) - jnp.diagonal(scores) for axis in (0, 1)]
+        return sum(jnp.maximum(cost, 0.0).sum() for cost in costs)
+
+    found = jax.jit(jax.grad(loss, (0, 1, 2)))(variables["params"], images.local, texts.local)
+    found = found[0] | {"regions": found[1], "words": found[2]}
+    cosines = {}
+    for key, value in {**p, "regions": regions, "words": words}.items():
+        ours, theirs = np.asarray(found[key]).ravel(), value.grad.numpy().ravel()
+        if key == "weight_bias":  # which the batch norm takes away again
+            assert np.abs([ours, theirs]).max() < 1e-6
+            continue
+        cosines[key] = ours @ theirs / np.linalg.norm(ours) / np.linalg.norm(theirs)
+    assert min(cosines.values()) > 0.98, cosines
+    # It is another gradient all the same.
+    assert cosines["local_kernel"] < 0.9999
 
 
 def test_running_statistics_follow_the_captions_own():

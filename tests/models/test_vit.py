@@ -7,6 +7,7 @@ import numpy as np
 import parity
 import pytest
 import safetensors.numpy
+from random_twins import randomize
 
 from vse_jax.models.backbones import catalogue, vit, weights
 from vse_jax.models.backbones.weights import WeightsError
@@ -31,6 +32,14 @@ def ours(folder, image, dtype=jnp.float32):
     module = catalogue.vit.make(weights.load_config(folder), dtype, "data")
     variables = catalogue.vit.load(str(folder), module)
     return jax.jit(partial(module.apply, train=False))(variables, jnp.asarray(image))
+
+
+def save(model, folder):
+    """A file with the weights of a model of timm's."""
+    file = folder / "model.safetensors"
+    tensors = {name: value.numpy() for name, value in model.state_dict().items()}
+    safetensors.numpy.save_file(tensors, file)
+    return file
 
 
 def pixels(image, mean, std):
@@ -73,11 +82,7 @@ def test_random_weights_give_the_tokens_of_transformers(tmp_path, head, config, 
 def test_random_weights_give_the_tokens_of_timm(tmp_path, height, width):
     timm, mean, std = parity.timm(), [0.1, 0.2, 0.3], [0.4, 0.5, 0.6]
     model = timm.create_model("vit_base_patch16_224", **TIMM_TINY, dynamic_img_size=True)
-    parity.randomize(model)
-    safetensors.numpy.save_file(
-        {name: value.numpy() for name, value in model.state_dict().items()},
-        tmp_path / "model.safetensors",
-    )
+    save(parity.randomize(model), tmp_path)
     config = {
         "architecture": "vit_base_patch16_224",
         "num_classes": 1000,
@@ -89,6 +94,23 @@ def test_random_weights_give_the_tokens_of_timm(tmp_path, height, width):
     image = noise(height, width)
     expected = model.forward_features(pixels(image, mean, std))
     compare(ours(tmp_path, image), expected, (height // 8, width // 8))
+
+
+@pytest.mark.torch
+def test_vit_b_16_gives_the_tokens_of_timm(tmp_path):
+    """At its size, on a small picture, for which its places are interpolated."""
+    model = parity.timm().create_model(
+        "vit_base_patch16_224", dynamic_img_size=True, weight_init="skip"
+    )
+    with parity.torch().no_grad():
+        for value in (model.cls_token, model.pos_embed):
+            value.normal_(0, 0.5)
+    file = save(randomize(parity.torch(), model), tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"architecture": "vit_base_patch16_224"}))
+    image = noise(48, 32, count=1)
+    expected = model.forward_features(pixels(image, [0.5] * 3, [0.5] * 3))
+    compare(ours(tmp_path, image), expected, (3, 2))
+    file.unlink()  # 340 MB
 
 
 @pytest.mark.parametrize(

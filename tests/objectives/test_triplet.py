@@ -9,18 +9,36 @@ from vse_jax.objectives import triplet as module
 from vse_jax.objectives.base import Spec, weighted_sum
 from vse_jax.objectives.triplet import TripletState, triplet
 from vse_jax.parallel import Devices
+from vse_jax.similarity import dot, negative_euclidean
 
 MARGIN = 0.2
 # One picture with two captions, on different devices; the last row is padding.
 IDS = np.array([0, 1, 2, 3, 4, 0, 5, 5], np.int32)
 WEIGHT = np.array([1, 1, 1, 1, 1, 1, 1, 0], np.float32)
 SPEC = Spec(dimension=3, images=10, steps_per_epoch=2, steps=8)
-EVERYWHERE = [(mode, count) for mode in ("shard_map", "pmap") for count in (1, 4)]
+# How pairs are compared: by their embeddings, or by a network that knows none.
+SIMILARITIES = {"dot": dot, "negative_euclidean": negative_euclidean, "pairwise": dot}
+EVERYWHERE = [
+    ("dot", "shard_map", 1),
+    ("dot", "shard_map", 4),
+    ("dot", "pmap", 4),
+    ("negative_euclidean", "shard_map", 1),
+    ("negative_euclidean", "shard_map", 4),
+    ("pairwise", "shard_map", 1),
+    ("pairwise", "pmap", 4),
+]
 
 
 def embeddings(seed=0):
     draw = np.random.default_rng(seed).normal(size=(2, 8, 3)).astype(np.float32)
     return draw / np.linalg.norm(draw, axis=-1, keepdims=True)
+
+
+def scores_of(how, images, texts):
+    """Of every picture with every caption, arrays of NumPy or of JAX."""
+    if how == "negative_euclidean":
+        return -(((images[:, None] - texts[None]) ** 2).sum(axis=-1) ** 0.5)
+    return images @ texts.T
 
 
 def encoding(pooled):
@@ -36,7 +54,7 @@ def run(
     ids=IDS,
     mode="shard_map",
     count=1,
-    pairwise=False,
+    how="dot",
     **columns,
 ):
     """(global loss, new state, metrics, gradients of both sides) over `count` devices."""
@@ -45,8 +63,7 @@ def run(
     def function(state, batch):
         def loss_of(sides):
             outputs = {"image": encoding(sides[0]), "text": encoding(sides[1])}
-            if pairwise:
-                # As a network would have them that knows no embeddings.
+            if how == "pairwise":
                 outputs = {"scores": parallel.all_gather(sides[0]) @ sides[1].T}
             loss, new, metrics = objective.apply(state, outputs, batch)
             return loss, (new, metrics)
@@ -63,15 +80,15 @@ def run(
     return devices.fetch(found)
 
 
-def hardest(warmup_epochs=0.0, negatives="hardest"):
-    objective = triplet(MARGIN, negatives, warmup_epochs, chunk=3)
+def hardest(warmup_epochs=0.0, negatives="hardest", how="dot"):
+    objective = triplet(MARGIN, negatives, warmup_epochs, chunk=3, similarity=SIMILARITIES[how])
     return objective, objective.init(jax.random.key(0), SPEC)
 
 
-def by_hand(kind, images, texts, ids=IDS, weight=WEIGHT):
+def by_hand(kind, images, texts, ids=IDS, weight=WEIGHT, how="dot"):
     """Loss and metrics of the whole batch, pair by pair, without the padding."""
     rows = np.flatnonzero(weight)
-    scores = images @ texts.T
+    scores = scores_of(how, images, texts)
     loss, top, violating = 0.0, [], 0
     for matrix in (scores, scores.T):
         for i in rows:
@@ -89,9 +106,9 @@ def by_hand(kind, images, texts, ids=IDS, weight=WEIGHT):
     }
 
 
-def dense(kind, images, texts):
+def dense(kind, how, images, texts):
     """The loss from all scores at once, for automatic differentiation."""
-    scores = images @ texts.T
+    scores = scores_of(how, images, texts)
     real = WEIGHT > 0
     negative = (IDS[:, None] != IDS[None]) & real[:, None] & real[None]
     loss = 0.0
@@ -102,23 +119,22 @@ def dense(kind, images, texts):
     return loss
 
 
-@pytest.mark.parametrize(("mode", "count"), EVERYWHERE)
+@pytest.mark.parametrize(("how", "mode", "count"), EVERYWHERE)
 @pytest.mark.parametrize("kind", ["hardest", "all"])
-@pytest.mark.parametrize("pairwise", [False, True])
 def test_loss_metrics_and_gradients_are_those_of_the_whole_batch_on_any_devices(
-    kind, pairwise, mode, count
+    kind, how, mode, count
 ):
     images, texts = embeddings()
-    objective, state = hardest(negatives=kind)
+    objective, state = hardest(negatives=kind, how=how)
     loss, new, metrics, gradient = run(
-        objective, state, images, texts, mode=mode, count=count, pairwise=pairwise
+        objective, state, images, texts, mode=mode, count=count, how=how
     )
-    expected, expected_metrics = by_hand(kind, images, texts)
+    expected, expected_metrics = by_hand(kind, images, texts, how=how)
     np.testing.assert_allclose(loss, expected, rtol=1e-5)
     assert metrics.keys() == expected_metrics.keys()
     for name, value in expected_metrics.items():
         np.testing.assert_allclose(metrics[name], value, rtol=1e-5, atol=1e-6, err_msg=name)
-    slopes = jax.grad(lambda i, t: dense(kind, i, t), (0, 1))(images, texts)
+    slopes = jax.grad(lambda i, t: dense(kind, how, i, t), (0, 1))(images, texts)
     for one, other in zip(gradient, slopes, strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)
     assert new.step == 1
@@ -208,36 +224,43 @@ def test_a_weighted_sum_adds_and_names_its_terms():
     assert (new["triplet"].step, new["second"].step) == (1, 1)
 
 
-@pytest.mark.parametrize(("mode", "count"), EVERYWHERE)
-@pytest.mark.parametrize("pairwise", [False, True])
+@pytest.mark.parametrize(("how", "mode", "count"), EVERYWHERE)
 @pytest.mark.parametrize(("warmup", "group"), [("infonce", 8), ("grouped", 4), ("grouped", 3)])
-def test_the_warm_up_may_be_the_cross_entropy(warmup, group, pairwise, mode, count, monkeypatch):
+def test_the_warm_up_may_be_the_cross_entropy(warmup, group, how, mode, count, monkeypatch):
     """Over all negatives, or over those of groups in the order of the batch."""
     monkeypatch.setattr(module, "GROUP", group)
     images, texts = embeddings()
-    objective = triplet(MARGIN, "hardest", 1.0, chunk=3, warmup=warmup, temperature=0.1)
+    objective = triplet(
+        MARGIN,
+        "hardest",
+        1.0,
+        chunk=3,
+        warmup=warmup,
+        temperature=0.1,
+        similarity=SIMILARITIES[how],
+    )
     state = objective.init(jax.random.key(0), SPEC)
     rows = np.flatnonzero(WEIGHT)
-    scores = images @ texts.T / 0.1
+    scores = scores_of(how, images, texts) / 0.1
     expected = 0.0
     for matrix in (scores, scores.T):
         for i in rows:
             near = [j for j in rows if IDS[j] != IDS[i] and j // group == i // group]
             among = [matrix[i, i], *(matrix[i, j] for j in near)]
             expected += np.log(np.sum(np.exp(among))) - matrix[i, i]
-    how = {"mode": mode, "count": count, "pairwise": pairwise}
-    loss, _, metrics, _ = run(objective, state, images, texts, **how)
+    where = {"mode": mode, "count": count, "how": how}
+    loss, _, metrics, _ = run(objective, state, images, texts, **where)
     np.testing.assert_allclose(loss, expected, rtol=1e-5)
     assert metrics["collapse"] == 0.0
     after = state.replace(step=np.asarray(2, np.int32))
-    loss, _, _, _ = run(objective, after, images, texts, **how)
-    np.testing.assert_allclose(loss, by_hand("hardest", images, texts)[0], rtol=1e-5)
+    loss, _, _, _ = run(objective, after, images, texts, **where)
+    np.testing.assert_allclose(loss, by_hand("hardest", images, texts, how=how)[0], rtol=1e-5)
 
 
-def lseh_by_hand(kind, images, texts, semantics, margin, share):
+def lseh_by_hand(kind, how, images, texts, semantics, margin, share):
     """LSEH from its formula: m_ij = margin + share <u_i, u_j> / max_k <u_i, u_k>, i a picture."""
     rows = np.flatnonzero(WEIGHT)
-    u, scores = semantics.astype(np.float64), images.astype(np.float64) @ texts.T
+    u, scores = semantics.astype(np.float64), scores_of(how, images.astype(np.float64), texts)
     loss, chosen = 0.0, []
     for direction in ("captions", "pictures"):
         for query in rows:
@@ -256,17 +279,16 @@ def lseh_by_hand(kind, images, texts, semantics, margin, share):
     return loss, chosen
 
 
-@pytest.mark.parametrize(("mode", "count"), EVERYWHERE)
+@pytest.mark.parametrize(("how", "mode", "count"), EVERYWHERE)
 @pytest.mark.parametrize("kind", ["hardest", "all"])
-@pytest.mark.parametrize("pairwise", [False, True])
-def test_margins_from_semantics_are_those_of_the_formula(kind, pairwise, mode, count):
+def test_margins_from_semantics_are_those_of_the_formula(kind, how, mode, count):
     """With a picture that comes twice, padding, and a caption that says nothing."""
     images, texts = embeddings()
     semantics = np.random.default_rng(5).normal(size=(8, 6)).astype(np.float32)
     semantics[2] = 0.0
     semantics[7] = 100.0  # padding
     share = 0.9
-    objective = triplet(MARGIN, kind, 0.0, chunk=3, semantic=share)
+    objective = triplet(MARGIN, kind, 0.0, chunk=3, semantic=share, similarity=SIMILARITIES[how])
     state = objective.init(jax.random.key(0), SPEC)
     loss, _, _, gradient = run(
         objective,
@@ -275,20 +297,20 @@ def test_margins_from_semantics_are_those_of_the_formula(kind, pairwise, mode, c
         texts,
         mode=mode,
         count=count,
-        pairwise=pairwise,
+        how=how,
         semantics=semantics,
     )
-    expected, chosen = lseh_by_hand(kind, images, texts, semantics, MARGIN, share)
+    expected, chosen = lseh_by_hand(kind, how, images, texts, semantics, MARGIN, share)
     np.testing.assert_allclose(loss, expected, rtol=1e-5)
     # The margins choose other negatives than the scores alone.
-    assert chosen != lseh_by_hand(kind, images, texts, semantics, MARGIN, 0.0)[1]
+    assert chosen != lseh_by_hand(kind, how, images, texts, semantics, MARGIN, 0.0)[1]
     step = 1e-3
     for side, (row, column) in ((0, (1, 0)), (1, (4, 2))):
         values = []
         for sign in (1, -1):
             moved = [images.astype(np.float64), texts.astype(np.float64)]
             moved[side][row, column] += sign * step
-            values.append(lseh_by_hand(kind, *moved, semantics, MARGIN, share)[0])
+            values.append(lseh_by_hand(kind, how, *moved, semantics, MARGIN, share)[0])
         slope = (values[0] - values[1]) / (2 * step)
         np.testing.assert_allclose(gradient[side][row, column], slope, rtol=1e-3, atol=1e-4)
 

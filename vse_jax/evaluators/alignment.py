@@ -37,6 +37,33 @@ def accuracy(
     return 100 * float(np.mean(overlaps(boxes, truth, threshold).right))
 
 
+def chance(
+    regions: Sequence[Float[np.ndarray, "_ 4"]],
+    truth: Sequence[Float[np.ndarray, "_ 4"]],
+    threshold: float = 0.5,
+) -> float:
+    """Percent of words that are right in the mean, if each takes any of its regions at random.
+
+    Args:
+      regions: of each word the boxes that it may be given, one at least.
+      truth: as of `overlaps`.
+      threshold: likewise.
+
+    Raises:
+      EvaluationError: as `overlaps`, or a word without regions.
+    """
+    if len(regions) != len(truth) or not all(map(len, regions)):
+        raise EvaluationError(
+            f"regions of {len(regions)} words and the truth of {len(truth)}; there must be as many "
+            "of both, and a region at least of each word"
+        )
+    # All regions of all words by one rule.
+    every = [meant for own, meant in zip(regions, truth, strict=True) for _ in own]
+    right = overlaps(np.concatenate([*regions, np.zeros((0, 4))]), every, threshold).right
+    first = np.cumsum([0, *map(len, regions[:-1])])
+    return 100 * float(np.mean(np.add.reduceat(right, first) / [len(own) for own in regions]))
+
+
 def overlaps(
     boxes: Float[np.ndarray, "k 4"],
     truth: Sequence[Float[np.ndarray, "_ 4"]],

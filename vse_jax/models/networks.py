@@ -37,6 +37,7 @@ class Options(NamedTuple):
       image_pooling: how parts of a picture become one vector, where that is not the network's own.
       text_pooling: likewise of a sentence.
       project_text: whether words are not of the space's width yet.
+      scaled_over: what VSRN scales to length 1, see `VSRNImage.over`.
       drop_parts: share of a picture's parts dropped in training, where sets vary.
       hidden: units between, of perceptrons.
       tile: pairs that a pairwise network looks at at a time.
@@ -54,6 +55,7 @@ class Options(NamedTuple):
     image_pooling: Pooling
     text_pooling: Pooling
     project_text: bool
+    scaled_over: Literal["regions", "channels"]
     drop_parts: float
     hidden: int
     tile: Tile
@@ -121,7 +123,13 @@ def vsrn(options: Options) -> Network:
     """Reasoning over regions by graph and GRU; captions are told from them in training."""
     o = options
     return Network(
-        VSRNImage(o.dimension, normalize=o.normalize, dtype=o.dtype, axis_name=o.axis_name),
+        VSRNImage(
+            o.dimension,
+            over=o.scaled_over,
+            normalize=o.normalize,
+            dtype=o.dtype,
+            axis_name=o.axis_name,
+        ),
         vsepp(o).text,
         generator=CaptionGenerator(o.vocabulary, dtype=o.dtype),
     )

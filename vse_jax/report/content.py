@@ -10,6 +10,7 @@ import numpy as np
 
 from vse_jax import (
     alignment,
+    alignment_evaluation,
     assembly,
     cam_evaluation,
     caption_evaluation,
@@ -372,7 +373,7 @@ def _alignments(experiment: Experiment, state: TrainState, name: str) -> Alignme
     possible = alignment.is_possible(experiment.config)
     if not possible or alignment.boxes_of_split(experiment, name) is None:
         return NO_ALIGNMENTS
-    metrics = alignment.measured(experiment, state, name)
+    metrics = alignment_evaluation.measured(experiment, state, name)
     count = experiment.config.evaluate.queries
     if split.read is None or not count:
         return Alignments(metrics)
