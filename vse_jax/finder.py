@@ -1,5 +1,6 @@
 """An index and the model that made it: what is most similar to a sentence or a picture."""
 
+import hashlib
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -17,6 +18,8 @@ from vse_jax.index.records import Item
 from vse_jax.index.store import Store
 from vse_jax.inputs import Picture
 
+# Of the indexes of models that have no workdir.
+CACHE = Path("~/.cache/vse_jax/index")
 # Times a search is done again as the index changes under it.
 TRIES = 5
 
@@ -72,6 +75,15 @@ def about(model: Model, side: Side) -> dict[str, Any]:
 def default_folder(workdir: str | os.PathLike[str], side: Side) -> Path:
     """Where an index is unless another folder is named."""
     return Path(workdir) / "index" / side
+
+
+def cached_folder(model: Model, side: Side, root: Path) -> Path:
+    """Where the index of a folder is by a model without a workdir: of this folder alone.
+
+    What was indexed can be encoded again, so that it may be deleted.
+    """
+    told = f"{model.fingerprint} {side} ".encode() + os.fsencode(root)
+    return CACHE.expanduser() / f"{root.name}-{hashlib.sha256(told).hexdigest()[:16]}"
 
 
 class Finder:
