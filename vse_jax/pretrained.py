@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
@@ -71,10 +71,10 @@ def _in_sizes_of(folder: Path, kind: str, most: int | None) -> ConfigDict:
     presets.system(config, kind, kind)
     config.model.image.weights = config.model.text.weights = str(folder.absolute())
     source, dtype = weights.load_config(folder), assembly.compute_dtype(config)
-    reader = assembly.text_backbone_of(config)
-    assert reader is not None
-    image = assembly.backbone_of(config).make(source, dtype, parallel.AXIS)
-    longest = reader.make(source, dtype).max_position_embeddings
-    config.data.image_size = image.image_size
+    image, text = assembly.backbone_of(config), assembly.text_backbone_of(config)
+    assert text is not None
+    seen: Any = image.make(source, dtype, parallel.AXIS)
+    longest = text.make(source, dtype).max_position_embeddings
+    config.data.image_size = seen.image_size
     config.data.max_tokens = longest if most is None else min(longest, most)
     return assembly.with_width_of_towers(config)

@@ -113,7 +113,7 @@ def model_of(config: ConfigDict, origin: Mapping[str, Any]) -> VisualSemanticMod
 def _of_published(path: Path) -> Trained:
     config, words, own, built = pretrained.read(path)
     vocabulary = own.to_json()
-    origin = {
+    origin: dict[str, Any] = {
         "sources": built.sources._asdict(),
         "words": words._asdict(),
         "features": None,
