@@ -1,9 +1,12 @@
 """A picture of the demo's search tab, taken in a real browser while the demo runs.
 
-    python -m vse_jax.demo --workdir=RUN &
-    python scripts/screenshot.py --query="a red circle above a blue square" --output=docs/demo.png
+    python scripts/screenshot.py --scenes=scenes
+    python -m vse_jax.search index --workdir=runs/shapes --images=scenes
+    python -m vse_jax.demo --workdir=runs/shapes &
+    python scripts/screenshot.py --query="a big red circle" --output=docs/demo.png
 
-Needs a Chromium that is installed, and Playwright (`pip install playwright`) to steer it.
+The first draws what is searched, 240 scenes of the test split of `shapes`. The last needs a
+Chromium that is installed, and Playwright (`pip install playwright`) to steer it.
 """
 
 import argparse
@@ -24,8 +27,20 @@ FLAGS = (
     "--disable-background-networking", "--disable-component-update", "--disable-sync",
 )  # fmt: skip
 WIDTH, HEIGHT = 1180, 800
+# Drawn to search in.
+SCENES = 240
 # Milliseconds to wait for what is asked for.
 PATIENCE = 60_000
+
+
+def draw(folder: Path) -> None:
+    """Writes the scenes into a folder, made if need be."""
+    from vse_jax.data.shapes import builder
+
+    folder.mkdir(parents=True, exist_ok=True)
+    for number in range(SCENES):
+        picture = builder.example(0, "test", number)["image"]
+        (folder / f"scene_{number:03d}.jpg").write_bytes(picture)
 
 
 def browser_path() -> str | None:
@@ -68,12 +83,18 @@ def shoot(page: Any, query: str, output: Path) -> None:
 
 
 def main(arguments: list[str]) -> None:
-    """Writes the picture."""
+    """Writes the picture, or the photos for it."""
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     parser.add_argument("--url", default="http://127.0.0.1:7860/", help="of the demo")
-    parser.add_argument("--query", required=True, help="what is searched for")
-    parser.add_argument("--output", type=Path, required=True, help="a .png")
+    parser.add_argument("--query", help="what is searched for")
+    parser.add_argument("--output", type=Path, help="a .png")
+    parser.add_argument("--scenes", type=Path, help="a folder in which photos are drawn, no more")
     given = parser.parse_args(arguments)
+    if given.scenes is not None:
+        draw(given.scenes)
+        return
+    if given.query is None or given.output is None:
+        parser.error("give --query and --output, or --scenes")
     if browser_path() is None:
         sys.exit(f"no browser is installed: one of {', '.join(BROWSERS)}")
     with opened(given.url) as page:

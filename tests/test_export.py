@@ -66,7 +66,18 @@ import vse_jax
 model = vse_jax.load(given["folder"])
 images, texts = model.encode_images(given["pictures"]), model.encode_texts(given["sentences"])
 scores = model.similarity(images, texts)
-np.savez(given["to"], images=images, texts=texts, scores=scores, fingerprint=model.fingerprint)
+found = {"images": images, "texts": texts, "scores": scores, "fingerprint": model.fingerprint}
+# The same towers by the parameters that Orbax has.
+import orbax.checkpoint as ocp
+from PIL import Image
+from vse_jax import encode, parallel, trained
+towers = encode.Encoder(trained.read(given["folder"]).model, parallel.Devices.all("shard_map"))
+read = ocp.StandardCheckpointer().restore(given["orbax"] + "/parameters")
+variables, plain = towers.variables(**read), [0, 4]  # the pictures whose pixels are RGB as they are
+pixels = [np.asarray(Image.open(given["pictures"][n]).resize((32, 32), 2)) for n in plain]
+found["orbax_images"] = towers.images(variables, [model.image_batch(pixels, 4)])
+found["orbax_texts"] = towers.texts(variables, [model.text_batch(given["sentences"], 4)])
+np.savez(given["to"], **found)
 """
 
 
@@ -168,12 +179,15 @@ def test_orbax(trained, tmp_path, fresh):
         np.testing.assert_array_equal(found[name], leaf, strict=True)
 
 
-def test_safetensors(trained, tmp_path, fresh, expected):
+def test_safetensors_and_parameters_embed_alike(trained, tmp_path, fresh, expected):
     folder = exported(trained, "safetensors", tmp_path / "out")
-    found = fresh(LOADED, folder, "tensorflow", "tensorflow_datasets")
+    parameters = exported(trained, "orbax", tmp_path / "orbax")
+    found = fresh(LOADED, folder, "tensorflow", "tensorflow_datasets", orbax=str(parameters))
     # The same bits, so that an index of the one serves the other.
-    assert found.pop("fingerprint") == vse_jax.load(trained).fingerprint
+    assert found["fingerprint"] == vse_jax.load(trained).fingerprint
     same(found, expected, atol=1e-6)
+    np.testing.assert_allclose(found["orbax_images"], expected["images"][[0, 4]], atol=1e-5)
+    np.testing.assert_allclose(found["orbax_texts"], expected["texts"], atol=1e-5)
     assert not any(str(Path(trained).parent) in path.read_text(errors="ignore")
                    for path in folder.glob("*.json"))  # fmt: skip
 
@@ -214,14 +228,29 @@ def test_pairs_of_words_and_boxes(trained_dvsa, tmp_path, pictures):
         program.images(pictures)
 
 
-def test_captions_and_classes(trained_cam, tmp_path, pictures):
-    folder = exported(trained_cam, "jax_export", tmp_path / "functions")
-    model, program = vse_jax.load(trained_cam), used(folder)
+@pytest.fixture
+def wordy(trained_cam, tmp_path):
+    """The model of `trained_cam`, its words no longer as likely for every picture."""
+    found = trained_models.read(trained_cam)
+    captioner = found.variables["params"]["captioner"]
+    captioner["weight_oh"] = 100 * captioner["weight_oh"]
+    captioner["bias_o"] = 0 * captioner["bias_o"]
+    folder = tmp_path / "wordy"
+    folder.mkdir()
+    parameters.write_safetensors(found, folder)
+    return folder
+
+
+def test_captions_and_classes(wordy, tmp_path, pictures):
+    folder = exported(wordy, "jax_export", tmp_path / "functions")
+    model, program = vse_jax.load(wordy), used(folder)
     images = program.images(pictures)
     np.testing.assert_allclose(images[0], model.encode_images(pictures), atol=1e-5)
     captions = [own[0].text for own in model.caption(pictures, beams=1)]
     classes = [own[0].name for own in model.classify(pictures)]
     assert program.captions(images) == captions
+    assert all(captions)
+    assert len(set(captions)) > 1
     assert program.classes(images) == classes
     assert "text" not in program.about["functions"]
 
@@ -254,6 +283,7 @@ def told(arguments, capsys):
         (["--workdir=w", "--format=orbax", "--push=a/b"], "give --format=safetensors"),
         (["--workdir=w", "--format=safetensors", "--push=a"], "--push=a is no repository of the"),
         (["--workdir=w", "--format=onnx", "--regions=0"], "--regions=0 is no number of 1 or more"),
+        (["--model=a/b", "--format=orbax"], "--model has no folder of its own: give --output"),
     ],
 )
 def test_wrong_flags_end_in_one_line(capsys, arguments, message):
@@ -329,7 +359,8 @@ def test_the_hub(trained, tmp_path, monkeypatch, capsys):
 
     fetched = []
 
-    def snapshot_download(name, revision):
+    def snapshot_download(name, revision, allow_patterns):
+        assert set(files) <= set(allow_patterns)
         fetched.append((name, revision))
         return str(folder)
 

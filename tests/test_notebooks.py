@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 from small_flickr8k import SIZES, write_flickr8k, write_weights
 
-from vse_jax import config_checks, presets
+from vse_jax import assembly, config_checks, presets
 
 FOLDER = Path(__file__).parents[1] / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
@@ -115,6 +115,16 @@ def test_every_choice_of_that_form_is_a_config(system, data, monkeypatch):
     config_checks.validate(values["config"], 8)
     assert values["config"].train.batch_size == 512
     assert values["config"].precision == "bfloat16"
+
+
+def test_every_system_of_flickr8k_has_an_index(preset):
+    """Its last cells search."""
+    _, choices = fields(read("flickr8k.ipynb"))["SYSTEM"]
+    for choice in json.loads(choices):
+        config = preset("flickr8k", choice)
+        config_checks.validate(config, 1)
+        assert assembly.compares(config), choice
+        assert not assembly.is_pairwise(config), choice
 
 
 @pytest.fixture(scope="module")

@@ -187,6 +187,16 @@ def test_what_was_encoded_before_an_interruption_is_not_encoded_again(run, many,
     assert sorted(read) == [f"{number:02d}.png" for number in range(12, 24)]
 
 
+def test_a_query_indexes_first_what_a_folder_has_new(run, photos):
+    code, printed, told = run("query", "a circle", f"--images={photos}", "--top=99")
+    assert (code, len(printed.splitlines())) == (0, 9)
+    assert "9 files: 9 new; 9 items" in told
+    (photos / "0.png").unlink()
+    _, printed, told = run("query", "a circle", f"--images={photos}", "--top=99")
+    assert len(printed.splitlines()) == 8
+    assert "8 files: 1 gone; 8 items" in told
+
+
 def test_pictures_that_cannot_be_read_are_counted(run, photos):
     (photos / "3.png").write_bytes((photos / "3.png").read_bytes()[:200])
     (photos / "empty.jpg").write_bytes(b"")
@@ -342,6 +352,7 @@ def test_models_without_embeddings_are_refused(run, photos, trained_dvsa, traine
     [
         (["query"], "takes a sentence in quotes, or --image=FILE"),
         (["query", "a", "--image=b.png"], "takes a sentence in quotes, or --image=FILE"),
+        (["query", "a", "--images=b", "--among=texts"], "--images is of pictures to find: leave"),
         (["query", "a", "--top=0"], "'0' is no whole number of 1 or more"),
         (["index"], "one of the arguments --images --texts is required"),
         (["index", "--images=a", "--process=1"], "--processes and --process belong together"),

@@ -61,10 +61,8 @@ def write_tokenizer(folder, words, opening, closing, pad):
     return len(names), names.index(closing)
 
 
-@pytest.fixture(scope="module")
-def clip(tmp_path_factory):
-    """A folder with a small CLIP drawn at random, and the model of transformers."""
-    folder = tmp_path_factory.mktemp("clip")
+def write_clip(folder):
+    """A small CLIP drawn at random; the model of transformers."""
     words = "a red green blue square circle triangle left of right above below the small large"
     count, closing = write_tokenizer(folder, words.split(), "<start>", "<end>", "<end>")
     library = parity.transformers()
@@ -78,7 +76,14 @@ def clip(tmp_path_factory):
         )
     )
     parity.saved(parity.randomize(model), folder)
-    return folder, model
+    return model
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory):
+    """A folder with a small CLIP, and the model of transformers."""
+    folder = tmp_path_factory.mktemp("clip")
+    return folder, write_clip(folder)
 
 
 @pytest.fixture

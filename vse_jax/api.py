@@ -63,7 +63,7 @@ class Model:
     """
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
-        """Loads the best checkpoint of a workdir, or an exported folder; see `load`."""
+        """Loads what a folder has; see `load`."""
         found = trained.read(folder)
         self.config, self.step, self.codebook = found.config, found.step, found.codebook
         self.classes, self._features = found.classes, found.features
@@ -605,12 +605,14 @@ def load(folder: str | os.PathLike[str]) -> Model:
     """The model of a trained workdir: its best checkpoint, or the newest that is whole.
 
     Args:
-      folder: the workdir; or what `python -m vse_jax.export --format=safetensors` wrote, or
-        "hub:OWNER/NAME", where that lies on the Hugging Face hub (of a revision by `@REVISION`).
+      folder: the workdir; or what `python -m vse_jax.export --format=safetensors` wrote, or weights
+        of CLIP or SigLIP with their config.json and tokenizer.json; or "hub:OWNER/NAME", where one
+        of these lies on the Hugging Face hub (of a revision by `@REVISION`).
 
     Raises:
       WorkdirError: not a workdir, or its tokenizer is another one; or the hub has no such.
       CheckpointError: no usable checkpoint.
+      WeightsError, DataError: the weights, or their tokenizer, are damaged or of another model.
     """
     return Model(folder)
 

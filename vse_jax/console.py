@@ -16,7 +16,11 @@ from rich.logging import RichHandler
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
+from vse_jax import hub
+
 log = logging.getLogger(__name__)
+WORKDIR = "folder of the trained run"
+MODEL = "in place of it: weights of CLIP or SigLIP, a folder or a name on the Hugging Face hub"
 _console = Console(stderr=True)
 
 
@@ -27,6 +31,12 @@ class Parser(argparse.ArgumentParser):
         """Says what is wrong, behind the tool's name."""
         tool = self.prog.partition("vse_jax.")[2].split()[0]
         self.exit(2, f"{tool}: {message}\n")
+
+    def add_model(self) -> None:
+        """--workdir or --model, of which one is given; `vse_jax.load` takes either's value."""
+        either = self.add_mutually_exclusive_group(required=True)
+        either.add_argument("--workdir", type=path, help=WORKDIR)
+        either.add_argument("--model", type=hub.reference, help=MODEL)
 
 
 def path(text: str) -> Path:

@@ -7,7 +7,8 @@
 
 The folder (--output, or RUN/export/FORMAT) also has export.json, which says how inputs are made and
 what results mean, and, with functions, use.py, a program that needs nothing of vse_jax. It is there
-whole or not at all; an earlier export is replaced.
+whole or not at all; an earlier export is replaced. --model is in the place of a workdir: weights of
+CLIP or SigLIP, a folder or a name on the Hugging Face hub.
 """
 
 import argparse
@@ -35,7 +36,7 @@ def main(arguments: Sequence[str]) -> None:
     try:
         output = given.output or given.workdir / "export" / given.format
         output = output.expanduser()
-        export(given.workdir, given.format, output, given.regions)
+        export(given.workdir or given.model, given.format, output, given.regions)
         print(f"{folder.size(output) / 1e6:.1f} MB in {output}")
         if given.push is not None:
             print(hub.push(output, given.push))
@@ -53,7 +54,7 @@ def _parsed(arguments: Sequence[str]) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--workdir", type=Path, required=True, help="folder of the trained run")
+    parser.add_model()
     parser.add_argument("--format", choices=FORMATS, required=True, help="what it becomes")
     parser.add_argument("--output", type=Path, help="folder to write (RUN/export/FORMAT)")
     parser.add_argument("--push", metavar="OWNER/NAME", help="upload it to the hub (safetensors)")
@@ -61,6 +62,8 @@ def _parsed(arguments: Sequence[str]) -> argparse.Namespace:
     given = parser.parse_args(arguments)
     if given.regions is not None and given.regions < 1:
         parser.error(f"--regions={given.regions} is no number of 1 or more")
+    if given.workdir is None and given.output is None:
+        parser.error("--model has no folder of its own: give --output=FOLDER")
     if given.push is not None and given.format != "safetensors":
         parser.error("--push uploads what vse_jax.load takes: give --format=safetensors")
     if given.push is not None and not hub.is_name(given.push):
@@ -68,11 +71,11 @@ def _parsed(arguments: Sequence[str]) -> argparse.Namespace:
     return given
 
 
-def export(source: Path, format_: str, output: Path, regions: int | None = None) -> None:
+def export(source: str | Path, format_: str, output: Path, regions: int | None = None) -> None:
     """Writes the model of a workdir as a folder of one of the FORMATS.
 
     Args:
-      source: the workdir, or an exported folder of safetensors.
+      source: what `vse_jax.load` takes.
       format_: one of the FORMATS.
       output: the folder.
       regions: as of `functions.functions`.

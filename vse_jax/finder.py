@@ -1,5 +1,6 @@
 """An index and the model that made it: what is most similar to a sentence or a picture."""
 
+import hashlib
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -17,6 +18,8 @@ from vse_jax.index.records import Item
 from vse_jax.index.store import Store
 from vse_jax.inputs import Picture
 
+# Of the indexes of models that have no workdir.
+CACHE = Path("~/.cache/vse_jax/index")
 # Times a search is done again as the index changes under it.
 TRIES = 5
 # How pictures are read: indices made before photos were turned as their EXIF says do not tell.
@@ -81,6 +84,15 @@ def default_folder(workdir: str | os.PathLike[str], side: Side) -> Path:
     if hub.is_remote(workdir):
         raise StoreError(f"{workdir} is no folder here to keep an index in: name one by --index")
     return Path(workdir).expanduser() / "index" / side
+
+
+def cached_folder(model: Model, side: Side, root: Path) -> Path:
+    """Where the index of a folder is by a model without a workdir: of this folder alone.
+
+    What was indexed can be encoded again, so that it may be deleted.
+    """
+    told = f"{model.fingerprint} {side} ".encode() + os.fsencode(root)
+    return CACHE.expanduser() / f"{root.name}-{hashlib.sha256(told).hexdigest()[:16]}"
 
 
 class Finder:

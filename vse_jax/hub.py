@@ -1,16 +1,27 @@
-"""Exported folders on the Hugging Face hub, fetched and uploaded."""
+"""Folders of models on the Hugging Face hub: fetched, and exported ones uploaded."""
 
 import os
 import re
 from pathlib import Path
 
+from vse_jax import workdir
+from vse_jax.models.backbones import weights
 from vse_jax.workdir import WorkdirError
 
 PREFIX = "hub:"
+# What is read of a repository: of published weights, and of what `vse_jax.export` wrote. Others
+# have the same weights in formats beside it.
+FILES = (*weights.FILES, workdir.ORIGIN, "export.json", "ranking/*")
 
 
 class HubError(Exception):
     """A repository that cannot be uploaded to: says why, and what to do."""
+
+
+def reference(name: str) -> str:
+    """What `located` takes: a path where there is such a one, else the hub's repository."""
+    is_local = os.path.exists(os.path.expanduser(name)) or name.startswith(PREFIX)
+    return name if is_local else PREFIX + name
 
 
 def located(folder: str | os.PathLike[str]) -> Path:
@@ -23,13 +34,23 @@ def located(folder: str | os.PathLike[str]) -> Path:
         return Path(folder).expanduser()
     name, _, revision = str(folder).removeprefix(PREFIX).partition("@")
     if not is_name(name):
-        raise WorkdirError(f"{folder}: {name!r} is no repository; expected hub:OWNER/NAME")
+        raise WorkdirError(
+            f"{folder}: {name!r} is no repository; expected hub:OWNER/NAME, or a folder that exists"
+        )
     import huggingface_hub
 
     try:
-        return Path(huggingface_hub.snapshot_download(name, revision=revision or None))
+        found = huggingface_hub.snapshot_download(
+            name, revision=revision or None, allow_patterns=list(FILES)
+        )
     except Exception as error:  # The client's errors come from three packages.
         raise WorkdirError(f"{folder} cannot be fetched from the hub: {_told(error)}") from error
+    if not any(Path(found, name).is_file() for name in (weights.WEIGHTS, weights.INDEX)):
+        raise WorkdirError(
+            f"{folder} has no {weights.WEIGHTS} on the hub: give a revision that has one "
+            "(@REVISION; refs/pr/N where it is proposed)"
+        )
+    return Path(found)
 
 
 def is_remote(folder: str | os.PathLike[str]) -> bool:

@@ -3,6 +3,7 @@
     python -m vse_jax.search index --workdir=RUN --images=FOLDER
     python -m vse_jax.search query --workdir=RUN "two dogs playing in snow"
     python -m vse_jax.search query --workdir=RUN --image=photo.jpg
+    python -m vse_jax.search query --model=WEIGHTS --images=FOLDER "two dogs playing in snow"
 
 `index` encodes the pictures of a folder and of those in it, or with --texts its .txt files, a
 sentence a line. Again, it encodes what is new or has changed, and forgets what is gone; stopped at
@@ -11,6 +12,10 @@ file, and of a sentence its line and words; with --json an object. With --kind `
 another index beside the exact one, and keeps it up to date from then on; `query` looks in that one:
 codes (of the codebook that a model of LEAP has learned), flat, hnsw, ivfpq or pq (of FAISS), milvus
 (embedded, or a server with --uri, which is asked with the token in MILVUS_TOKEN).
+
+--model is in the place of a workdir: CLIP's or SigLIP's weights, a folder or a name on the Hugging
+Face hub. Its index of a folder lies in ~/.cache/vse_jax/index unless --index says otherwise. With
+--images `query` first does what `index` does, so that it finds what the folder has now.
 """
 
 import argparse
@@ -18,12 +23,12 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn, get_args
 
 from vse_jax import console, finder, indexing, parallel, workdir
-from vse_jax.api import load
+from vse_jax.api import Model, load
 from vse_jax.encode import Side
 from vse_jax.errors import USER_ERRORS
 from vse_jax.finder import Finder, Hit
@@ -32,6 +37,8 @@ from vse_jax.index.database import StoreError
 from vse_jax.index.store import Store
 
 log = logging.getLogger("vse_jax.search")
+# Items encoded at a time.
+BATCH = 64
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -67,9 +74,7 @@ def _parsed(arguments: Sequence[str]) -> argparse.Namespace:
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="index|query")
     both = console.Parser(add_help=False, allow_abbrev=False)
-    both.add_argument(
-        "--workdir", type=console.path, required=True, help="folder of the trained run"
-    )
+    both.add_model()
     both.add_argument(
         "--kind",
         choices=kinds.KINDS,
@@ -86,7 +91,7 @@ def _parsed(arguments: Sequence[str]) -> argparse.Namespace:
     what.add_argument("--images", type=console.path, help="folder of pictures")
     what.add_argument("--texts", type=console.path, help="folder of .txt files, a sentence a line")
     index.add_argument("--forget", action="store_true", help="take the folder out of the index")
-    index.add_argument("--batch_size", type=_positive, default=64, help="encoded at a time (64)")
+    index.add_argument("--batch_size", type=_positive, default=BATCH, help="encoded at a time (64)")
     index.add_argument("--coordinator", help="host:port of process 0, or auto: as of vse_jax.main")
     index.add_argument("--processes", type=_positive, help="how many there are")
     index.add_argument("--process", type=int, help="number of this one")
@@ -94,17 +99,30 @@ def _parsed(arguments: Sequence[str]) -> argparse.Namespace:
     query = commands.add_parser("query", parents=[both], help="what is most similar")
     query.add_argument("text", nargs="?", help="a sentence, in quotes")
     query.add_argument("--image", type=console.path, help="a picture, in place of a sentence")
+    query.add_argument("--images", type=console.path, help="folder of pictures, indexed first")
     query.add_argument("--among", choices=get_args(Side), default="images", help="what is found")
     query.add_argument("--top", type=_positive, default=10, help="how many (10)")
     query.add_argument("--json", action="store_true", help="print an object for each")
+    query.set_defaults(batch_size=BATCH, forget=False)
     given = parser.parse_args(arguments)
-    if given.command == "query" and (given.text is None) == (given.image is None):
-        parser.error("query takes a sentence in quotes, or --image=FILE")
-    if given.command == "index":
-        wrong = parallel.misfit(given.coordinator, given.processes, given.process)
-        if wrong is not None:
-            parser.error(wrong)
+    wrong = (_wrong_query if given.command == "query" else _wrong_index)(given)
+    if wrong is not None:
+        parser.error(wrong)
     return given
+
+
+def _wrong_index(given: argparse.Namespace) -> str | None:
+    return parallel.misfit(given.coordinator, given.processes, given.process)
+
+
+def _wrong_query(given: argparse.Namespace) -> str | None:
+    if (given.text is None) == (given.image is None):
+        return "query takes a sentence in quotes, or --image=FILE"
+    if given.images is not None and given.among != "images":
+        return "--images is of pictures to find: leave --among out"
+    if given.workdir is None and given.images is None and given.index is None:
+        return "--model has no index of its own: give --images=FOLDER to search, or --index"
+    return None
 
 
 def _positive(text: str) -> int:
@@ -118,8 +136,21 @@ def _index(given: argparse.Namespace) -> None:
     """Brings an index up to date with a folder."""
     side: Side = "images" if given.images is not None else "texts"
     root = (given.images or given.texts).resolve()
-    folder = given.index or finder.default_folder(given.workdir, side)
-    model = load(given.workdir)
+    named = _named_folder(given, side)
+    model = load(given.workdir or given.model)
+    folder = named or finder.cached_folder(model, side, root)
+    _update(given, model, side, root, folder, lambda told: print(told, flush=True))
+
+
+def _update(
+    given: argparse.Namespace,
+    model: Model,
+    side: Side,
+    root: Path,
+    folder: Path,
+    tell: Callable[[str], None],
+) -> None:
+    """Brings the index of a model up to date with a folder, and tells what was done."""
     about = finder.about(model, side)
     first = parallel.is_first_process()
     with workdir.locked(folder, first):
@@ -139,8 +170,15 @@ def _index(given: argparse.Namespace) -> None:
         # The first may be long at other indices yet.
         parallel.leave()
         if store is not None:
-            print(told, flush=True)
+            tell(told)
             _keep_up(store, finder.needed(model), given.kind, given.uri)
+
+
+def _named_folder(given: argparse.Namespace, side: Side) -> Path | None:
+    """Where the index is, as is said or in the workdir; None: where the model and folder say."""
+    if given.index is not None or given.workdir is None:
+        return given.index
+    return finder.default_folder(given.workdir, side)
 
 
 def _keep_up(store: Store, model: kinds.Model, asked: str, uri: str | None) -> None:
@@ -174,8 +212,13 @@ def _told(done: indexing.Report, folder: Path) -> str:
 
 def _query(given: argparse.Namespace) -> None:
     """Prints what is most similar to a sentence or a picture."""
-    folder = given.index or finder.default_folder(given.workdir, given.among)
-    model = load(given.workdir)
+    folder = _named_folder(given, given.among)
+    model = load(given.workdir or given.model)
+    if given.images is not None:
+        root = given.images.resolve()
+        folder = folder or finder.cached_folder(model, given.among, root)
+        _update(given, model, given.among, root, folder, log.info)
+    assert folder is not None, "was asked for"
     found = Finder(model, folder, given.kind, given.uri)
     if given.image is not None:
         [hits] = found.by_images([given.image], given.top)

@@ -1,4 +1,4 @@
-"""A trained model as it lies on disk: a workdir's checkpoint, or a folder of safetensors."""
+"""A model as it lies on disk: a workdir's checkpoint, or a folder of safetensors."""
 
 import json
 import os
@@ -12,7 +12,15 @@ import safetensors.numpy
 from flax import traverse_util
 from ml_collections import ConfigDict
 
-from vse_jax import assembly, checkpoint, hub, train_step, training_objective, workdir
+from vse_jax import (
+    assembly,
+    checkpoint,
+    hub,
+    pretrained,
+    train_step,
+    training_objective,
+    workdir,
+)
 from vse_jax.codebook import Codebook
 from vse_jax.data import tokenizer
 from vse_jax.models.model import VisualSemanticModel
@@ -27,7 +35,8 @@ class Trained(NamedTuple):
 
     Attributes:
       config: of the run.
-      origin: what `workdir.claim` was given, and a digest of the tokenizer.
+      origin: what `workdir.claim` was given, and a digest of the tokenizer; of published weights
+        what a model is made of, no more.
       vocabulary: the tokenizer as JSON.
       tokenizer: the same, made ready.
       model: without variables.
@@ -65,13 +74,17 @@ def read(folder: str | os.PathLike[str]) -> Trained:
     """The best checkpoint of a workdir, or the newest that is whole; or an exported folder.
 
     Args:
-      folder: of either; "hub:OWNER/NAME" is fetched from the Hugging Face hub.
+      folder: of either, or of the published weights of CLIP or SigLIP, see `pretrained`;
+        "hub:OWNER/NAME" is fetched from the Hugging Face hub.
 
     Raises:
-      WorkdirError: neither of both, or its tokenizer is another one.
+      WorkdirError: none of these, or its tokenizer is another one.
       CheckpointError: no usable checkpoint, or the exported file is damaged.
+      WeightsError, DataError, ConfigError: of published weights, as `pretrained.read`.
     """
     path = hub.located(folder)
+    if pretrained.lies_in(path):
+        return _of_published(path)
     config, origin = workdir.read_config(path), workdir.read_origin(path)
     workdir.check_tokenizer(path)
     preset, most = config.data.tokenizer, config.data.max_tokens
@@ -95,6 +108,19 @@ def model_of(config: ConfigDict, origin: Mapping[str, Any]) -> VisualSemanticMod
     """The model of a run, by what its workdir says of weights and words."""
     words = assembly.Words.from_json(origin["words"])
     return assembly.make_model(config, words, assembly.Sources(**origin["sources"]))
+
+
+def _of_published(path: Path) -> Trained:
+    config, words, own, built = pretrained.read(path)
+    vocabulary = own.to_json()
+    origin: dict[str, Any] = {
+        "sources": built.sources._asdict(),
+        "words": words._asdict(),
+        "features": None,
+        "classes": [],
+        "tokenizer": workdir.digest(vocabulary),
+    }
+    return Trained(config, origin, vocabulary, own, built.model, built.variables, None, 0)
 
 
 def _of_run(path: Path) -> tuple[dict[str, Any], Codebook | None, int]:

@@ -130,7 +130,7 @@ def claim(workdir: Path, config: ConfigDict, tokenizer: str, origin: Mapping[str
     except OSError as error:
         raise WorkdirError(f"{workdir} cannot be made: {error.strerror}") from error
     write_text(workdir / TOKENIZER, tokenizer)
-    known = {**origin, "tokenizer": _digest(tokenizer)}
+    known = {**origin, "tokenizer": digest(tokenizer)}
     write_text(workdir / ORIGIN, json.dumps(known, indent=2))
     # The last, as it is what makes a workdir.
     write_text(workdir / CONFIG, configs.to_json(config))
@@ -147,7 +147,7 @@ def check_tokenizer(workdir: Path, other: str | None = None) -> None:
     """
     path, origin = workdir / TOKENIZER, read_origin(workdir)
     try:
-        found = _digest(path.read_text(encoding="utf-8"))
+        found = digest(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise WorkdirError(f"{path} cannot be read: {error}") from error
     if found != origin.get("tokenizer", found):
@@ -155,14 +155,15 @@ def check_tokenizer(workdir: Path, other: str | None = None) -> None:
             f"{path} is not the tokenizer that the run was begun with (digest {found}, expected "
             f"{origin['tokenizer']}), but one of other data: bring the first one back"
         )
-    if other is not None and found != _digest(other):
+    if other is not None and found != digest(other):
         raise WorkdirError(
             f"{path} is not the tokenizer of this run, whose words have other numbers: train on "
             "the same captions, or take the model of a pretrained tokenizer"
         )
 
 
-def _digest(text: str) -> str:
+def digest(text: str) -> str:
+    """SHA-256 (hex) of a text, such as a tokenizer's JSON."""
     return hashlib.sha256(text.encode()).hexdigest()
 
 

@@ -152,9 +152,16 @@ def test_what_a_link_to_the_page_names_is_not_read(ask, page):
 
 
 def test_other_names_of_this_machine_and_other_pages(ask):
-    for host in ("localhost:7860", "localhost", "127.0.0.1", "[::1]:7860", "[::1]"):
+    for host in ("localhost:7860", "localhost", "127.0.0.1", "127.0.0.2:80", "[::1]:80", "[::1]"):
         assert ask("GET", "/", host=host)[0] == 200
-    for host in ("example.org", "example.org:7860", "127.0.0.1.example.org", ""):
+    for host in (
+        "example.org",
+        "example.org:80",
+        "127.0.0.1.example.org",
+        "10.0.0.1:80",
+        ":80",
+        "",
+    ):
         assert ask("GET", "/", host=host)[0] == 403
     assert ask("GET", "/", host="example.org", local=False)[0] == 200
     assert ask("POST", JOIN, call("a"), origin="http://127.0.0.1:7860")[0] == 200

@@ -35,17 +35,19 @@ def test_what_is_asked_for(monkeypatch):
     monkeypatch.setattr(demo, "serve", lambda *given: asked.append(given))
     demo.main(["--workdir=a"])
     demo.main(["--workdir=a", "--workdir=b", "--index=c", "--kind=hnsw", "--host=::", "--port=80"])
+    demo.main(["--model=me/clip", "--workdir=a", "--index=c"])
     assert asked == [
         # Nobody else's machine is served unless that is asked for.
         ([Path("a")], None, EXACT, "127.0.0.1", 7860),
         ([Path("a"), Path("b")], Path("c"), "hnsw", "::", 80),
+        ([Path("hub:me/clip"), Path("a")], Path("c"), EXACT, "127.0.0.1", 7860),
     ]
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "the following arguments are required: --workdir"),
+        ([], "the following arguments are required: --workdir or --model"),
         (["--workdir=a", "--port=x"], "'x' is no port: a whole number below 65536"),
         (["--workdir=a", "--port=65536"], "'65536' is no port"),
         (["--workdir=a", "--kind=tree"], "argument --kind: invalid choice: 'tree'"),
@@ -98,7 +100,8 @@ def test_workdirs_that_can_do_nothing(told, trained):
 
 
 def test_who_is_served():
-    assert [demo.is_local(host) for host in ("127.0.0.1", "::1", "localhost")] == [True] * 3
+    near = ("127.0.0.1", "127.0.0.2", "::1", "localhost")
+    assert [demo.is_local(host) for host in near] == [True] * 4
     assert [demo.is_local(host) for host in ("0.0.0.0", "::", "10.0.0.1", "example.org")] == [
         False, False, False, False,
     ]  # fmt: skip

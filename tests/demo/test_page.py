@@ -107,16 +107,22 @@ def call(ask, port):
 
 
 @pytest.fixture(scope="module")
-def browsing():
-    """scripts/screenshot.py, whose steps are taken; skips without a browser."""
-    pytest.importorskip("playwright", reason="needs Playwright (pip install playwright)")
+def screenshot():
+    """scripts/screenshot.py."""
     path = Path(__file__).parents[2] / "scripts" / "screenshot.py"
     spec = importlib.util.spec_from_file_location("screenshot", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    if module.browser_path() is None:
-        pytest.skip(f"needs a browser: one of {', '.join(module.BROWSERS)}")
     return module
+
+
+@pytest.fixture(scope="module")
+def browsing(screenshot):
+    """The script, whose steps are taken; skips without a browser."""
+    pytest.importorskip("playwright", reason="needs Playwright (pip install playwright)")
+    if screenshot.browser_path() is None:
+        pytest.skip(f"needs a browser: one of {', '.join(screenshot.BROWSERS)}")
+    return screenshot
 
 
 @pytest.fixture(scope="module")
@@ -241,6 +247,13 @@ def test_a_screenshot(page, browsing, tmp_path):
     browsing.shoot(page, SENTENCE, tmp_path / "demo.png")
     with Image.open(tmp_path / "demo.png") as shot:
         assert shot.size == (browsing.WIDTH, browsing.HEIGHT)
+
+
+def test_scenes_to_search_in(screenshot, photos, tmp_path, monkeypatch):
+    monkeypatch.setattr(screenshot, "SCENES", 2)
+    screenshot.main([f"--scenes={tmp_path / 'scenes'}"])
+    drawn = [path.read_bytes() for path in sorted((tmp_path / "scenes").iterdir())]
+    assert drawn == [path.read_bytes() for path in sorted(photos.iterdir())[:2]]
 
 
 def test_no_path_of_a_request_reaches_the_disk(ask, call, tmp_path):

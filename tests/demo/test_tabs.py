@@ -1,6 +1,8 @@
 """What each tab does, against the model's own answers; which workdir does what, and why not."""
 
 import shutil
+import struct
+import threading
 
 import numpy as np
 import pytest
@@ -10,6 +12,8 @@ import vse_jax
 from vse_jax import alignment_picture, look_picture, search
 from vse_jax.demo import cards, tabs
 from vse_jax.demo.tabs import Photo, Photos, Served, Unserved
+from vse_jax.finder import Finder, Hit
+from vse_jax.index.records import Item
 from vse_jax.workdir import WorkdirError
 
 SENTENCE = "a red circle"
@@ -54,13 +58,70 @@ def test_search(served, photos, picture):
     np.testing.assert_array_equal(first.picture, picture)
 
 
-def test_photos_that_are_gone_or_broken_are_shown_as_such(tmp_path):
-    broken = tmp_path / "broken.jpg"
-    broken.write_bytes(b"no picture")
-    assert tabs.thumbnail(broken) is None
-    assert tabs.thumbnail(tmp_path / "gone.jpg") is None
-    page = cards.gallery(Photos([Photo("gone.jpg", 0.5, None)], 1, 0.1))
-    assert "gone or broken since it was indexed" in page
+class Found(Finder):
+    """Finds the files of these names in a folder, in this order, for any sentence."""
+
+    def __init__(self, folder, *names):
+        self.store = names
+        self._hits = [Hit(Item(str(folder), name), 0.5) for name in names]
+
+    def by_texts(self, sentences, k=10):
+        return [self._hits[:k] for _ in sentences]
+
+
+@pytest.fixture
+def three(tmp_path):
+    """A folder of three photos."""
+    for name in ("a.png", "b.png", "c.png"):
+        Image.new("RGB", (8, 8), "red").save(tmp_path / name)
+    return tmp_path
+
+
+def test_photos_that_are_gone_or_broken_are_left_out_and_told(three, monkeypatch):
+    """Whatever Pillow raises; but where memory ran out, nothing is right."""
+    (three / "b.png").write_bytes(b"no picture")
+    opened, raised = Image.open, []
+
+    def broken(path):
+        if path.name == "odd<.png":
+            raise raised[0]
+        return opened(path)
+
+    monkeypatch.setattr(tabs.Image, "open", broken)
+    (three / "odd<.png").touch()
+    searched = Found(three, "b.png", "a.png", "gone.png", "odd<.png", "c.png")
+    raised[:] = [struct.error("a bad table")]
+    shown = tabs.by_words(searched, SENTENCE, 9)
+    assert [photo.name for photo in shown.photos] == ["a.png", "c.png"]
+    assert shown.left_out == ["b.png", "gone.png", "odd<.png"]
+    page = cards.gallery(shown)
+    assert "2 of 5 photos" in page
+    assert "gone or broken since indexed, 3: b.png, gone.png, odd&lt;.png<" in page
+    raised[:] = [MemoryError()]
+    with pytest.raises(MemoryError):
+        tabs.by_words(searched, SENTENCE, 9)
+
+
+def test_photos_are_decoded_once_and_at_a_time(three, monkeypatch):
+    """Two wait for each other here; none is decoded again until its file changes."""
+    opened, seen, both = Image.open, [], threading.Barrier(2, timeout=20)
+
+    def watched(path):
+        seen.append(path.name)
+        if len(seen) <= 2:
+            both.wait()
+        return opened(path)
+
+    monkeypatch.setattr(tabs.Image, "open", watched)
+    searched = Found(three, "a.png", "b.png")
+    before = tabs.by_words(searched, SENTENCE, 9)
+    assert sorted(seen) == [photo.name for photo in before.photos] == ["a.png", "b.png"]
+    tabs.by_words(searched, SENTENCE, 9)
+    assert len(seen) == 2
+    Image.new("RGB", (9, 9), "blue").save(three / "b.png")
+    after = tabs.by_words(searched, SENTENCE, 9)
+    assert seen[2:] == ["b.png"]
+    assert [photo.picture.size for photo in after.photos] == [(8, 8), (9, 9)]
 
 
 def test_thumbnails_are_small_and_upright(tmp_path):
@@ -154,7 +215,7 @@ def test_an_empty_index(trained, tmp_path):
 
 
 def test_texts_are_escaped():
-    page = cards.gallery(Photos([Photo('a"<b>.jpg', 0.5, Image.new("RGB", (4, 4)))], 1, 0.1))
+    page = cards.gallery(Photos([Photo('a"<b>.jpg', 0.5, Image.new("RGB", (4, 4)))], [], 1, 0.1))
     assert "<b>.jpg" not in page
     assert "a&quot;&lt;b&gt;.jpg" in page
     caption = vse_jax.api.Caption("<script>", -1.5, -1.5)

@@ -3,10 +3,10 @@
 Its tabs search a folder of photos by words or by a photo (in the index that
 python -m vse_jax.search index made), write captions of a photo, and tie the words of a sentence to
 regions of a photo. Each is done by the first workdir that can; one that none can do says why.
+--model and --index in the place of a workdir are as of vse_jax.search.
 """
 
 import argparse
-import ipaddress
 import logging
 import socket
 import sys
@@ -14,8 +14,9 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from vse_jax import console, parallel
+from vse_jax import console, hub, parallel
 from vse_jax.demo import tabs
+from vse_jax.demo.gate import is_local
 from vse_jax.errors import USER_ERRORS
 from vse_jax.index import kinds
 
@@ -46,7 +47,7 @@ def serve(folders: Sequence[Path], index: Path | None, kind: str, host: str, por
     """Serves the page until it is stopped.
 
     Args:
-      folders: workdirs.
+      folders: as of `tabs.served`.
       index: as of `tabs.served`.
       kind: likewise.
       host: name or address to listen at.
@@ -106,30 +107,26 @@ def _bound(host: str, port: int) -> socket.socket:
     return found
 
 
-def is_local(host: str) -> bool:
-    """Whether only this machine reaches what listens at a host."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
 def _parsed(arguments: Sequence[str]) -> argparse.Namespace:
     parser = console.Parser("python -m vse_jax.demo", description=__doc__, allow_abbrev=False)
     parser.add_argument(
-        "--workdir",
-        type=console.path,
-        action="append",
-        required=True,
-        help="of a trained run; repeatable",
+        "--workdir", type=console.path, action="append", help=f"{console.WORKDIR}; repeatable"
     )
+    parser.add_argument("--model", dest="workdir", type=_model, action="append", help=console.MODEL)
     parser.add_argument("--index", type=console.path, help="folder of the index (RUN/index/images)")
     parser.add_argument("--kind", choices=kinds.KINDS, default=kinds.EXACT, help="of index (exact)")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen at (127.0.0.1)")
     parser.add_argument(
         "--port", type=_port, default=7860, help="to listen at; 0: a free one (7860)"
     )
-    return parser.parse_args(arguments)
+    given = parser.parse_args(arguments)
+    if given.workdir is None:
+        parser.error("the following arguments are required: --workdir or --model")
+    return given
+
+
+def _model(text: str) -> Path:
+    return Path(hub.reference(text))
 
 
 def _port(text: str) -> int:

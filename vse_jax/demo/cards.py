@@ -16,6 +16,7 @@ from vse_jax.look import Look
 QUALITY = 88
 # Classes that are told of a picture.
 TOLD = 5
+UNKNOWN = "words that the model does not know:"
 
 
 def data_url(picture: Image.Image) -> str:
@@ -27,21 +28,21 @@ def data_url(picture: Image.Image) -> str:
 
 def gallery(found: Photos) -> str:
     """Photos with their scores, the best first; each opens larger."""
-    if not found.photos:
+    if not found.photos and not found.left_out:
         return hint("There is nothing in the index.")
     cards = []
     for number, photo in enumerate(found.photos, 1):
         told = escape(photo.name)
-        if photo.picture is None:
-            shown = '<div class="gone">gone or broken since it was indexed</div>'
-        else:
-            shown = f'<img src="{data_url(photo.picture)}" alt="{told}">'
         cards.append(
-            f'<figure tabindex="0" title="{told}">{shown}<figcaption><b>{number}</b>'
+            f'<figure tabindex="0" title="{told}"><img src="{data_url(photo.picture)}" '
+            f'alt="{told}"><figcaption><b>{number}</b>'
             f"<span>{told}</span><i>{photo.score:.3f}</i></figcaption></figure>"
         )
     heading = _heading(f"{len(cards)} of {found.among:,} photos", found.seconds)
-    return f'{heading}<div class="photos">{"".join(cards)}</div>'
+    left_out = _note(
+        f"left out, as gone or broken since indexed, {len(found.left_out)}:", found.left_out
+    )
+    return f'{heading}{left_out}<div class="photos">{"".join(cards)}</div>'
 
 
 def captions(found: Sequence[Caption], seconds: float) -> str:
@@ -67,7 +68,7 @@ def aligned(drawn: Drawn, seconds: float) -> str:
     head = "<tr><th>words</th><th>score</th></tr>"
     return (
         f"{_heading('Words and their regions', seconds)}{_picture(drawn.picture)}"
-        f'{_unknown(found.unknown)}<table class="told">{head}{rows}</table>'
+        f'{_note(UNKNOWN, found.unknown)}<table class="told">{head}{rows}</table>'
     )
 
 
@@ -80,7 +81,7 @@ def looked(drawn: Drawn, seconds: float) -> str:
     told = "".join(f"<tr><td>{escape(name)}</td><td>{value}</td></tr>" for name, value in rows)
     return (
         f"{_heading('Where the model looks', seconds)}{_picture(drawn.picture)}"
-        f'{_unknown(found.unknown)}<table class="told">{told}</table>'
+        f'{_note(UNKNOWN, found.unknown)}<table class="told">{told}</table>'
     )
 
 
@@ -106,6 +107,7 @@ def _picture(picture: Image.Image) -> str:
     return f'<img class="drawn" src="{data_url(picture)}" alt="">'
 
 
-def _unknown(words: Iterable[str]) -> str:
-    told = escape(", ".join(words))
-    return f'<p class="note">words that the model does not know: {told}</p>' if told else ""
+def _note(text: str, names: Iterable[str]) -> str:
+    """A line that lists names; nothing where there are none."""
+    listed = escape(", ".join(names))
+    return f'<p class="note">{text} {listed}</p>' if listed else ""

@@ -6,6 +6,7 @@ to be needed, and what a request gives to a function must be texts and numbers. 
 own code is looked up among those that there were at the start.
 """
 
+import ipaddress
 import json
 import os
 from collections.abc import Awaitable, Callable, Iterable, Mapping
@@ -33,7 +34,6 @@ READ = {
 # One more name behind it.
 READ_BELOW = f"{API}/heartbeat/"
 CALLED = {f"{API}/cancel", f"{API}/queue/join", f"{API}/reset"}
-LOCAL = {"127.0.0.1", "localhost", "[::1]"}
 # The browser itself fetches nothing from elsewhere.
 HEADERS = {
     "content-security-policy": "default-src 'self'; img-src 'self' data: blob:; "
@@ -98,7 +98,7 @@ class Gate:
         if not known.get(scope["method"]):
             raise _RefusedError(404, "nothing is there")
         host = _header(scope, b"host")
-        if self._local and host.rpartition(":")[0] not in LOCAL and host not in LOCAL:
+        if self._local and not is_local(_name(host)):
             raise _RefusedError(403, "only this machine is served")
         origin = _header(scope, b"origin")
         if origin and origin.partition("://")[2] != host:
@@ -132,6 +132,14 @@ class _RefusedError(Exception):
     """(status, what is told)."""
 
 
+def is_local(host: str) -> bool:
+    """Whether only this machine reaches what listens at a host, a name or an address."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
 def files_below(folder: Path, prefix: str) -> set[str]:
     """The files of a folder and those in it, as requests name them."""
     found = set()
@@ -154,6 +162,12 @@ def _is_plain(value: object) -> bool:
 
 def _header(scope: Scope, name: bytes) -> str:
     return next((value.decode("latin-1") for key, value in scope["headers"] if key == name), "")
+
+
+def _name(host: str) -> str:
+    """The name or address of a header "host", without a port."""
+    name, _, port = host.rpartition(":")
+    return (name if port.isdecimal() else host).removeprefix("[").removesuffix("]")
 
 
 def _again(body: bytes, receive: Receive) -> Receive:

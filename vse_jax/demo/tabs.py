@@ -4,8 +4,11 @@ Nothing here knows of the page. Each task is done by the first workdir that can;
 can do, what stands in the way of each workdir is kept, and what to train.
 """
 
+import functools
+import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,7 +16,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from vse_jax import alignment_picture, finder, inputs, look_picture, workdir
+from vse_jax import alignment, alignment_picture, finder, inputs, look_picture, workdir
 from vse_jax.alignment import Alignment, known_words
 from vse_jax.api import Caption, Model, load
 from vse_jax.data import tokenizer
@@ -24,10 +27,13 @@ from vse_jax.finder import Finder, Hit
 from vse_jax.index import kinds
 from vse_jax.look import Look
 
+log = logging.getLogger(__name__)
 Pixels = UInt8[np.ndarray, "h w 3"]
 
 # Photos shown at most, and pixels of their longer side.
 MOST, THUMBNAIL = 48, 480
+# Small photos that are kept for the next search, of at most 0.7 MB each.
+KEPT = 2 * MOST
 # Pixels of the longer side in which boxes are proposed: the search takes ever longer with more, and
 # on photos of 224 pixels it found none better by more.
 PROPOSED_IN = 320
@@ -77,7 +83,7 @@ def served(
     """Of each task of `ADVICE` what does it: the first workdir that can, tried once and warm.
 
     Args:
-      folders: workdirs.
+      folders: workdirs, or what else `vse_jax.load` takes.
       index: folder of the index; None: where `finder.default_folder` says.
       kind: of the index, as of `Finder`.
 
@@ -124,6 +130,7 @@ def _tried(task: str, folder: Path, model: Model, index: Path | None, kind: str)
         for width in widths(model):
             captions(model, example, width, 1)
     elif task == "align":
+        alignment.check(model.config)
         _warm_align(model, example, _known_word(folder, model))
     else:
         look(model, example, "")
@@ -166,12 +173,12 @@ class Photo(NamedTuple):
     Attributes:
       name: its file, below the folder that was indexed.
       score: as of `Hit`.
-      picture: smaller than the photo; None where it is gone or broken since it was indexed.
+      picture: smaller than the photo.
     """
 
     name: str
     score: float
-    picture: Image.Image | None
+    picture: Image.Image
 
 
 class Photos(NamedTuple):
@@ -179,11 +186,13 @@ class Photos(NamedTuple):
 
     Attributes:
       photos: the best first.
+      left_out: names of those that are gone or broken since they were indexed.
       among: how many the index has.
       seconds: that it took.
     """
 
     photos: list[Photo]
+    left_out: list[str]
     among: int
     seconds: float
 
@@ -202,18 +211,34 @@ def _photos(searched: Finder, search: Callable[[], list[list[Hit]]], k: int) -> 
     """What `search` finds, which asks for MOST, so that one program serves every k."""
     begun = time.perf_counter()
     [hits] = search()
-    photos = [Photo(hit.item.path, hit.score, thumbnail(hit.item.where)) for hit in hits[:k]]
-    return Photos(photos, len(searched.store), time.perf_counter() - begun)
+    with ThreadPoolExecutor() as threads:
+        pictures = list(threads.map(lambda hit: thumbnail(hit.item.where), hits[:k]))
+    photos, left_out = [], []
+    for hit, picture in zip(hits, pictures, strict=False):
+        if picture is None:
+            left_out.append(hit.item.path)
+        else:
+            photos.append(Photo(hit.item.path, hit.score, picture))
+    return Photos(photos, left_out, len(searched.store), time.perf_counter() - begun)
 
 
 def thumbnail(path: Path) -> Image.Image | None:
     """A photo of the index, upright and small; None where it cannot be read any more."""
     try:
-        small = inputs.opened(path, at_least=THUMBNAIL)
-    except DataError:
+        found = path.stat()
+        return _small(path, found.st_size, found.st_mtime_ns)
+    except (OSError, DataError) as error:
+        log.warning("%s is not shown: %s", path, error)
         return None
-    small.thumbnail((THUMBNAIL, THUMBNAIL))
-    return small
+
+
+@functools.lru_cache(KEPT)
+def _small(path: Path, size: int, changed: int) -> Image.Image:
+    """A photo, upright and small, of a file of that size and time of change."""
+    del size, changed  # they only tell whether it is the same file
+    found = inputs.opened(path, at_least=THUMBNAIL)
+    found.thumbnail((THUMBNAIL, THUMBNAIL))
+    return found
 
 
 def widths(model: Model) -> list[int]:

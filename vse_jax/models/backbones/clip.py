@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Int, UInt8
 
-from vse_jax.models.backbones import transformer, weights
+from vse_jax.models.backbones import pixels, transformer, weights
 from vse_jax.models.backbones.feature_map import FeatureMap, WordFeatures
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -113,11 +113,15 @@ def make_image(
 ) -> CLIPImageTower:
     """The image tower that `config.json` describes, of both towers or of this one alone.
 
+    Pixels are normalized as `preprocessor_config.json` says, or else as OpenAI's weights take them.
+
     Raises:
       WeightsError: it describes something else.
     """
     settings = _settings(configuration, "vision")
-    return transformer.make(CLIPImageTower, settings, ["clip", "clip_vision_model"], dtype)
+    mean, std = pixels.of_hugging_face(configuration, MEAN, STD)
+    kinds = ["clip", "clip_vision_model"]
+    return transformer.make(CLIPImageTower, settings, kinds, dtype, mean=mean, std=std)
 
 
 def make_text(configuration: Mapping[str, Any], *, dtype: DTypeLike = jnp.float32) -> CLIPTextTower:

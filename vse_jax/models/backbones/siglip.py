@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
-from vse_jax.models.backbones import clip, transformer, weights
+from vse_jax.models.backbones import clip, pixels, transformer, weights
 from vse_jax.models.backbones.feature_map import FeatureMap, WordFeatures
 from vse_jax.models.backbones.weights import WeightsError
 
@@ -102,16 +102,20 @@ def make_image(
 ) -> SigLIPImageTower:
     """The image tower that `config.json` describes, of both towers or of this one alone.
 
+    Pixels are normalized as `preprocessor_config.json` says, or else to -1 to 1.
+
     Raises:
       WeightsError: it describes something else.
     """
     settings = transformer.half(configuration, "vision")
+    mean, std = pixels.of_hugging_face(configuration, pixels.HALF, pixels.HALF)
     if not settings.get("vision_use_head", True):
         raise WeightsError(
             "config.json of the weights: vision_use_head is false, expected true, for it is the "
             "head's output that stands for the whole"
         )
-    return transformer.make(SigLIPImageTower, settings, ["siglip", "siglip_vision_model"], dtype)
+    kinds = ["siglip", "siglip_vision_model"]
+    return transformer.make(SigLIPImageTower, settings, kinds, dtype, mean=mean, std=std)
 
 
 def make_text(

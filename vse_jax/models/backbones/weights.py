@@ -30,6 +30,11 @@ TOKENIZER = "tokenizer.json"
 TOKENIZER_CONFIG = "tokenizer_config.json"
 SPECIAL_TOKENS = "special_tokens_map.json"
 VOCABULARY = "vocab.txt"
+# All that is read of a repository on the hub.
+FILES = (
+    CONFIG, PREPROCESSOR, WEIGHTS, INDEX, "model-*.safetensors", TOKENIZER, TOKENIZER_CONFIG,
+    SPECIAL_TOKENS, VOCABULARY,
+)  # fmt: skip
 
 # What the last part of a Flax path is called in PyTorch.
 _LEAVES = {
@@ -67,12 +72,10 @@ def locate(source: str | Path) -> Path:
         raise WeightsError(f"weights {str(source)!r}: no such file or folder")
     import huggingface_hub
 
-    wanted = [CONFIG, PREPROCESSOR, WEIGHTS, INDEX, "model-*.safetensors"]
-    wanted += [TOKENIZER, TOKENIZER_CONFIG, SPECIAL_TOKENS, VOCABULARY]
     try:
         name, _, revision = str(source).partition("@")
         found = huggingface_hub.snapshot_download(
-            name, revision=revision or None, allow_patterns=wanted
+            name, revision=revision or None, allow_patterns=list(FILES)
         )
         return Path(found)
     except Exception as error:  # The client's errors come from three packages.
