@@ -25,14 +25,14 @@ class Rows(NamedTuple):
     """The features of a split, to be computed.
 
     Attributes:
-      count: of its pictures or captions, n.
+      total: its pictures or captions, n.
       batches: first -> float32 [b, r, f], one after the other from row `first` on; rows beyond n
         are padding.
       together: rows that are computed at once. A run that goes on begins at a multiple of it, so
         that it computes the batches of an undisturbed one.
     """
 
-    count: int
+    total: int
     batches: Callable[[int], Iterator[np.ndarray]]
     together: int = 1
 
@@ -194,11 +194,11 @@ def _kept(path: Path, rows: Rows) -> int:
         with open(path, "r+b") as file:
             np.lib.format.read_magic(file)
             shape, _, _ = np.lib.format.read_array_header_1_0(file)
-            if shape[0] != rows.count:
+            if shape[0] != rows.total:
                 return 0
             begin, size = file.tell(), 4 * math.prod(shape[1:])
             whole = (path.stat().st_size - begin) // size
-            first = whole if whole == rows.count else whole - whole % rows.together
+            first = whole if whole == rows.total else whole - whole % rows.together
             file.truncate(begin + first * size)
     except (FileNotFoundError, ValueError):  # none, or not even its header
         return 0
@@ -207,7 +207,7 @@ def _kept(path: Path, rows: Rows) -> int:
 
 def _write_split(path: Path | None, rows: Rows, first: int, named: Callable[[int], str]) -> None:
     """Writes the batches from a row on (plain writes: a full disk is then an OSError)."""
-    row, count = first, rows.count
+    row, count = first, rows.total
     with contextlib.ExitStack() as stack:
         file = None
         if path is not None:
