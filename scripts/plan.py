@@ -7,7 +7,7 @@ Compiles the step ahead of time for the topology of a TPU (`pip install 'vse_jax
 needed) of v4, v5e, v5p or v6e, such as v5e:16x16 or v5p:4x4x4; "here" means the devices of this
 machine, on which the step is measured too. Tells for each batch, of so many pairs or of so many for
 each device, what a device holds, computes, moves and receives, and how many pairs a second none of
-these lets it exceed.
+these lets it exceed. Products of a TPU count at its peak in bfloat16; float32 takes longer.
 """
 
 import dataclasses
@@ -44,12 +44,16 @@ from vse_jax.data import whole_file
 _ALONE = {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost", "TPU_WORKER_ID": "0"}
 log = logging.getLogger("vse_jax.plan")
 HERE = "here"
+FLOAT32_ON_TPU = (
+    "precision=float32: the bound by products is that of bfloat16, whose peak is all that is known "
+    "of a TPU; the step takes longer"
+)
 # The data are not looked at: so many words, and training pictures.
 VOCABULARY, IMAGES = 10_000, 30_000
 
 
 class Chip(NamedTuple):
-    """Of a device: products by bfloat16 in FLOP/s, memory and links in bytes/s, memory in bytes."""
+    """Of a device: products (a TPU's by bfloat16) in FLOP/s, memory and links in bytes/s, bytes."""
 
     flops: float
     memory_speed: float
@@ -79,10 +83,12 @@ class Plan:
       batch: pairs of the step, over all devices.
       devices: how many there are.
       holds: bytes in use at most, as the compiler planned them.
+      precision: of the config.
       flops: of products and convolutions.
       moves: bytes to and from memory, as the compiler counts them: the body of a loop once; None
         of a step that does not fit, which is not compiled to its end.
       receives: bytes, by collective.
+      calls: how many collectives there are, by kind.
       seconds: the least that a step can take, by what bounds it: "products", "memory", "links".
       measured: seconds of a step, where it was run.
     """
@@ -91,9 +97,11 @@ class Plan:
     batch: int
     devices: int
     holds: int
+    precision: str
     flops: float
     moves: float | None
     receives: dict[str, float]
+    calls: dict[str, float]
     seconds: dict[str, float]
     measured: float | None = None
 
@@ -116,14 +124,18 @@ class Topology(NamedTuple):
     chip: Chip
 
 
-def topology(name: str) -> Topology:
+def topology(name: str, precision: str) -> Topology:
     """The topology of this name.
+
+    Args:
+      name: as of the flag.
+      precision: of the config, in which the products of this machine are measured.
 
     Raises:
       ConfigError: there is no such topology, or no libtpu to compile for it.
     """
     if name == HERE:
-        return Topology(HERE, tuple(jax.devices()), _here())
+        return Topology(HERE, tuple(jax.devices()), _here(precision))
     kind, _, _ = name.partition(":")
     if kind not in CHIPS:
         raise ConfigError(
@@ -148,12 +160,14 @@ def topology(name: str) -> Topology:
     return Topology(name, devices, CHIPS[kind].shared(len(devices) / chips))
 
 
-def _here() -> Chip:
+def _here(precision: str) -> Chip:
     """This machine's devices share its cores, and so what it can do."""
     copies = alternately({"copy": peak.copies(2**25)["XLA"]}, 5)["copy"]
     share = 1 / jax.device_count()
     speed = share * 2 * 4 * 2**25 / min(copies.seconds)
-    return Chip(share * 1e9 * peak.gflops(2048), speed, speed, float("inf"))
+    # Of a step in bfloat16 some products are in float32, and on many CPUs these are the faster.
+    products = max(peak.gflops(2048, dtype=dtype) for dtype in {"float32", precision})
+    return Chip(share * 1e9 * products, speed, speed, float("inf"))
 
 
 def plan(config: ConfigDict, batch: int, where: Topology) -> Plan:
@@ -163,10 +177,8 @@ def plan(config: ConfigDict, batch: int, where: Topology) -> Plan:
       ConfigError: as `config_checks.validate`.
       WeightsError: as `assembly.build_model`.
     """
-    config = config.copy_and_resolve_references()
-    config.train.batch_size = batch
     devices, chip = where.devices, where.chip
-    config_checks.validate(config, len(devices))
+    config = _checked(config, batch, len(devices))
     whole, state, rows = _training(config, batch)
     mapped = parallel.Devices("shard_map", devices)
     function = whole.on(mapped, state)
@@ -187,8 +199,17 @@ def plan(config: ConfigDict, batch: int, where: Topology) -> Plan:
     if where.name == HERE:
         measured = _measured(mapped, function, state, rows, mask)
     return Plan(
-        where.name, batch, len(devices), holds, costs.flops, moves, received, seconds, measured
-    )
+        where.name, batch, len(devices), holds, config.precision, costs.flops, moves, received,
+        dict(costs.calls), seconds, measured,
+    )  # fmt: skip
+
+
+def _checked(config: ConfigDict, batch: int, devices: int) -> ConfigDict:
+    """The config with batches of this size, if it is one for so many devices."""
+    config = config.copy_and_resolve_references()
+    config.train.batch_size = batch
+    config_checks.validate(config, devices)
+    return config
 
 
 def _compiled(lowered: Any, given: Any) -> tuple[int, float | None]:
@@ -318,8 +339,9 @@ def table(plans: Sequence[Plan], chips: Mapping[str, Chip]) -> str:
     """A line a plan, in Markdown; `chips` are those of the topologies."""
     lines = [
         "| topology | devices | batch | held a device | of its memory | TFLOP | GB moved | "
-        "GB received | bound by | step at least | pairs/s at most | step measured |",
-        "|" + "---|" * 12,
+        "GB received | by collective: GB (calls) | bound by | step at least | pairs/s at most | "
+        "step measured |",
+        "|" + "---|" * 13,
     ]
     for each in plans:
         memory = chips[each.topology].memory
@@ -327,17 +349,27 @@ def table(plans: Sequence[Plan], chips: Mapping[str, Chip]) -> str:
         cells = [
             each.topology, f"{each.devices}", f"{each.batch:,}", f"{each.holds / 2**30:.2f} GiB",
         ]  # fmt: skip
-        brought = f"{sum(each.receives.values()) / 1e9:.3g}"
+        brought = [f"{sum(each.receives.values()) / 1e9:.3g}", _by_collective(each)]
         if each.moves is None:
-            cells += [f"{share}, too much", f"{each.flops / 1e12:.3g}", "", brought, *4 * ("",)]
+            cells += [f"{share}, too much", f"{each.flops / 1e12:.3g}", "", *brought, *4 * ("",)]
         else:
             cells += [
-                share, f"{each.flops / 1e12:.3g}", f"{each.moves / 1e9:.3g}", brought, each.bound,
+                share, f"{each.flops / 1e12:.3g}", f"{each.moves / 1e9:.3g}", *brought, each.bound,
                 f"{1e3 * each.seconds[each.bound]:.3g} ms", f"{each.pairs_a_second:,.0f}",
                 "" if each.measured is None else f"{1e3 * each.measured:.4g} ms",
             ]  # fmt: skip
         lines.append("| " + " | ".join(cells) + " |")
+    if any(each.topology != HERE and each.precision != "bfloat16" for each in plans):
+        lines += ["", FLOAT32_ON_TPU]
     return "\n".join(lines)
+
+
+def _by_collective(each: Plan) -> str:
+    """Such as "psum 0.12 (7), all_gather 0.01 (4)", what brings most first."""
+    names = sorted(each.calls, key=lambda name: -each.receives[name])
+    return ", ".join(
+        f"{name} {each.receives[name] / 1e9:.3g} ({each.calls[name]:g})" for name in names
+    )
 
 
 def _numbers(name: str, given: Sequence[str | int]) -> list[int]:
@@ -356,11 +388,12 @@ def main(arguments: Sequence[str]) -> None:
     each = flags.DEFINE_list("each", None, "Pairs of a device.", flag_values=own)
 
     def work(config: ConfigDict, output: Path) -> None:
-        found = [topology(name) for name in names.value]
         if sizes.value and each.value:
             raise ConfigError("--batch is of a step, --each of a device of it: give one of the two")
         batches = _numbers("batch", sizes.value or [config.train.batch_size])
         shares = _numbers("each", each.value or [])
+        _checked(config, (shares or batches)[0], 1)
+        found = [topology(name, config.precision) for name in names.value]
         plans = []
         for where, number in itertools.product(found, shares or batches):
             batch = number * len(where.devices) if shares else number

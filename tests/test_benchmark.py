@@ -177,12 +177,23 @@ def test_a_twin_that_does_something_else_is_noticed(loss, norm, same):
 
 
 @pytest.mark.slow
-def test_memory_of_a_step_against_its_batch():
-    """More pairs take more; what a further one adds is compared with what the first add."""
+def test_memory_of_a_step_is_linear_in_its_batch(monkeypatch):
+    """The second difference over three sizes holds no matrix of all pairs' scores."""
     module = load("batch_memory")
-    case = module.CASES["InfoNCE"]
-    small, large = (module.of_step(case, size, width=16) for size in (8, 64))
-    assert small < large < 8 * small
+    monkeypatch.setattr(module.step, "drawn_variables", anything_but_nothing)
+    changes = (
+        ("model.dimension", 16), ("model.text.words", 8), ("data.max_tokens", 6),
+        ("objective.infonce.chunk", 32),
+    )  # fmt: skip
+    case = module.CASES["InfoNCE"]._replace(changes=changes)
+    small, middle, large = (module.of_step(case, size) for size in (128, 256, 384))
+    assert small < middle < large
+    assert (large - 2 * middle + small) / (2 * 128**2) < 2
+
+
+def test_how_much_steeper_memory_grows():
+    """What a further pair adds is compared with what the first add."""
+    module = load("batch_memory")
     assert module.steepening({1: 10, 2: 20, 4: 60}) == 2.0
     assert module.steepening({64: 5, 32: 3, 128: 9}) == 1.0
 

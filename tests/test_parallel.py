@@ -1,3 +1,7 @@
+import socket
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -25,13 +29,14 @@ def test_all_devices():
 def test_processes_are_given_or_found_or_told_to_be_missing(monkeypatch):
     asked = []
     monkeypatch.setattr(jax.distributed, "initialize", lambda **given: asked.append(given))
+    monkeypatch.setattr(parallel, "_explain_aborts", lambda: asked.append("aborts"))
     parallel.initialize(None, None, None)
     assert asked == []
     parallel.initialize("host:1", 4, 3)
     parallel.initialize("auto", None, None)
     own = {"coordinator_address": "host:1", "num_processes": 4, "process_id": 3}
     heartbeat = {"heartbeat_timeout_seconds": 30}
-    assert asked == [own | heartbeat, heartbeat]
+    assert asked == [own | heartbeat, "aborts", heartbeat, "aborts"]
 
     def fail(**_):
         raise ValueError("coordinator_address should be defined.")
@@ -39,6 +44,40 @@ def test_processes_are_given_or_found_or_told_to_be_missing(monkeypatch):
     monkeypatch.setattr(jax.distributed, "initialize", fail)
     with pytest.raises(parallel.ProcessesError, match="=auto brings no processes: coordinator_add"):
         parallel.initialize("auto", None, None)
+
+
+# It waits, in no collective that would fail.
+WAITING = """
+import faulthandler, sys, time
+faulthandler.enable()  # as absl's app does
+from vse_jax import parallel
+parallel.initialize(sys.argv[1], 2, int(sys.argv[2]))
+parallel.barrier("both are here")
+print("waiting", flush=True)
+time.sleep(60)
+"""
+
+
+def test_a_process_that_waits_for_nothing_is_told_of_the_end_of_the_first():
+    """JAX's coordination service ends with process 0, and aborts the others."""
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        address = f"localhost:{probe.getsockname()[1]}"
+    first, other = (
+        subprocess.Popen(
+            [sys.executable, "-c", WAITING, address, str(number)],
+            text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        )
+        for number in range(2)
+    )  # fmt: skip
+    for process in (first, other):
+        assert "waiting\n" in iter(process.stdout.readline, "")
+    first.kill()
+    output, _ = other.communicate(timeout=60)
+    first.communicate()
+    assert other.returncode == 1, output
+    assert output.splitlines()[-1] == parallel._ABORTED.decode().strip()
+    assert "Fatal Python error" not in output
 
 
 def test_a_lost_process_is_known_by_what_collectives_say(monkeypatch):

@@ -1,7 +1,12 @@
 """What a step takes, from its program: counted by hand, by XLA, and for devices that are here."""
 
+import contextlib
 import importlib
+import importlib.util
+import io
 import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -166,33 +171,108 @@ def test_collectives_bring_what_a_ring_brings():
     assert found.calls["ppermute"] == 1
 
 
+TINY = (
+    "--config.data.image_size=16", "--config.model.dimension=64", "--config.model.text.words=32",
+    "--config.data.max_tokens=10",
+)  # fmt: skip
+
+
+def arguments(path, *given):
+    return [f"--config={SCRIPTS.parent}/configs/shapes.py", f"--output={path}", *TINY, *given]
+
+
+def rows_of(printed):
+    """The lines of the table as column -> cell."""
+    head, _, *rows = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in printed.splitlines()
+        if "|" in line
+    ]
+    return [dict(zip(head, row, strict=True)) for row in rows]
+
+
 @pytest.fixture(scope="module")
 def planned(tmp_path_factory):
-    path = tmp_path_factory.mktemp("plan") / "plan.json"
-    given = [
-        f"--config={SCRIPTS.parent}/configs/shapes.py", f"--output={path}", "--batch=32,64",
-        "--config.data.image_size=32", "--config.model.dimension=64",
-        "--config.model.text.words=32", "--config.data.max_tokens=10",
-    ]  # fmt: skip
-    with pytest.MonkeyPatch.context() as patch:
+    """The report, and what is printed."""
+    path, printed = tmp_path_factory.mktemp("plan") / "plan.json", io.StringIO()
+    given = arguments(path, "--batch=32,64")
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed):
         patch.setattr(sys, "argv", ["plan.py", *given])  # there ml_collections looks for fields
         importlib.import_module("plan").main(given)
-    return json.loads(path.read_text())
+    return json.loads(path.read_text()), printed.getvalue()
 
 
 def test_a_plan_of_what_is_here(planned):
-    assert planned["chips"].keys() == {"here"}
-    small, large = planned["plans"]
+    report, printed = planned
+    assert report["chips"].keys() == {"here"}
+    small, large = report["plans"]
     assert [plan["batch"] for plan in (small, large)] == [32, 64]
     for plan in (small, large):
-        assert (plan["topology"], plan["devices"]) == ("here", 4)
-        assert plan["measured"] > 0
-        assert plan["seconds"]["products"] == plan["flops"] / planned["chips"]["here"]["flops"]
+        assert (plan["topology"], plan["devices"], plan["precision"]) == ("here", 4, "float32")
+        assert plan["seconds"]["products"] == plan["flops"] / report["chips"]["here"]["flops"]
         assert plan["pairs_a_second"] == plan["batch"] / max(plan["seconds"].values())
         # Every device has all parameters, and the optimizer two numbers more of each.
         assert plan["receives"]["psum"] > 0
+        assert plan["calls"].keys() == plan["receives"].keys()
     assert 1.8 < large["flops"] / small["flops"] < 2.3
     assert small["holds"] < large["holds"] < 2 * small["holds"]
+    assert "precision=" not in printed
+
+
+def test_no_step_takes_less_than_the_plan_says(planned):
+    """As it is printed: a bound from below, and of pairs a second one from above."""
+    for row in rows_of(planned[1]):
+        least, measured = (
+            float(row[name].removesuffix(" ms")) for name in ("step at least", "step measured")
+        )
+        assert 0 < least <= measured
+        most = float(row["pairs/s at most"].replace(",", ""))
+        assert most >= int(row["batch"]) / (1e-3 * measured)
+        assert most == pytest.approx(1e3 * int(row["batch"]) / least, rel=0.01)
+
+
+def test_collectives_are_printed_by_kind(planned):
+    report, printed = planned
+    for plan, row in zip(report["plans"], rows_of(printed), strict=True):
+        told = [part.split() for part in row["by collective: GB (calls)"].split(", ")]
+        assert {name: float(calls.strip("()")) for name, _, calls in told} == plan["calls"]
+        for name, size, _ in told:
+            assert float(size) == pytest.approx(plan["receives"][name] / 1e9, rel=0.01)
+        total = sum(float(size) for _, size, _ in told)
+        assert float(row["GB received"]) == pytest.approx(total, rel=0.02)
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None, reason="needs libtpu, of the extra [tpu]"
+)
+def test_a_plan_of_tpus_that_are_not_here(tmp_path, planned):
+    """Compiled for them; what is counted from the program is what it is on this machine.
+
+    In a process of its own: libtpu takes no XLA_FLAGS that are of CPUs.
+    """
+    path = tmp_path / "plan.json"
+    given = arguments(path, "--batch=64", "--topology=v5e:2x2")
+    done = subprocess.run(
+        [sys.executable, str(SCRIPTS / "plan.py"), *given],
+        env={name: value for name, value in os.environ.items() if name != "XLA_FLAGS"},
+        capture_output=True, text=True, check=False, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    (plan,) = json.loads(path.read_text())["plans"]
+    _, here = planned[0]["plans"]
+    assert (plan["devices"], plan["measured"]) == (4, None)
+    assert plan["flops"] == pytest.approx(here["flops"])
+    assert plan["receives"] == here["receives"]
+    assert plan["holds"] > 0
+    assert plan["moves"] > 0
+    # As Google tells of a v5e: 16 GiB, 197 TFLOP/s by bfloat16.
+    assert plan["seconds"]["products"] == plan["flops"] / 197e12
+    assert plan["seconds"]["memory"] == plan["moves"] / 819e9
+    (row,) = rows_of(done.stdout)
+    share = float(row["of its memory"].removesuffix("%"))
+    assert share == pytest.approx(100 * plan["holds"] / (16 * 2**30), abs=0.5)
+    assert row["step measured"] == ""
+    assert "precision=float32: the bound by products is that of bfloat16" in done.stdout
 
 
 def test_flops_of_a_step_without_loops_are_what_xla_counts(monkeypatch):
@@ -236,14 +316,21 @@ def test_a_step_that_does_not_fit_is_told_with_what_it_would_take():
     with pytest.raises(jax.errors.JaxRuntimeError, match="another"):
         plan._compiled(Lowered("another"), given)
     chip = plan.CHIPS["v5e"]
-    found = plan.Plan("v5e:2x2", 65_536, 4, holds, 1e12, moves, {"psum": 1e9}, {"products": 1.0})
+    costs = {"psum": 1e9}, {"psum": 3.0}, {"products": 1.0}
+    found = plan.Plan("v5e:2x2", 65_536, 4, holds, "bfloat16", 1e12, moves, *costs)
     line = plan.table([found], {"v5e:2x2": chip}).splitlines()[-1]
-    assert line == ("| v5e:2x2 | 4 | 65,536 | 23.50 GiB | 147%, too much | 1 |  | 1 |  |  |  |  |")
+    assert line == (
+        "| v5e:2x2 | 4 | 65,536 | 23.50 GiB | 147%, too much | 1 |  | 1 | psum 1 (3) |  |  |  |  |"
+    )
 
 
-def test_what_is_no_topology_is_told():
+def test_what_is_no_topology_is_told(monkeypatch):
     plan = importlib.import_module("plan")
     with pytest.raises(SystemExit, match="--topology is 'v9:2x2'; it must be 'here' or one of v4"):
         plan.main(["--config=configs/shapes.py", "--output=p.json", "--topology=v9:2x2"])
     with pytest.raises(SystemExit, match=r"needs --config and --output=FILE\.json"):
         plan.main(["--config=configs/shapes.py"])
+    given = ["--config=configs/shapes.py", "--output=p.json", "--config.precision=half"]
+    monkeypatch.setattr(sys, "argv", ["plan.py", *given])
+    with pytest.raises(SystemExit, match="'precision' is 'half'"):
+        plan.main(given)

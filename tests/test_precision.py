@@ -3,11 +3,13 @@
 import jax
 import numpy as np
 import pytest
+import tiny_step
 
-from vse_jax import assembly, parallel, training
+from vse_jax import training_objective
+from vse_jax.objectives.base import Objective
 from vse_jax.optimizer import flatten
+from vse_jax.parallel import AXIS
 
-ROWS, LENGTH, PARTS, WIDTH, VOCABULARY, CLASSES = 8, 8, 5, 12, 30, 3
 # One of each kind, and how near the gradient must be: embeddings, scores of pairs (of which the
 # hardest are near each other before any training), words and classes.
 SYSTEMS = {"leap": 0.99, "saf": 0.95, "cam": 0.99}
@@ -20,61 +22,26 @@ def system(request):
 
 @pytest.fixture
 def batch(system):
-    rng = np.random.default_rng(0)
-    parts = 1 if system == "leap" else PARTS
-    lengths = rng.integers(4, LENGTH + 1, ROWS)
-    return {
-        "features": rng.gamma(0.5, 1.0, (ROWS, parts, WIDTH)).astype(np.float32),
-        "feature_mask": np.ones((ROWS, parts), bool),
-        "tokens": rng.integers(4, VOCABULARY, (ROWS, LENGTH)).astype(np.int32),
-        "token_mask": np.arange(LENGTH) < lengths[:, None],
-        "image_id": np.arange(ROWS, dtype=np.int32),
-        "caption_id": np.arange(ROWS, dtype=np.int32),
-        "label": rng.integers(0, CLASSES, ROWS).astype(np.int32),
-        "weight": np.ones(ROWS, np.float32),
-    }
+    return tiny_step.batch(parts=1 if system == "leap" else 5)
 
 
-def stepped(preset, system, batch, precision):
-    """(parameters before, state after, metrics) of one step of SGD at rate 1."""
-    config = preset("flickr8k", system)
+def in_precision(preset, system, precision):
+    config = tiny_step.config(preset, system)
     config.precision = precision
-    config.train.update({"freeze": (), "optimizer": "sgd", "schedule": "constant"})
-    config.train.update({"learning_rate": 1.0, "weight_decay": 0.0, "clip_norm": None})
-    config.train.update({"clip_value": None, "warmup_epochs": 0.0, "ema": 0.0})
-    config.model.image.weights = None
-    config.model.update({"dimension": 16, "hidden": 16})
-    config.model.text.words = 8
-    for side in (config.model.image, config.model.text, config.model.captioner):
-        side.dropout = 0.0
-    config.objective.quantizer.update({"parts": 4, "codes": 8})
-    words = assembly.Words(VOCABULARY, 0, (), tuple(range(4)), CLASSES)
-    model = assembly.make_model(
-        config, words, assembly.Sources(None, None), assembly.Frozen(False, False)
-    )
-    few = {name: rows[:1] for name, rows in batch.items()}
-    drawn = jax.jit(lambda key, few: model.init(key, few, train=False))(jax.random.key(0), few)
-    variables = {"batch_stats": {}} | drawn
-    whole = training.build(
-        config, model, variables["params"], images=ROWS, steps=10, steps_per_epoch=10.0
-    )
-    devices = parallel.Devices("shard_map", tuple(jax.devices()[:1]))
-    state = devices.place(jax.tree.map(np.asarray, whole.initial_state(variables)))
-    before = jax.tree.map(np.array, variables["params"])
-    state, metrics = whole.on(devices, state)(state, devices.split(batch))
-    return before, devices.fetch(state), devices.fetch(metrics)
+    return config
 
 
 @pytest.mark.slow
 def test_bfloat16_goes_the_way_of_float32(preset, system, batch):
-    (_, full, losses), (start, half, rough) = (
-        stepped(preset, system, batch, precision) for precision in ("float32", "bfloat16")
+    model, exactly, _ = tiny_step.built(in_precision(preset, system, "float32"), batch)
+    _, roughly, _ = tiny_step.built(in_precision(preset, system, "bfloat16"), batch)
+    variables = tiny_step.drawn(model, batch)
+    (full, losses), (half, rough) = (
+        tiny_step.stepped(whole, variables, batch) for whole in (exactly, roughly)
     )
-    for leaf in jax.tree.leaves(half):
-        assert leaf.dtype in (np.float32, np.int32, np.uint32), leaf.dtype
     assert rough["loss"].dtype == np.float32
     np.testing.assert_allclose(rough["loss"], losses["loss"], rtol=0.02)
-    start, full, half = (flatten(params) for params in (start, full.params, half.params))
+    start, full, half = map(flatten, (variables["params"], full.params, half.params))
     exact, found = (
         np.concatenate([np.ravel(params[name] - start[name]) for name in start])
         for params in (full, half)
@@ -83,3 +50,35 @@ def test_bfloat16_goes_the_way_of_float32(preset, system, batch):
     cosine = exact @ found / (np.linalg.norm(exact) * np.linalg.norm(found))
     assert cosine > SYSTEMS[system]
     np.testing.assert_allclose(np.linalg.norm(found), np.linalg.norm(exact), rtol=0.05)
+
+
+def test_what_adds_up_is_float32(preset, system, batch, monkeypatch):
+    """From the programs: of the objective, similarities and all, nothing is in bfloat16.
+
+    Nor is what a step leaves behind: parameters, statistics, moments and the moving average.
+    """
+    programs, build = [], training_objective.build
+
+    def watched(config):
+        whole = build(config)
+
+        def apply(*given):
+            programs.append(str(jax.make_jaxpr(whole.apply, axis_env=[(AXIS, 1)])(*given)))
+            return whole.apply(*given)
+
+        return Objective(whole.init, apply)
+
+    monkeypatch.setattr(training_objective, "build", watched)
+    config = in_precision(preset, system, "bfloat16")
+    config.train.update({"optimizer": "adam", "ema": 0.9})
+    _, whole, shapes = tiny_step.built(config, batch)
+    state = jax.eval_shape(whole.initial_state, shapes)
+    step = jax.make_jaxpr(whole.on(tiny_step.ONE, state), return_shape=True)
+    program, (after, metrics) = step(state, batch)
+    assert "bf16" in str(program)
+    assert programs
+    assert all("f32" in program and "bf16" not in program for program in programs)
+    assert jax.tree.leaves(after.opt_state)
+    assert after.ema
+    for leaf in jax.tree.leaves((after, metrics)):
+        assert leaf.dtype in (np.float32, np.int32, np.uint32), leaf

@@ -27,7 +27,7 @@ from vse_jax import experiment, train
 from vse_jax import workdir as workdirs
 
 SEED = os.environ.get("VSE_JAX_KILL_SEED", "0")
-# Of each set-up; of the first, which takes the least time, one more.
+# Of each set-up; of the first, which takes the least time, and of several processes one more.
 KILLS = int(os.environ.get("VSE_JAX_KILLS", "1"))
 STEPS = 14
 KINDS = ("step", "best", "any")
@@ -160,16 +160,17 @@ def best_begins(workdir: Path, before: set[str]) -> bool:
     return bool(names(workdir / "checkpoints" / "best") - before)
 
 
-def kill_one(running: list[Command]) -> None:
-    """Of several processes the last, which the others must notice and end within a minute."""
-    *others, last = running
-    last.send(signal.SIGKILL)
-    for process in others:
+def kill_one(running: list[Command], number: int) -> None:
+    """Of several processes that one, which the others must notice and end within a minute."""
+    running[number].send(signal.SIGKILL)
+    for process in running[:number] + running[number + 1 :]:
         code, output = process.wait(60)
         assert code == 1, output
-        assert "another process of the run has ended; the same command" in output
+        assert "another process of the run has ended; " in output
+        assert "the same command on all of them" in output
         assert "Traceback" not in output
-    last.wait(10)
+        assert "Fatal Python error" not in output
+    running[number].wait(10)
 
 
 def kill(running: list[Command]) -> None:
@@ -238,7 +239,7 @@ def test_killed_runs_end_like_undisturbed_ones(
     """Kills come after a random step, as the best one begins to be saved, or at any moment."""
     expected, seconds = undisturbed[setup]
     draw = random.Random(f"{setup} {SEED}")
-    wanted = KILLS + (setup == "one device")
+    wanted = KILLS + (setup in ("one device", "two by two"))
     kills = runs = resumed = 0
     while kills < wanted:
         workdir = tmp_path / f"run{runs}"
@@ -259,7 +260,11 @@ def test_killed_runs_end_like_undisturbed_ones(
             if ended:
                 finish(running)
                 break
-            (kill_one if kind == "step" and len(running) > 1 else kill)(running)
+            if kind != "any" and len(running) > 1:
+                # The first one, with which the others lose their coordinator, then the last.
+                kill_one(running, kills % len(running))
+            else:
+                kill(running)
             kills += 1
         resumed += "resumed at step" in finish(start(workdir, data_dir, SETUPS[setup]))
         assert_identical(workdir, expected)

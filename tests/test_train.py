@@ -1,8 +1,10 @@
+import contextlib
 import dataclasses
 import json
 import logging
 import math
 import shutil
+import threading
 import types
 from pathlib import Path
 
@@ -11,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vse_jax import experiment, optimizer, train, train_step, workdir
+from vse_jax import experiment, optimizer, parallel, train, train_step, workdir
 from vse_jax.checkpoint import Checkpoints
 from vse_jax.config import ConfigError, default_config
 from vse_jax.data import pipeline, semantics, tokenizer
@@ -156,6 +158,22 @@ def test_a_run_that_collapses_is_told_so_once_with_advice_and_in_the_report(even
     assert told == [f"step 10: {train.COLLAPSE_ADVICE}"]
     assert told[0] in json.loads((folder / "report.json").read_text())["warnings"]
     assert "have collapsed" in (folder / "report.html").read_text()
+
+
+def test_a_batch_that_is_not_on_the_devices_stops_the_loop(trained, opened, tmp_path, monkeypatch):
+    """The loop's own step moves nothing there silently."""
+    run, state = opened(shutil.copytree(trained, tmp_path / "run"))
+    state = state.replace(step=np.zeros_like(state.step))
+
+    def left_on_the_host(devices, batches):
+        del devices
+        return ((batch, batch) for batch in batches)
+
+    monkeypatch.setattr(parallel.Devices, "prefetch", left_on_the_host)
+    last, best = (Checkpoints(tmp_path / name, keep=1) for name in ("last", "best"))
+    refused = pytest.raises(jax.errors.JaxRuntimeError, match="Disallowed host-to-device")
+    with contextlib.closing(train.Loop(run, state, last, best, threading.Event())) as loop, refused:
+        loop.run()
 
 
 def test_words_start_from_glove_and_come_from_training_captions_alone(

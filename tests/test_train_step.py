@@ -20,15 +20,22 @@ from vse_jax.models.image import ImageEncoder
 from vse_jax.models.model import VisualSemanticModel
 from vse_jax.models.multimodal_rnn import MultimodalRNN
 from vse_jax.models.pairwise import Tile
+from vse_jax.models.scale import Scale
 from vse_jax.models.sgraf import SAF, SGR, SGRAFHead
 from vse_jax.models.text import GRUReader, TextEncoder
 from vse_jax.models.vse_infinity import VSEInfinityImage, VSEInfinityText
 from vse_jax.models.vsrn import CaptionGenerator, VSRNImage
 from vse_jax.objectives.base import Objective, Spec, weighted_sum
+from vse_jax.objectives.centers import Center
 from vse_jax.objectives.classification import classification
 from vse_jax.objectives.disagreement import disagreement
 from vse_jax.objectives.generation import generation
+from vse_jax.objectives.infonce import infonce
 from vse_jax.objectives.joint_embedding import joint_embedding
+from vse_jax.objectives.leap import leap
+from vse_jax.objectives.margin import Hinge
+from vse_jax.objectives.quantizer import Multitask, Quantizer
+from vse_jax.objectives.sigmoid import sigmoid
 from vse_jax.objectives.triplet import triplet
 from vse_jax.optimizer import flatten, partition
 from vse_jax.parallel import AXIS, Devices
@@ -55,6 +62,9 @@ NETWORKS = {
         VSEInfinityImage(6, 0.0, axis_name=AXIS), VSEInfinityText(6), None, None
     ),
 }  # fmt: skip
+# How embeddings are exchanged by the losses that let one choose; the same gradient either way.
+EXCHANGES = ("gather", "ring")
+SCALES = {"infonce": Scale(0.5), "sigmoid": Scale(0.5, -1.0)}
 
 
 def _sgraf():
@@ -98,9 +108,17 @@ def cam_model():
     )
 
 
-def model(path):
+def model(path, dropout=0.0):
     if path == "cam":
         return cam_model()
+    if path in (*EXCHANGES, "leap"):
+        return VisualSemanticModel(
+            ImageEncoder(LinearHead(6), None, dropout=dropout),
+            TextEncoder(
+                GRUReader(vocabulary=9, width=4, hidden=6), LinearHead(None), dropout=dropout
+            ),
+            scales=SCALES if path in EXCHANGES else None,
+        )
     backbone = SmallResNet(stem=4, widths=(6,), blocks=(1,), head=8, axis_name=AXIS)
     if path in NETWORKS:
         image, text, pairwise, generator = NETWORKS[path]()
@@ -135,10 +153,12 @@ def variables(path):
     return jax.tree.map(draw, shapes)
 
 
-@cache
-def one_step(path, mode, count, parts=1):
-    """(state before, state after, metrics), on the host."""
-    devices = Devices(mode, tuple(jax.devices()[:count]))
+def objective_of(path):
+    if path in EXCHANGES:
+        losses = infonce(9.0, chunk=3, exchange=path), sigmoid(chunk=3, exchange=path)
+        return weighted_sum({"infonce": (1.0, losses[0]), "sigmoid": (0.7, losses[1])})
+    if path == "leap":
+        return weighted_sum({"leap": (1.0, whole_leap())})
     terms = {"triplet": (1.0, triplet(0.2, "hardest", warmup_epochs=0.0, chunk=3, semantic=0.1))}
     if path == "dvsa":
         # As published.
@@ -151,13 +171,48 @@ def one_step(path, mode, count, parts=1):
         }
     if path in ("vsrn", "cam"):
         terms["generation"] = (1.0, generation())
-    objective = weighted_sum(terms)
-    optimizer, rules = optax.sgd(RATE), FROZEN.get(path, ())
+    return weighted_sum(terms)
+
+
+def whole_leap():
+    """Every term of LEAP; centers are those of the batch, as a table has none at the start."""
+    hinge = Hinge(
+        weight=1.0, negatives="hardest", warmup_epochs=0.0, warmup="all", temperature=0.3,
+        margin=0.2, rule="gap", rho=0.9, kappa=0.5, active_share=0.5, least=0.05, most=0.5,
+        pair_margins=True, pair_low=0.5, pair_high=1.5, quantized=0.0,
+        quantized_distance="asymmetric", chunk=3,
+    )  # fmt: skip
+    quantizer = Quantizer(
+        weight=1.0, beta=0.25, parts=2, codes=4, rule="average", decay=0.8, rate=0.1,
+        dead_share=0.01, rotate_at=(),
+    )  # fmt: skip
+    center = Center(weight=1.0, kind="batch", alpha=0.5, chunk=3)
+    return leap(hinge, center, quantizer, Multitask(weight=1.0, temperature=0.2))
+
+
+def started(path, optimizer):
+    """The state before step 100, on the host."""
     start = train_step.init_state(
-        variables(path), objective, optimizer, SPEC, rules, seed=0, ema=True
+        variables(path), objective_of(path), optimizer, SPEC, FROZEN.get(path, ()), seed=0, ema=True
     )
-    start = jax.tree.map(np.asarray, start.replace(step=jnp.asarray(100, jnp.int32)))
-    step = train_step.make_step(model(path), objective, optimizer, rules, 0, DECAY, parts)
+    return jax.tree.map(np.asarray, start.replace(step=jnp.asarray(100, jnp.int32)))
+
+
+def whole_of(path):
+    """The path whose step over all rows at once this one's is."""
+    return "gather" if path in EXCHANGES else path
+
+
+@cache
+def one_step(path, mode, count, parts=1, dropout=0.0):
+    """(state before, state after, metrics), on the host."""
+    devices = Devices(mode, tuple(jax.devices()[:count]))
+    built = model(path, dropout) if dropout else model(path)
+    optimizer = optax.sgd(RATE)
+    start = started(path, optimizer)
+    step = train_step.make_step(
+        built, objective_of(path), optimizer, FROZEN.get(path, ()), 0, DECAY, parts
+    )
     mapped = devices.map(step, ("replicated", "split"), ("replicated", "replicated"), donate=(0,))
     rows = parallel.process_share()
     share = 8 // rows["processes"]
@@ -212,17 +267,55 @@ def test_devices_and_maps_agree(path):
 
 
 @pytest.mark.parametrize(
-    ("path", "count", "parts"), [("features", 1, 8), ("dvsa", 2, 2), ("cam", 1, 2)]
+    ("path", "count", "parts"),
+    [("features", 1, 8), ("dvsa", 2, 2), ("cam", 1, 2), ("ring", 2, 2)],
 )
 def test_parts_of_a_batch_have_the_gradient_of_the_whole(path, count, parts):
     """Of networks without batch statistics."""
-    before, expected, expected_metrics = one_step(path, "shard_map", 1)
+    before, expected, expected_metrics = one_step(whole_of(path), "shard_map", 1)
     _, found, metrics = one_step(path, "shard_map", count, parts)
     gradient = gradient_of(before, expected)
     assert_gradients_close(gradient_of(before, found), gradient, f"{parts} parts")
     assert metrics.keys() == expected_metrics.keys()
     for name in metrics:
         assert_close(metrics[name], expected_metrics[name], name)
+
+
+@pytest.mark.parametrize("path", ["gather", "leap"])
+def test_parts_draw_the_same_masks_when_they_are_encoded_again(path):
+    """With dropout the step is that of one pass over rows that have the masks of their parts.
+
+    What the whole batch would draw are others: masks are not of a row by itself.
+    """
+    parts, dropout = 2, 0.5
+    before, after, metrics = one_step(path, "shard_map", 1, parts, dropout)
+    built, objective = model(path, dropout), objective_of(path)
+    given, state = jax.tree.map(jnp.asarray, (batch(path), before.objective_state))
+
+    def by_hand(params, numbers):
+        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(0), 100), 0)
+
+        def apply(rows, number, method):
+            rngs = {"dropout": jax.random.fold_in(key, number)}
+            return built.apply({"params": params}, rows, train=True, rngs=rngs, method=method)
+
+        cut = [jax.tree.map(lambda x, n=n: jnp.split(x, parts)[n], given) for n in range(parts)]
+        encoded = [apply(rows, numbers[n], "encode") for n, rows in enumerate(cut)]
+        outputs = apply(jax.tree.map(lambda *x: jnp.concatenate(x), *encoded), 0, "relate")
+        loss, moved, _ = objective.apply(state, outputs, given)
+        return loss, moved
+
+    one = Devices("shard_map", tuple(jax.devices()[:1]))
+    differentiated = jax.value_and_grad(by_hand, has_aux=True)
+    mapped = one.map(differentiated, ("replicated", "replicated"), "replicated")
+    (loss, moved), gradient = one.fetch(mapped(*one.place((before.params, np.arange(parts)))))
+    assert_close(metrics["loss"], loss, "loss")
+    assert_gradients_close(gradient_of(before, after), flatten(gradient), "dropout")
+    leaves = [jax.tree.leaves(each) for each in (after.objective_state, moved)]
+    for found, expected in zip(*leaves, strict=True):
+        assert_close(found, expected, "state of the objective")
+    (other, _), _ = one.fetch(mapped(*one.place((before.params, np.arange(parts)[::-1].copy()))))
+    assert abs(other - loss) > 0.01 * loss
 
 
 def test_statistics_of_parts_are_their_mean():

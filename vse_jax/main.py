@@ -44,16 +44,19 @@ def main(argv: Sequence[str]) -> None:
     """Runs the mode that the flags name; a user's mistake ends in one clear line and exit 1."""
     try:
         _run([Path(folder) for folder in _WORKDIR.value or ()], argv[1:])
-    except (*USER_ERRORS, OSError) as error:
-        # An OSError names its file and reason: a full disk, a missing permission.
+    except parallel.ProcessesError as error:
         _fail(str(error))
-    except jax.errors.JaxRuntimeError as error:
-        if not parallel.lost_another(error):
+    except Exception as error:
+        # Collectives raise errors of several kinds, and what saves a checkpoint wraps them.
+        if parallel.lost_another(error):
+            _fail(
+                "another process of the run has ended; the same command on all of them goes on "
+                f"from the last checkpoint ({' '.join(str(error).split())[:200]})"
+            )
+        # An OSError names its file and reason: a full disk, a missing permission.
+        if not isinstance(error, (*USER_ERRORS, OSError)):
             raise
-        _fail(
-            "another process of the run has ended; the same command on all of them goes on from "
-            f"the last checkpoint ({' '.join(str(error).split())[:200]})"
-        )
+        _fail(str(error))
 
 
 def _fail(message: str) -> NoReturn:

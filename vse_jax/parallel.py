@@ -6,9 +6,11 @@ leave `pmean(grad(local_loss))` right (see `map`), so one step serves both.
 """
 
 import contextlib
+import ctypes
 import dataclasses
 import math
 import os
+import signal
 from collections.abc import Callable, Iterator
 from typing import Any, Literal, TypeVar
 
@@ -31,6 +33,10 @@ _SIGNS_OF_A_LOSS = (
     "Gloo", "gloo", "NCCL", "by peer", "heartbeat", "oordination", "UNAVAILABLE",
     "DEADLINE_EXCEEDED",
 )  # fmt: skip
+_ABORTED = (
+    b"vse_jax: aborted, as JAX does (it says why above) when another process of the run has ended; "
+    b"the same command on all of them goes on from what was saved\n"
+)
 # Of a tree of arrays: one of the two for all, or a tree of them, see `placements`.
 Placement = Any
 REPLICATED, SPLIT = "replicated", "split"
@@ -201,6 +207,31 @@ def initialize(coordinator: str | None, processes: int | None, process: int | No
     except (RuntimeError, ValueError) as error:
         told = " ".join(str(error).split())
         raise ProcessesError(f"--coordinator={coordinator} brings no processes: {told}") from error
+    _explain_aborts()
+
+
+_AbortHandler = ctypes.CFUNCTYPE(None, ctypes.c_int)
+
+
+@_AbortHandler
+def _on_abort(number: int) -> None:
+    """Ends the process with one clear line, where it would with a dump of all its threads."""
+    del number
+    os.write(2, _ABORTED)
+    os._exit(1)
+
+
+def _explain_aborts() -> None:
+    """Has `_on_abort` called where a library aborts this process.
+
+    JAX's client of the coordination service does so as soon as process 0 has ended, or another has
+    been silent for too long, unless a collective fails before. It takes no callback from Python
+    (JAX 0.10: the status has no type there), and a handler of `signal.signal` would come too late:
+    Python calls it from the main thread when the process has gone.
+    """
+    handle = ctypes.CDLL(None).signal
+    handle.argtypes, handle.restype = (ctypes.c_int, _AbortHandler), ctypes.c_void_p
+    handle(signal.SIGABRT, _on_abort)
 
 
 def leave() -> None:

@@ -21,21 +21,36 @@ SEMANTICS = 400
 LINEAR = 1.1
 
 
+# Fields of a config and their values.
+Changes = tuple[tuple[str, Any], ...]
+
+
 class Case(NamedTuple):
-    """An objective on a network: choice of configs/flickr8k.py, sizes, parts of a picture."""
+    """An objective on a network.
+
+    Attributes:
+      choice: of configs/flickr8k.py.
+      sizes: of batches.
+      parts: of a picture.
+      changes: to the config.
+    """
 
     choice: str
     sizes: tuple[int, ...]
     parts: int = 1
+    changes: Changes = ()
 
 
 GLOBAL = (4096, 16_384, 65_536)
+IN_PARTS: Changes = (("train.accumulate", 8),)
 CASES = {
     "LMH": Case("vsepp,objective=lmh", GLOBAL),
     "LSEH": Case("vsepp,objective=lseh", GLOBAL),
     "InfoNCE": Case("vsepp,objective=infonce", GLOBAL),
     "sigmoid": Case("vsepp,objective=sigmoid", GLOBAL),
+    "LMH, accumulate=8": Case("vsepp,objective=lmh", GLOBAL, changes=IN_PARTS),
     "SAF, LMH": Case("saf,objective=lmh", (64, 128, 256, 512), CELLS),
+    "SAF, LMH, accumulate=8": Case("saf,objective=lmh", (64, 128, 256, 512), CELLS, IN_PARTS),
 }
 
 
@@ -67,15 +82,9 @@ def steepening(found: dict[int, int]) -> float:
     return max(slopes) / slopes[0]
 
 
-def of_step(case: Case, size: int, width: int | None = None) -> int:
-    """Bytes on one device at the most, from the memory analysis of the compiled step.
-
-    Args:
-      case: what is trained.
-      size: pairs of the step.
-      width: of the common space; None: as configured.
-    """
-    conf, few, model, variables = _started(case, width)
+def of_step(case: Case, size: int) -> int:
+    """Bytes on one device at the most, from the memory analysis of the compiled step."""
+    conf, few, model, variables = _started(case)
     conf = conf.copy_and_resolve_references()
     conf.train.batch_size = size
     whole = step.training_of(conf, model, variables["params"])
@@ -89,11 +98,10 @@ def of_step(case: Case, size: int, width: int | None = None) -> int:
 
 
 @functools.cache
-def _started(case: Case, width: int | None) -> tuple[ConfigDict, step.Batch, Any, Any]:
+def _started(case: Case) -> tuple[ConfigDict, step.Batch, Any, Any]:
     """Config, two pairs, model and variables, which are the same for every size of the batch."""
     conf = step.config(case.choice)
-    if width is not None:
-        conf.model.dimension = width
+    conf.update_from_flattened_dict(dict(case.changes))
     few = step.batches(step.drawn(conf), 2, WIDTH, 1, case.parts)[0]
     few["semantics"] = np.zeros((2, SEMANTICS), np.float32)
     model, variables = step.started(conf, assembly.Words(step.VOCABULARY, 0, ()), few)

@@ -37,8 +37,8 @@ def _until_first_step(workdir: Path, cache: Path, data_dir: str) -> float:
         f"--workdir={workdir}", f"--config.data.data_dir={data_dir}",
         "--config.train.steps=1000", "--config.train.log_every=1",
     ]  # fmt: skip
-    begun = time.perf_counter()
-    process = subprocess.Popen(
+    begun, lines = time.perf_counter(), list[str]()
+    with subprocess.Popen(
         command,
         cwd=ROOT,
         env=os.environ | {"JAX_COMPILATION_CACHE_DIR": str(cache)},
@@ -46,17 +46,15 @@ def _until_first_step(workdir: Path, cache: Path, data_dir: str) -> float:
         stderr=subprocess.STDOUT,
         text=True,
         start_new_session=True,
-    )
-    assert process.stdout is not None
-    lines = []
-    try:
-        for line in process.stdout:
-            lines.append(line)
-            if "step 1/" in line:
-                return time.perf_counter() - begun
-            if time.perf_counter() - begun > LIMIT:
-                break
-    finally:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+    ) as process:
+        assert process.stdout is not None
+        try:
+            for line in process.stdout:
+                lines.append(line)
+                if "step 1/" in line:
+                    return time.perf_counter() - begun
+                if time.perf_counter() - begun > LIMIT:
+                    break
+        finally:
+            os.killpg(process.pid, signal.SIGKILL)
     raise RuntimeError(f"no first step came:\n{''.join(lines[-20:])}")
