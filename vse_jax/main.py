@@ -48,7 +48,7 @@ def main(argv: Sequence[str]) -> None:
         _fail(str(error))
     except Exception as error:
         # Collectives raise errors of several kinds, and what saves a checkpoint wraps them.
-        loss = parallel.loss_behind(error)
+        loss = parallel.loss_behind(error) if _COORDINATOR.value else None
         if loss is not None:
             _fail(
                 "another process of the run has ended; the same command on all of them goes on "
