@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from vse_jax import parallel
+from vse_jax.checkpoint import CheckpointError
 from vse_jax.parallel import Devices, SplitRows
 
 MODES = ["shard_map", "pmap"]
@@ -81,11 +82,21 @@ def test_a_process_that_waits_for_nothing_is_told_of_the_end_of_the_first():
 
 
 def test_a_lost_process_is_known_by_what_collectives_say(monkeypatch):
-    lost = jax.errors.JaxRuntimeError("Gloo all-reduce failed: Connection closed by peer")
-    assert not parallel.lost_another(lost)
+    said = "Gloo all-reduce failed: Connection closed by peer"
+    lost = jax.errors.JaxRuntimeError(said)
+    # As what saves a checkpoint has it.
+    wrapped, wrapper = TimeoutError("waiting"), CheckpointError("cannot be written: waiting")
+    wrapped.__cause__, wrapper.__cause__ = (
+        jax.errors.JaxRuntimeError(f"UNAVAILABLE:\n{said}"),
+        wrapped,
+    )
+    assert parallel.loss_behind(lost) is None
     monkeypatch.setattr(jax, "process_count", lambda: 2)
-    assert parallel.lost_another(lost)
-    assert not parallel.lost_another(jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: memory"))
+    assert parallel.loss_behind(lost) == parallel.loss_behind(ValueError(said)) == said
+    assert parallel.loss_behind(wrapper) == f"UNAVAILABLE: {said}"
+    full = CheckpointError("cannot be written: no space")
+    full.__cause__ = jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: memory")
+    assert parallel.loss_behind(full) is None
 
 
 def test_collectives_see_every_row_in_order(devices):

@@ -48,10 +48,11 @@ def main(argv: Sequence[str]) -> None:
         _fail(str(error))
     except Exception as error:
         # Collectives raise errors of several kinds, and what saves a checkpoint wraps them.
-        if parallel.lost_another(error):
+        loss = parallel.loss_behind(error) if _COORDINATOR.value else None
+        if loss is not None:
             _fail(
                 "another process of the run has ended; the same command on all of them goes on "
-                f"from the last checkpoint ({' '.join(str(error).split())[:200]})"
+                f"from the last checkpoint ({loss[:200]})"
             )
         # An OSError names its file and reason: a full disk, a missing permission.
         if not isinstance(error, (*USER_ERRORS, OSError)):

@@ -256,9 +256,18 @@ def misfit(coordinator: str | None, processes: int | None, process: int | None) 
     return None
 
 
-def lost_another(error: Exception) -> bool:
-    """Whether a collective or a barrier failed, as it does when another process has ended."""
-    return jax.process_count() > 1 and any(sign in str(error) for sign in _SIGNS_OF_A_LOSS)
+def loss_behind(error: BaseException | None) -> str | None:
+    """What a collective or a barrier said that failed, as it does when another process has ended.
+
+    None where nothing says so, neither the error nor what it comes from.
+    """
+    if jax.process_count() == 1:
+        return None
+    while error is not None:
+        if any(sign in str(error) for sign in _SIGNS_OF_A_LOSS):
+            return " ".join(str(error).split())
+        error = error.__cause__
+    return None
 
 
 def process_share() -> dict[str, int]:

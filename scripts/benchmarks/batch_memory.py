@@ -42,15 +42,13 @@ class Case(NamedTuple):
 
 
 GLOBAL = (4096, 16_384, 65_536)
-IN_PARTS: Changes = (("train.accumulate", 8),)
 CASES = {
     "LMH": Case("vsepp,objective=lmh", GLOBAL),
     "LSEH": Case("vsepp,objective=lseh", GLOBAL),
     "InfoNCE": Case("vsepp,objective=infonce", GLOBAL),
     "sigmoid": Case("vsepp,objective=sigmoid", GLOBAL),
-    "LMH, accumulate=8": Case("vsepp,objective=lmh", GLOBAL, changes=IN_PARTS),
+    "LMH, accumulate=8": Case("vsepp,objective=lmh", GLOBAL, changes=(("train.accumulate", 8),)),
     "SAF, LMH": Case("saf,objective=lmh", (64, 128, 256, 512), CELLS),
-    "SAF, LMH, accumulate=8": Case("saf,objective=lmh", (64, 128, 256, 512), CELLS, IN_PARTS),
 }
 
 
