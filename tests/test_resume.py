@@ -75,7 +75,8 @@ SETUPS = {
 SAME = [name for name, setup in SETUPS.items() if setup.flags == OBJECTIVES]
 FLAGS = [
     "--config.data.shapes_sizes=(96, 24, 24)",
-    "--config.data.image_size=32",
+    # Convolutions that are not optimized would take most of the time of larger ones.
+    "--config.data.image_size=16",
     "--config.model.dimension=16",
     "--config.model.text.words=8",
     f"--config.train.steps={STEPS}",
