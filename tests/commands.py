@@ -71,7 +71,7 @@ def _run(arguments: Sequence[str], environment: Mapping[str, str], output: str) 
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
     os.environ.update(environment)
-    shutil.which = java.hidden()
+    shutil.which = java.without
     os.chdir(REPOSITORY)
     # The server has read the environment already.
     jax.config.update("jax_platforms", "cpu")

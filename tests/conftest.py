@@ -73,10 +73,12 @@ def real_data():
     return find
 
 
-@pytest.fixture(autouse=True)
-def without_java(monkeypatch):
+@pytest.fixture(scope="session", autouse=True)
+def without_java():
     """METEOR is tested in evaluators/test_captioning.py alone."""
-    monkeypatch.setattr(shutil, "which", java.hidden())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shutil, "which", java.without)
+        yield
 
 
 @pytest.fixture(autouse=True)
@@ -198,12 +200,7 @@ def tiny_cam(preset, tiny_shapes):
 @pytest.fixture(scope="session")
 def trained_cam(tiny_cam, shared_folder):
     """A workdir of three steps of `tiny_cam`; for reading only."""
-    from vse_jax.evaluators import captioning
-
-    with pytest.MonkeyPatch.context() as patch:
-        # Java would take seconds.
-        patch.setattr(captioning.shutil, "which", lambda _: None)
-        return trained_once(tiny_cam, shared_folder / "trained_cam")
+    return trained_once(tiny_cam, shared_folder / "trained_cam")
 
 
 @pytest.fixture(scope="session")

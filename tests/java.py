@@ -1,13 +1,10 @@
-"""Java as most machines have it: not at all."""
+"""Java as most machines have it: not at all. That of METEOR takes ten seconds for any captions."""
 
 import shutil
-from functools import partial
+
+FOUND = shutil.which
 
 
-def hidden() -> partial[str | None]:
-    """`shutil.which` without Java, whose METEOR takes ten seconds for any captions."""
-    return partial(_which, shutil.which)
-
-
-def _which(which, name: str, *more: object) -> str | None:
-    return None if name == "java" else which(name, *more)
+def without(name: str, *more: object) -> str | None:
+    """`shutil.which` where there is no Java."""
+    return None if name == "java" else FOUND(name, *more)

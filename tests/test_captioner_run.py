@@ -52,10 +52,7 @@ def config(preset, tiny_shapes):
 @pytest.fixture(scope="module")
 def workdir(config, shared_folder):
     """A workdir of eight steps; for reading only."""
-    with pytest.MonkeyPatch.context() as patch:
-        # Java would take seconds.
-        patch.setattr(captioning.shutil, "which", lambda _: None)
-        return trained_once(config, shared_folder / "captioner")
+    return trained_once(config, shared_folder / "captioner")
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,7 @@
 """How many words a trained DVSA model finds in their pictures, where the truth is known."""
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -44,6 +44,9 @@ def accuracies(
       split: by name.
       betas: as of `alignment.align_pairs`.
     """
+    from vse_jax.data.shapes import words  # here: it imports TensorFlow
+
+    left_out = {form for noun in words.NOUNS for form in (noun, f"{noun}s")}
     examples, boxes = experiment.examples[split], alignment.boxes_of_split(experiment, split)
     scenes = examples.split.scenes
     assert scenes is not None
@@ -56,12 +59,12 @@ def accuracies(
         for row, caption in enumerate(some):
             tokens = alignment.inside(examples.tokens[caption], examples.token_mask[caption])
             picture = int(examples.split.caption_image[caption])
-            said = alignment.words_of(experiment.tokenizer, tokens)
-            for place, meant in _judged(said, scenes[picture]):
+            said, own = alignment.words_of(experiment.tokenizer, tokens), boxes(picture)
+            for place, meant in _judged(said, scenes[picture], left_out):
                 truth.append(meant)
-                offered.append(boxes(picture))
+                offered.append(own)
                 for kept, regions in zip(found, chosen, strict=True):
-                    kept.append(boxes(picture)[regions[row][place]])
+                    kept.append(own[regions[row][place]])
     if not truth:
         return Accuracies([float("nan") for _ in betas], float("nan"))
     by_beta = [evaluator.accuracy(np.stack(kept), truth) for kept in found]
@@ -69,12 +72,11 @@ def accuracies(
 
 
 def _judged(
-    said: Sequence[str], scene: Mapping[str, Any]
+    said: Sequence[str], scene: Mapping[str, Any], left_out: Collection[str]
 ) -> Iterator[tuple[int, Float[np.ndarray, "_ 4"]]]:
     """The place of each word that is judged, and the boxes of the objects that it may mean."""
-    from vse_jax.data.shapes import mentions, words  # here: it imports TensorFlow
+    from vse_jax.data.shapes import mentions  # here: it imports TensorFlow
 
-    left_out = {form for noun in words.NOUNS for form in (noun, f"{noun}s")}
     own = np.array([thing["box"] for thing in scene["objects"]], np.float32)
     for place, meant in enumerate(mentions.mentions(said, scene)):
         if meant and said[place] not in left_out:

@@ -7,6 +7,7 @@ import os
 import shutil
 import sys
 
+import java
 import numpy as np
 import pytest
 from nltk.translate.bleu_score import corpus_bleu
@@ -16,8 +17,9 @@ from vse_jax.evaluators.retrieval import EvaluationError
 
 
 @pytest.fixture(autouse=True)
-def without_java():
+def java_where_it_is(monkeypatch):
     """Here it is looked for."""
+    monkeypatch.setattr(shutil, "which", java.FOUND)
 
 
 WORDS = ["a", "the", "red", "blue", "big", "small", "star", "ring", "on", "of", "two", "dogs"]
