@@ -155,6 +155,12 @@ def opened_tab(page, name):
     page.get_by_role("tab", name=name).click()
 
 
+def given(page, place, path):
+    """A file in a place for a picture, which takes one once its script has run."""
+    page.wait_for_selector(f"#{place} [data-ready]")
+    page.set_input_files(f"#{place} input", path)
+
+
 def told_of(page, problem):
     """Waits for a message on the page that says so, and closes it."""
     found = page.locator(".toast-body").filter(has_text=problem).last
@@ -177,7 +183,7 @@ def test_a_query_is_typed(page, browsing, photos, tasks):
 
 def test_a_picture_is_uploaded_to_search(page, photos):
     [first, *_] = sorted(photos.iterdir())
-    page.set_input_files("#search-picture input", first)
+    given(page, "search-picture", first)
     figure = page.locator("#photos figure", has_text="1.000").first
     assert figure.get_attribute("title") == first.name
     assert page.locator("#search-picture .place img").evaluate("one => one.naturalWidth") == SIDE
@@ -190,7 +196,7 @@ def test_a_picture_is_captioned(page, photos, tasks):
     pixels = np.asarray(Image.open(last).convert("RGB"))
     [wanted] = tasks["caption"].model.caption([pixels], beams=2, n_best=2)
     opened_tab(page, "Caption")
-    page.set_input_files("#caption-picture input", last)
+    given(page, "caption-picture", last)
     page.wait_for_selector("#captions td")
     rows = page.locator("#captions tr:has(td)").evaluate_all(
         "all => all.map(row => [...row.cells].map(cell => cell.innerText))"
@@ -206,7 +212,7 @@ def test_a_sentence_is_aligned(page, photos, tasks):
     pixels = np.asarray(Image.open(first).convert("RGB"))
     wanted = tasks["align"].model.align(pixels, SENTENCE)
     opened_tab(page, "Words and regions")
-    page.set_input_files("#align-picture input", first)
+    given(page, "align-picture", first)
     page.wait_for_selector("#align-picture .place.full")
     page.fill("#sentence textarea", SENTENCE)
     page.click("#align")
@@ -225,20 +231,20 @@ def test_a_sentence_is_aligned(page, photos, tasks):
 
 def test_bad_uploads_are_told(page, tmp_path):
     opened_tab(page, "Caption")
-    place = "#caption-picture"
+    place = "caption-picture"
     (tmp_path / "notes.txt").write_text("no picture")
-    page.set_input_files(f"{place} input", tmp_path / "notes.txt")
-    told = page.locator(f"{place} .problem")
+    given(page, place, tmp_path / "notes.txt")
+    told = page.locator(f"#{place} .problem")
     told.filter(has_text="“notes.txt” is no picture of a known type: JPEG, PNG").wait_for()
     with open(tmp_path / "large.png", "wb") as file:
         file.truncate(uploads.BYTES + 2**20)
-    page.set_input_files(f"{place} input", tmp_path / "large.png")
+    given(page, place, tmp_path / "large.png")
     told.filter(has_text="“large.png” has 11.0 MB; at most 10 MB are taken").wait_for()
     (tmp_path / "text.png").write_text("no picture")
-    page.set_input_files(f"{place} input", tmp_path / "text.png")
+    given(page, place, tmp_path / "text.png")
     told_of(page, "the file is no picture of a known type")
     Image.new("1", (10_000, 6_000)).save(tmp_path / "bomb.png")
-    page.set_input_files(f"{place} input", tmp_path / "bomb.png")
+    given(page, place, tmp_path / "bomb.png")
     told_of(page, "10,000 x 6,000 pixels; at most 50 million are taken")
 
 

@@ -37,3 +37,5 @@ element.addEventListener("dragover", (event) => dropped(event, true));
 element.addEventListener("dragleave", (event) => dropped(event, false));
 element.addEventListener("drop", (event) => { dropped(event, false); take(event.dataTransfer.files[0]); });
 element.addEventListener("paste", (event) => take(event.clipboardData.files[0]));
+// A picture that came before would be lost.
+element.dataset.ready = "";
