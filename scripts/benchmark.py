@@ -26,7 +26,9 @@ ROOT = Path(__file__).resolve().parents[1]
 if importlib.util.find_spec("vse_jax") is None:
     sys.path.insert(0, str(ROOT))
 
-from benchmarks.timing import Options, Row, machine, table  # noqa: E402 (after the path)
+from benchmarks.timing import Options, Row, machine, table, told  # noqa: E402 (after the path)
+
+from vse_jax import workdir  # noqa: E402
 
 # In the order in which they run: TensorFlow's threads come last.
 BENCHMARKS = (
@@ -50,17 +52,15 @@ def main(arguments: Sequence[str]) -> None:
     failures: dict[str, str] = {}
     for name in flags.only:
         _say(f"measuring {name}")
-        before = len(rows)
         try:
             for row in importlib.import_module(f"benchmarks.{name}").run(options):
-                rows.append(row)  # one by one: what was measured before a failure counts
+                rows.append(row)  # one by one: what was measured before a failure or a stop counts
+                _say(told(row))
+                _write(flags, about, rows, failures)
         except Exception as error:  # and so do the other measurements
             failures[name] = f"{type(error).__name__}: {error}"
             _say(f"{name} failed: {failures[name]}")
-        if name != flags.only[-1]:  # a stop later on loses nothing
-            _say(table(rows[before:]))
-        if flags.output is not None:  # after each: all of them take many minutes
-            _write(flags, about, rows, failures)
+    _write(flags, about, rows, failures)
     sys.stdout.write(table(rows) + "\n")
     if flags.compare is not None:
         sys.stdout.write(f"\n{changes(flags.compare, about, rows)}\n")
@@ -99,14 +99,16 @@ def changes(
 def _write(
     flags: argparse.Namespace, about: object, rows: Sequence[Row], failures: dict[str, str]
 ) -> None:
-    """Writes machine, flags, rows and failures as JSON."""
+    """Writes machine, flags, rows and failures as JSON, where it is wanted."""
+    if flags.output is None:
+        return
     report = {
         "machine": about,
         "options": {key: _plain(value) for key, value in vars(flags).items() if key != "compare"},
         "rows": [dataclasses.asdict(row) for row in rows],
         "failures": failures,
     }
-    flags.output.write_text(json.dumps(report, indent=2) + "\n")
+    workdir.write_text(flags.output, json.dumps(report, indent=2) + "\n")
 
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:

@@ -1,3 +1,4 @@
+import dataclasses
 import functools
 import importlib
 import json
@@ -270,6 +271,26 @@ def test_the_program_writes_its_rows_as_json(tmp_path, capsys, monkeypatch):
     assert [line["quantity"] for line in report["rows"]] == ["toy"]
     assert report["machine"]["cores"] >= 1
     assert "toy" in capsys.readouterr().out
+
+
+def test_what_was_measured_before_a_stop_is_there(tmp_path, capsys, monkeypatch):
+    row = load("timing").Row("evaluation", "toy", 1.0, "s", 0.5, 2.0, wanted="<= 1", met=True)
+
+    def run(_):
+        yield row
+        yield dataclasses.replace(row, quantity="another", met=False)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(load("evaluation"), "run", run)
+    with pytest.raises(KeyboardInterrupt):
+        importlib.import_module("benchmark").main(
+            ["--only=evaluation", f"--output={tmp_path / 'b.json'}"]
+        )
+    rows = json.loads((tmp_path / "b.json").read_text())["rows"]
+    assert [line["quantity"] for line in rows] == ["toy", "another"]
+    told = capsys.readouterr().err
+    assert "evaluation: toy: 1 (0.5-2) s, as wanted\n" in told
+    assert "evaluation: another: 1 (0.5-2) s, wanted <= 1\n" in told
 
 
 def test_an_earlier_run_is_compared_with(tmp_path, capsys, monkeypatch):

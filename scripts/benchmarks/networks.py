@@ -141,7 +141,7 @@ def ours(
     return step.OurStep(conf, vocabulary, still, CLASSES, FUNCTION_WORDS, example)
 
 
-def steps(name: str, options: Options) -> list[Row]:
+def steps(name: str, options: Options) -> Iterator[Row]:
     """The training step at batch 128 in turns with PyTorch's, and of some the memory of both."""
     case, conf = CASES[name], config(name)
     captions = step.captions_of(options, conf)
@@ -174,11 +174,10 @@ def steps(name: str, options: Options) -> list[Row]:
         warmup=1,
     )
     what = f"batch {conf.train.batch_size}, {case.regions} regions; {captions.source}"
-    rows = _speed(name, timings, count, what)
+    yield from _speed(name, timings, count, what)
     if case.memory:
         wanted = {kind: program for kind, program in programs.items() if kind in timings}
-        rows += _memory(name, wanted)
-    return rows
+        yield from _memory(name, wanted)
 
 
 def _gflop(case: Case, conf: ConfigDict, params: Any, given: list[step.Batch]) -> float:

@@ -175,6 +175,13 @@ def table(rows: Sequence[Row]) -> str:
     )  # fmt: skip
 
 
+def told(row: Row) -> str:
+    """The row in a line, for a log."""
+    met = {None: "", True: ", as wanted", False: f", wanted {row.wanted}"}[row.met]
+    between = "" if row.low is None else f" ({_short(row.low)}-{_short(row.high)})"
+    return f"{row.benchmark}: {row.quantity}: {_short(row.median)}{between} {row.unit}{met}"
+
+
 def _short(value: float | None) -> str:
     if value is None:
         return ""
