@@ -9,7 +9,7 @@ import pytest
 
 from vse_jax import parallel
 from vse_jax.checkpoint import CheckpointError
-from vse_jax.parallel import Devices, SplitRows
+from vse_jax.parallel import Devices, SplitRows, processes
 
 MODES = ["shard_map", "pmap"]
 ROWS = np.arange(24, dtype=np.float32).reshape(8, 3)
@@ -30,7 +30,7 @@ def test_all_devices():
 def test_processes_are_given_or_found_or_told_to_be_missing(monkeypatch):
     asked = []
     monkeypatch.setattr(jax.distributed, "initialize", lambda **given: asked.append(given))
-    monkeypatch.setattr(parallel, "_explain_aborts", lambda: asked.append("aborts"))
+    monkeypatch.setattr(processes, "_explain_aborts", lambda: asked.append("aborts"))
     parallel.initialize(None, None, None)
     assert asked == []
     parallel.initialize("host:1", 4, 3)
@@ -77,7 +77,7 @@ def test_a_process_that_waits_for_nothing_is_told_of_the_end_of_the_first():
     output, _ = other.communicate(timeout=60)
     first.communicate()
     assert other.returncode == 1, output
-    assert output.splitlines()[-1] == parallel._ABORTED.decode().strip()
+    assert output.splitlines()[-1] == processes._ABORTED.decode().strip()
     assert "Fatal Python error" not in output
 
 
