@@ -1,6 +1,8 @@
 """The command line: what a user gets wrong is told in a line, without a stack trace."""
 
 import json
+import os
+import re
 import shutil
 import subprocess
 import sys
@@ -164,6 +166,20 @@ def test_help_lists_the_flags():
     assert "Traceback" not in done.stdout + done.stderr
     for text in ("python -m vse_jax.main --config=", "--config:", "--workdir:", "--mode:"):
         assert text in done.stdout
+
+
+def test_only_the_project_speaks(tmp_path):
+    """JAX looks for all kinds of devices where no environment names one, and logs what is not."""
+    hidden = {"JAX_PLATFORMS", "PYTHONPATH"}
+    done = subprocess.run(
+        [sys.executable, "-m", "vse_jax.main", f"{CUSTOM}:{tmp_path}/none.jsonl",
+         "--config.model.image.weights=None", f"--workdir={tmp_path}"],
+        env={name: value for name, value in os.environ.items() if name not in hidden},
+        cwd=REPOSITORY, capture_output=True, text=True, check=False, timeout=100,
+    )  # fmt: skip
+    begun, wrong = done.stderr.splitlines()
+    assert re.fullmatch(r"\d\d:\d\d:\d\d INFO \d+ x \w+, JAX .*", begun)
+    assert "none.jsonl" in wrong
 
 
 def test_what_is_compiled_is_kept_for_later_runs(results):

@@ -44,8 +44,11 @@ def path(text: str) -> Path:
     return Path(os.path.expanduser(text))
 
 
-def set_up_logging(process: int = 0) -> None:
-    """Sends the log of vse_jax to the terminal; processes but the first say warnings only."""
+def set_up_logging() -> None:
+    """Sends the log of vse_jax to the terminal, and of the libraries what goes wrong.
+
+    To be called before JAX looks for devices: it logs which kinds are not there.
+    """
     if _console.is_terminal:
         handler: logging.Handler = RichHandler(
             console=_console, show_path=False, log_time_format="%H:%M:%S", rich_tracebacks=False
@@ -57,12 +60,17 @@ def set_up_logging(process: int = 0) -> None:
     own = logging.getLogger("vse_jax")
     own.handlers = [handler]
     own.propagate = False
-    own.setLevel(logging.INFO if process == 0 else logging.WARNING)
+    own.setLevel(logging.INFO)
     # Orbax and TFDS log each of their steps, and with a trace what they raise all the same.
     logging.getLogger("absl").setLevel(logging.CRITICAL)
     logging.getLogger("jax").setLevel(logging.WARNING)
     sys.unraisablehook = _quieter(sys.unraisablehook)
     threading.excepthook = _in_one_line
+
+
+def speak_if(first: bool) -> None:
+    """Has the processes of a run but the first say warnings only."""
+    logging.getLogger("vse_jax").setLevel(logging.INFO if first else logging.WARNING)
 
 
 def _quieter(hook: Callable[[Any], None]) -> Callable[[Any], None]:

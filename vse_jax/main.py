@@ -70,8 +70,9 @@ def _fail(message: str) -> NoReturn:
 
 
 def _run(workdirs: Sequence[Path], arguments: Sequence[str]) -> None:
+    console.set_up_logging()
     parallel.initialize(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
-    console.set_up_logging(parallel.process_share()["process"])
+    console.speak_if(parallel.is_first_process())
     parallel.keep_compiled()
     # TensorFlow is imported here, late, so that wrong flags are told at once.
     from vse_jax import measuring, train

@@ -45,9 +45,10 @@ def main(arguments: Sequence[str]) -> None:
     """Does what the command line asks for; a user's mistake ends in one clear line and exit 1."""
     given = _parsed(arguments)
     try:
+        console.set_up_logging()
         if given.command == "index":
             parallel.initialize(given.coordinator, given.processes, given.process)
-        console.set_up_logging(parallel.process_share()["process"])
+        console.speak_if(parallel.is_first_process())
         parallel.keep_compiled()
         (_index if given.command == "index" else _query)(given)
     except (*USER_ERRORS, ValueError, OSError) as error:
