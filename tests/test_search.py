@@ -45,6 +45,7 @@ def photos(tmp_path):
 @pytest.fixture
 def run(trained, tmp_path, capsys):
     """Command and arguments -> exit code, what was printed, and what was told."""
+    before = signal.getsignal(signal.SIGTERM)
 
     def command(name, *arguments, folder=trained, index=tmp_path / "index"):
         code = 0
@@ -56,7 +57,8 @@ def run(trained, tmp_path, capsys):
         printed = capsys.readouterr()
         return code, printed.out, printed.err
 
-    return command
+    yield command
+    signal.signal(signal.SIGTERM, before)
 
 
 def pictures_of(folder):
@@ -185,6 +187,28 @@ def test_what_was_encoded_before_an_interruption_is_not_encoded_again(run, many,
     code, printed, _ = run("index", f"--images={many}")
     assert printed.startswith("24 files: 12 new; 24 items")
     assert sorted(read) == [f"{number:02d}.png" for number in range(12, 24)]
+
+
+def test_what_was_encoded_before_sigterm_is_kept(run, many, tmp_path, monkeypatch):
+    # In place of ending the tests, where the command has no handler of its own.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    pixels = search.indexing.inputs.pixels
+
+    def ended(number, path, size):
+        if path.stem == "20":
+            os.kill(os.getpid(), signal.SIGTERM)
+        return pixels(number, path, size)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(search.indexing.inputs, "pixels", ended)
+        code, _, told = run("index", f"--images={many}", "--batch_size=4")
+    assert (code, told.splitlines()[-1]) == (
+        130, "search: stopped; the same command goes on from here",
+    )  # fmt: skip
+    safe = len(stores.Store(tmp_path / "index"))
+    assert 4 <= safe < 24
+    _, printed, _ = run("index", f"--images={many}")
+    assert printed.startswith(f"24 files: {24 - safe} new; 24 items")
 
 
 def test_a_query_indexes_first_what_a_folder_has_new(run, photos):

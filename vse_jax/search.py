@@ -22,6 +22,7 @@ import argparse
 import json
 import logging
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -44,6 +45,8 @@ BATCH = 64
 def main(arguments: Sequence[str]) -> None:
     """Does what the command line asks for; a user's mistake ends in one clear line and exit 1."""
     given = _parsed(arguments)
+    # What a machine that is shut down sends: what was encoded is kept, as after Ctrl-C.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         console.set_up_logging()
         if given.command == "index":
