@@ -24,6 +24,7 @@ from vse_jax import (
     experiment,
     frozen_features,
     measuring,
+    pace,
     train,
     workdir,
 )
@@ -359,8 +360,11 @@ def test_features_are_gone_on_with_where_they_were_stopped(flickr8k, tmp_path, m
                 experiment.prepare(config, tmp_path / "run")
     assert "going on behind train3.jpg (picture 3 of train)" in caplog.text
     assert "going on behind caption" not in caplog.text
+    monkeypatch.setattr(pace, "EVERY", -1)
     found = experiment.prepare(config, tmp_path / "run").examples
     assert "going on behind caption 7 of train" in caplog.text
+    told = [int(done) for done in re.findall(r"(\d+) of 60 captions, ", caplog.text)]
+    assert (told[0], told[-1]) == (16, 60)
     for name, examples in expected.items():
         np.testing.assert_array_equal(found[name].features, examples.features)
         for side in ("rows", "count"):

@@ -16,6 +16,7 @@ from vse_jax.data import features
 from vse_jax.data.regions import Regions
 from vse_jax.data.split import DataError, Split
 from vse_jax.encode import Encoder
+from vse_jax.pace import Pace
 
 if TYPE_CHECKING:
     from vse_jax.data import pipeline
@@ -148,12 +149,19 @@ class FrozenFeatures:
         if not parallel.all_agree(folder is not None):
             total = sum(counts.values())
             log.info("computing the features of %d %s, once", total, what)
-            begun = time.perf_counter()
+            begun, pace = time.perf_counter(), Pace(log, total, what)
+
+            def told(name: str, first: int) -> Iterator[np.ndarray]:
+                pace.skip(first)
+                for rows in batches(name, first):
+                    yield rows
+                    pace.advance(len(rows))
+
             features.write(
                 data_dir,
                 key,
                 {
-                    name: features.Rows(count, partial(batches, name), together)
+                    name: features.Rows(count, partial(told, name), together)
                     for name, count in counts.items()
                 },
                 named,

@@ -23,6 +23,7 @@ from vse_jax.encode import HostBatch, Side
 from vse_jax.index.database import StoreError
 from vse_jax.index.records import Changes, Encoded, File, Row
 from vse_jax.index.store import Store
+from vse_jax.pace import Pace
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -48,8 +49,6 @@ SUFFIXES = {
 }
 # Batches of pictures that are decoded ahead of the one that is encoded.
 AHEAD = 2
-# Seconds between two lines that tell how far it is.
-EVERY = 30
 # What is to be encoded, the same for every process, and a name for when all have done that.
 WANTED, ENCODED = "wanted.jsonl", "encoded"
 # Files that cannot be read of which the log tells.
@@ -221,15 +220,11 @@ class _Watched:
 
     def each(self, encoded: Iterable[Encoded], wanted: int) -> Iterator[Encoded]:
         """The same."""
-        begun = told = time.perf_counter()
-        done = 0
+        pace = Pace(log, wanted, "files")
         for each in encoded:
-            done += each.is_last
             if each.problem is not None:
                 self._tell(each.file.path, each.problem)
-            if (now := time.perf_counter()) - told > EVERY:
-                told = now
-                log.info("%d of %d files, %.0f a second", done, wanted, done / (now - begun))
+            pace.advance(each.is_last)
             yield each
 
     def _tell(self, path: str, why: str) -> None:
