@@ -29,14 +29,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import step_costs
+import step_shapes
 from absl import flags
-from benchmarks import peak, step
+from benchmarks import peak
 from benchmarks.memory import planned
 from benchmarks.timing import alternately
-from jax.sharding import NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
-from vse_jax import assembly, config_checks, parallel, training
+from vse_jax import config_checks, parallel
 from vse_jax.config import ConfigError
 from vse_jax.data import whole_file
 
@@ -48,8 +48,6 @@ FLOAT32_ON_TPU = (
     "precision=float32: the bound by products is that of bfloat16, whose peak is all that is known "
     "of a TPU; the step takes longer"
 )
-# The data are not looked at: so many words, and training pictures.
-VOCABULARY, IMAGES = 10_000, 30_000
 
 
 class Chip(NamedTuple):
@@ -147,7 +145,9 @@ def topology(name: str, precision: str) -> Topology:
     for name_of, value in _ALONE.items():
         os.environ.setdefault(name_of, value)
     try:
-        found = topologies.get_topology_desc(topology_name=name, platform="tpu")
+        # The two cores of a v4 work as one device, as on Cloud TPU unless told otherwise.
+        more = {"chip_config_name": "megacore"} if kind == "v4" else {}
+        found = topologies.get_topology_desc(topology_name=name, platform="tpu", **more)
     except Exception as error:  # libtpu's own errors are of many kinds
         told = " ".join(str(error).split())[:300]
         raise ConfigError(
@@ -161,13 +161,15 @@ def topology(name: str, precision: str) -> Topology:
 
 
 def _here(precision: str) -> Chip:
-    """This machine's devices share its cores, and so what it can do."""
+    """One of this machine's devices; where they are its CPU, they share its cores."""
+    device = jax.devices()[0]
     copies = alternately({"copy": peak.copies(2**25)["XLA"]}, 5)["copy"]
-    share = 1 / jax.device_count()
+    share = 1 / jax.device_count() if device.platform == "cpu" else 1.0
     speed = share * 2 * 4 * 2**25 / min(copies.seconds)
     # Of a step in bfloat16 some products are in float32, and on many CPUs these are the faster.
     products = max(peak.gflops(2048, dtype=dtype) for dtype in {"float32", precision})
-    return Chip(share * 1e9 * products, speed, speed, float("inf"))
+    holds = (device.memory_stats() or {}).get("bytes_limit", float("inf"))
+    return Chip(share * 1e9 * products, speed, speed, float(holds))
 
 
 def plan(config: ConfigDict, batch: int, where: Topology) -> Plan:
@@ -179,15 +181,15 @@ def plan(config: ConfigDict, batch: int, where: Topology) -> Plan:
     """
     devices, chip = where.devices, where.chip
     config = _checked(config, batch, len(devices))
-    whole, state, rows = _training(config, batch)
+    whole, state, rows = step_shapes.training_of(config, batch)
     mapped = parallel.Devices("shard_map", devices)
     function = whole.on(mapped, state)
     given = (
-        _on(mapped, parallel.placements(state), state),
-        _on(mapped, jax.tree.map(lambda _: parallel.SPLIT, rows), rows),
+        step_shapes.placed_on(mapped, parallel.placements(state), state),
+        step_shapes.placed_on(mapped, jax.tree.map(lambda _: parallel.SPLIT, rows), rows),
     )
     holds, moves = _compiled(function.lower(*given), given)
-    mask = captions(config, rows["token_mask"].shape)
+    mask = step_shapes.token_mask(config, rows["token_mask"].shape)
     costs = step_costs.count(function, state, rows | {"token_mask": mask}, devices=len(devices))
     received = dict(costs.received)
     seconds = {
@@ -228,85 +230,6 @@ def _compiled(lowered: Any, given: Any) -> tuple[int, float | None]:
         )
         return round(temporaries) + arguments, None
     return planned(compiled), float(compiled.cost_analysis().get("bytes accessed", 0.0))
-
-
-def _training(
-    config: ConfigDict, batch: int
-) -> tuple[training.Training, Any, dict[str, jax.ShapeDtypeStruct]]:
-    """The training, the shapes of its state, and those of a batch."""
-    frozen = assembly.frozen_backbones(config)
-    cached = assembly.features_are_cached(config, frozen)
-    function_words = tuple(range(4))
-    words = assembly.Words(VOCABULARY, 3, (0, 1, 2), function_words, classes=100)
-    model = assembly.make_model(config, words, assembly.sources_of(config), frozen)
-    rows = _rows(config, model, cached, batch)
-    # Of pictures: a state has the frozen backbone's parameters too.
-    pictures = _rows(config, model, assembly.Frozen(image=False, text=False), 1)
-    variables = jax.eval_shape(
-        lambda key, rows: model.init(key, rows, train=False), jax.random.key(0), pictures
-    )
-    built = training.build(
-        config, model, variables["params"],
-        images=IMAGES, steps=1000, steps_per_epoch=IMAGES / batch,
-    )  # fmt: skip
-    return built, jax.eval_shape(built.initial_state, variables), rows
-
-
-def _rows(
-    config: ConfigDict, model: Any, cached: assembly.Frozen, batch: int
-) -> dict[str, jax.ShapeDtypeStruct]:
-    """The arrays of a batch; a frozen backbone's features are there already."""
-    size, length = config.data.image_size, config.data.max_tokens
-    shape = jax.ShapeDtypeStruct
-    image = shape((1, size, size, 3), jnp.uint8)
-    found = {
-        "tokens": shape((batch, length), jnp.int32),
-        "token_mask": shape((batch, length), jnp.bool_),
-        "image_id": shape((batch,), jnp.int32),
-        "caption_id": shape((batch,), jnp.int32),
-        "label": shape((batch,), jnp.int32),
-        "weight": shape((batch,), jnp.float32),
-        "semantics": shape((batch, 100), jnp.float32),
-    }
-    if cached.image:
-        seen = jax.eval_shape(
-            lambda key, image: model.init_with_output(key, image, method=_features)[0],
-            jax.random.key(0),
-            image,
-        )
-        parts, width = seen.shape[1:]
-        found["features"] = shape((batch, parts, width), jnp.float32)
-        found["feature_mask"] = shape((batch, parts), jnp.bool_)
-    else:
-        found["image"] = shape((batch, *image.shape[1:]), image.dtype)
-        found["boxes"] = shape((batch, 20, 4), jnp.float32)
-    if cached.text:
-        width = model.text.reader.hidden_size
-        found["text_features"] = shape((batch, length, width), jnp.float32)
-        found["text_feature_mask"] = shape((batch, length), jnp.bool_)
-    return found
-
-
-def _features(model: Any, image: Any) -> Any:
-    return model.image.features(image, None)
-
-
-def _on(devices: parallel.Devices, placed: Any, shapes: Any) -> Any:
-    """The shapes as they lie on the devices."""
-
-    def one(where: str, x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-        split = where == parallel.SPLIT
-        spec = PartitionSpec(parallel.AXIS) if split else PartitionSpec()
-        shape = (devices.shared(x.shape[0]), *x.shape[1:]) if split else x.shape
-        return jax.ShapeDtypeStruct(shape, x.dtype, sharding=NamedSharding(devices.mesh, spec))
-
-    return jax.tree.map(one, placed, shapes)
-
-
-def captions(config: ConfigDict, shape: tuple[int, int]) -> np.ndarray:
-    """Which of so many captions' places [b, l] have a token; as long as Flickr8k's are."""
-    mask = step.drawn(config).mask
-    return mask[np.arange(shape[0]) % len(mask), : shape[1]]
 
 
 def _measured(

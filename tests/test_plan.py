@@ -277,16 +277,17 @@ def test_a_plan_of_tpus_that_are_not_here(tmp_path, planned):
 
 def test_flops_of_a_step_without_loops_are_what_xla_counts(monkeypatch):
     """Of heads over two frozen towers; XLA counts sums, roots and exponentials too."""
-    plan, step = importlib.import_module("plan"), importlib.import_module("benchmarks.step")
+    step_shapes = importlib.import_module("step_shapes")
+    step = importlib.import_module("benchmarks.step")
     config = step.config("frozen")
     config.model.image.update({"backbone": "small_resnet", "weights": None})
     config.model.text.weights = None
     config.train.freeze = (("(image/backbone|text/reader)/.*", None),)
     config.train.update({"batch_size": 128, "ema": 0.0})
     config.data.max_tokens = 10
-    both = plan.assembly.Frozen(image=True, text=True)
-    monkeypatch.setattr(plan.assembly, "frozen_backbones", lambda _: both)
-    whole, state, rows = plan._training(config, 128)
+    both = step_shapes.assembly.Frozen(image=True, text=True)
+    monkeypatch.setattr(step_shapes.assembly, "frozen_backbones", lambda _: both)
+    whole, state, rows = step_shapes.training_of(config, 128)
     function = whole.on(Devices("shard_map", tuple(jax.devices()[:1])), state)
     expected = function.lower(state, rows).cost_analysis()["flops"]
     found = importlib.import_module("step_costs").count(function, state, rows, devices=1)
