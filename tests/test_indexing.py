@@ -1,6 +1,7 @@
 """What is looked at below a folder, what is told of the rest, and what processes share."""
 
 import os
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ PNG = frozenset({".png"})
 def below(root):
     """Paths that are found, and what is told of others."""
     told = {}
-    found = indexing.files_below(root, PNG, told.__setitem__)
+    found = indexing.files_below(root, PNG, told.__setitem__, Counter())
     return sorted(file.path for file in found), told
 
 
@@ -77,7 +78,7 @@ def test_a_folder_that_cannot_be_read_is_told_and_keeps_what_it_had(tmp_path, mo
 
     def looked():
         unread = []
-        found = indexing.files_below(root, PNG, lambda path, _: unread.append(path))
+        found = indexing.files_below(root, PNG, lambda path, _: unread.append(path), Counter())
         changes = store.compare(root, found, unread)
         store.forget_missing(root)
         return changes, [file.path for file in store.wanted()]

@@ -198,7 +198,8 @@ def check(model: Model, store: Store, side: Side | None = None) -> None:
     if store.about["model"] != model.fingerprint:
         raise StoreError(
             f"{store.folder} was made by another model, whose embeddings mean other things: search "
-            "with the workdir it was made with, or index the folder anew elsewhere (--index)"
+            "with the model it was made with (a training that goes on makes another); or remove it "
+            "and index anew, or elsewhere (--index)"
         )
     if store.about["side"] == "images" and store.about.get("pictures") != PICTURES:
         raise StoreError(

@@ -6,7 +6,7 @@ import logging
 import os
 import stat
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
@@ -72,7 +72,10 @@ class Report(NamedTuple):
 
 
 def files_below(
-    root: Path, suffixes: frozenset[str], leave_out: Callable[[str, str], None]
+    root: Path,
+    suffixes: frozenset[str],
+    leave_out: Callable[[str, str], None],
+    others: Counter[str],
 ) -> Iterator[File]:
     """The files of a folder and those in it, by their suffixes.
 
@@ -82,6 +85,7 @@ def files_below(
       root: the folder.
       suffixes: in lower case.
       leave_out: told of the path, and why, of what cannot be read or named.
+      others: counts the files of other suffixes.
 
     Raises:
       DataError: the folder itself cannot be read.
@@ -97,8 +101,10 @@ def files_below(
                         continue
                     if entry.is_dir(follow_symlinks=False):
                         waiting.append(path)
-                    elif os.path.splitext(entry.name)[1].lower() in suffixes:
+                    elif (suffix := os.path.splitext(entry.name)[1].lower()) in suffixes:
                         yield from _file(path, entry, leave_out)
+                    else:
+                        others[_shown(suffix)] += 1
         except FileNotFoundError:
             if not folder:
                 raise DataError(f"{root} is not there") from None
@@ -178,7 +184,7 @@ def update(
     watched, changes = _Watched(), Changes(0, 0, 0, 0)
     if store is not None:
         check_root(store, root, side)
-        found = files_below(root, SUFFIXES[side], watched.leave_out)
+        found = files_below(root, SUFFIXES[side], watched.leave_out, watched.others)
         changes = store.compare(root, found, watched.unread)
         store.forget_missing(root)
         wanted = store.wanted()
@@ -196,7 +202,7 @@ def update(
     parallel.barrier(ENCODED)
     if store is not None:
         (folder / WANTED).unlink()
-        watched.end()
+        watched.end(SUFFIXES[side])
     items = len(store) if store is not None else 0
     return Report(changes, watched.problems, items, time.perf_counter() - begun)
 
@@ -207,11 +213,13 @@ class _Watched:
     Attributes:
       problems: how many that were.
       unread: of these, what was not even looked at.
+      others: files of types that are not taken, by suffix.
     """
 
     def __init__(self) -> None:
         self.problems = 0
         self.unread: list[str] = []
+        self.others: Counter[str] = Counter()
 
     def leave_out(self, path: str, why: str) -> None:
         """Takes note of a file or folder that is not looked at."""
@@ -232,10 +240,14 @@ class _Watched:
         if self.problems <= TOLD:
             log.warning("left out: %s: %s", path, why)
 
-    def end(self) -> None:
-        """Tells of those that were not told."""
+    def end(self, suffixes: frozenset[str]) -> None:
+        """Tells of those that were not told, and of files of other types than are taken."""
         if self.problems > TOLD:
             log.warning("%d more were left out", self.problems - TOLD)
+        if self.others:
+            types = ", ".join(f"{n} {kind or 'without'}" for kind, n in self.others.most_common(5))
+            taken = " ".join(sorted(suffixes))
+            log.info("files of other types, not looked at: %s; taken are %s", types, taken)
 
 
 class _Piece(NamedTuple):

@@ -116,6 +116,35 @@ def test_a_damaged_index_is_told(store):
         approximate.load("flat", store)
 
 
+@pytest.mark.parametrize("damage", ["gone", "cut", "not told"])
+def test_a_damaged_index_is_built_again(store, damage):
+    approximate.build("flat", store)
+    path = store.folder / "flat.faiss"
+    assert approximate.is_current("flat", store)
+    whole = path.read_bytes()
+    if damage == "gone":
+        path.unlink()
+    elif damage == "cut":
+        path.write_bytes(whole[:100])
+    else:
+        (store.folder / "flat.json").write_text("{}")
+    assert not approximate.is_current("flat", store)
+    approximate.build("flat", store)
+    assert approximate.is_current("flat", store)
+    assert path.read_bytes() == whole
+
+
+def test_what_faiss_says_is_told(store, monkeypatch):
+    def failed(*_):
+        raise RuntimeError("Error in train")
+
+    monkeypatch.setattr(approximate, "_empty", failed)
+    with pytest.raises(
+        StoreError, match="FAISS cannot build an index of the kind 'hnsw': Error in"
+    ):
+        approximate.build("hnsw", store)
+
+
 def test_few_items_are_no_clusters(tmp_path):
     store = empty(tmp_path, "dot")
     add(store, clustered(20, 1), "a")

@@ -115,6 +115,22 @@ def test_a_build_that_was_stopped_goes_on(store, monkeypatch):
     assert learned_codes.is_current(store, codebook)
 
 
+@pytest.mark.parametrize("damage", ["gone", "cut"])
+def test_damaged_codes_are_made_again(store, damage):
+    codebook = drawn(0)
+    learned_codes.build(store, codebook)
+    second = sorted(store.folder.rglob("codes/*/*.npy"))[1]
+    whole = second.read_bytes()
+    if damage == "gone":
+        second.unlink()
+    else:
+        second.write_bytes(whole[:-1])
+    assert not learned_codes.is_current(store, codebook)
+    learned_codes.build(store, codebook)
+    assert learned_codes.is_current(store, codebook)
+    assert second.read_bytes() == whole
+
+
 def test_codes_of_another_codebook_are_not_read(store):
     learned_codes.build(store, drawn(0))
     with pytest.raises(StoreError, match="was built before the last changes"):

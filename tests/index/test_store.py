@@ -114,6 +114,58 @@ def test_any_changes(tmp_path, monkeypatch, seed):
     assert again.roots() == ["/b"] * bool(roots[Path("/b")])
 
 
+def test_files_of_others_stay(tmp_path):
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    (photos / "20240101_1.jpg").write_bytes(b"a photo")
+    with pytest.raises(StoreError, match=r"photos is no index and has other files, such as 2024"):
+        Store(photos, ABOUT)
+    assert [path.name for path in photos.iterdir()] == ["20240101_1.jpg"]
+    store = Store(tmp_path / "index", ABOUT)
+    others = {"20240101_1.jpg", "2024.npy", "00000001.txt", "00000007.npy.bak"}
+    for name in others | {"00000007.npy", "00000008.partial"}:
+        (store.folder / name).write_bytes(b"somebody's")
+    synchronized(store, Path("/a"), [("a.txt", 2, 1)])
+    found = {path.name for path in store.folder.iterdir()}
+    assert found >= others
+    assert not found & {"00000007.npy", "00000008.partial"}  # of a shard that was never whole
+
+
+@pytest.mark.parametrize("removed", range(4))
+def test_what_a_stop_left_of_a_removal_is_encoded_again(tmp_path, monkeypatch, removed):
+    """The folder came back behind it, as a disk does that was not there for a while."""
+    monkeypatch.setattr(stores, "SHARD", 5)
+    store, root = Store(tmp_path, ABOUT), Path("/a")
+    present = [(f"{number}.txt", 1 + number, 1) for number in range(12)]
+    synchronized(store, root, present)
+    assert len(store.layout()) > 3
+    remove, seen = store._files.remove, []
+
+    def stopped(number):
+        if len(seen) == removed:
+            raise KeyboardInterrupt
+        seen.append(number)
+        remove(number)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store._files, "remove", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            store.forget_root(root)
+    again = Store(tmp_path)
+    assert synchronized(again, root, present).wanted == len(present)
+    check(again, {root: present})
+
+
+def test_what_cannot_be_read_makes_no_index_old(tmp_path):
+    store, root = Store(tmp_path, ABOUT), Path("/a")
+    synchronized(store, root, [("a.txt", 2, 1)])
+    before = store.generation
+    for _ in store.add(root, [Encoded(File("b.txt", 3, 1), problem="denied", again=True)]):
+        pass
+    assert dict(store.problems(root)) == {"b.txt": "denied"}
+    assert store.generation == before
+
+
 def test_a_file_that_is_not_done_is_encoded_again(tmp_path, monkeypatch):
     """It is larger than a shard, and what came of it was made safe when it stopped."""
     monkeypatch.setattr(stores, "SHARD", 2)

@@ -65,14 +65,10 @@ def build(kind: str, store: Store, codebook: Codebook | None = None) -> None:
     generation, items = store.generation, len(store)
     if kind == LEARNED:
         codebook = learned_codes.required(store, codebook)
-    grown = _grown(kind, store, codebook)
-    index, before, trained = grown or (_empty(kind, store, codebook), 0, items)
-    for start, rows in store.shards():
-        if len(new := np.ascontiguousarray(rows[max(before - start, 0) :])):
-            if kind == LEARNED:
-                faiss_export.extend(index, codebook, new)
-            else:
-                index.add(new)
+    try:
+        index, trained = _built(kind, store, codebook)
+    except RuntimeError as error:
+        raise StoreError(f"FAISS cannot build an index of the kind {kind!r}: {error}") from error
     path, about = _paths(store, kind)
     partial = path.with_suffix(".partial")
     told = {"items": items, "keys": store.digest(items), "trained": trained}
@@ -81,9 +77,23 @@ def build(kind: str, store: Store, codebook: Codebook | None = None) -> None:
         about.unlink(missing_ok=True)
         _faiss().write_index(index, str(partial))
         partial.replace(path)
+        told["bytes"] = path.stat().st_size
         about.write_text(json.dumps({"generation": generation, **told}))
     except (OSError, RuntimeError) as error:
         raise StoreError(f"{path} cannot be written: {error}") from error
+
+
+def _built(kind: str, store: Store, codebook: Codebook | None) -> tuple[Any, int]:
+    """(index of all items, among how many it was trained); raises RuntimeError of FAISS."""
+    grown = _grown(kind, store, codebook)
+    index, before, trained = grown or (_empty(kind, store, codebook), 0, len(store))
+    for start, rows in store.shards():
+        if len(new := np.ascontiguousarray(rows[max(before - start, 0) :])):
+            if kind == LEARNED:
+                faiss_export.extend(index, codebook, new)
+            else:
+                index.add(new)
+    return index, trained
 
 
 def _grown(kind: str, store: Store, codebook: Codebook | None) -> tuple[Any, int, int] | None:
@@ -109,10 +119,12 @@ def built(store: Store) -> list[str]:
 
 
 def is_current(kind: str, store: Store) -> bool:
-    """Whether the index of this kind is there, and of the items as they are."""
+    """Whether the index of this kind is there, whole, and of the items as they are."""
+    path, about = _paths(store, kind)
     try:
-        return _generation(kind, store) == store.generation
-    except StoreError:
+        size = json.loads(about.read_text())["bytes"]
+        return _generation(kind, store) == store.generation and path.stat().st_size == size
+    except (StoreError, OSError, ValueError, LookupError, TypeError):
         return False
 
 

@@ -48,15 +48,16 @@ class Database:
         """Opens it; with `about`, what it is of, makes it if there is none.
 
         Raises:
-          StoreError: there is none, it is of something else, or it cannot be read or written.
+          StoreError: there is none, it is of something else, it cannot be read or written, or one
+            is to be made in a folder that has other files.
         """
         self.folder = folder
         path = folder / FILE
         if about is None and not path.exists():
             raise StoreError(f"{folder} has no index: make one with python -m vse_jax.search index")
         with self.told():
-            if about is not None:
-                folder.mkdir(parents=True, exist_ok=True)
+            if about is not None and not path.exists():
+                _make_folder(folder)
             self._connection = sqlite3.connect(path, isolation_level=None)
             if about is not None and not self._is_made():
                 self._make({"version": VERSION, "id": secrets.token_hex(8), **about})
@@ -139,3 +140,14 @@ class Database:
             raise StoreError(
                 f"{self.folder}: the index cannot be read or written: {told}"
             ) from error
+
+
+def _make_folder(folder: Path) -> None:
+    """The folder of an index; raises StoreError where somebody keeps other files in it, OSError."""
+    folder.mkdir(parents=True, exist_ok=True)
+    others = sorted(each.name for each in folder.iterdir() if not each.name.startswith("."))
+    if others:
+        raise StoreError(
+            f"{folder} is no index and has other files, such as {others[0]}: name a folder for the "
+            "index alone (--index)"
+        )

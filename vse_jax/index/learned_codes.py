@@ -21,7 +21,7 @@ from vse_jax.evaluators import codes
 from vse_jax.index import exact
 from vse_jax.index.database import StoreError
 from vse_jax.index.exact import Found
-from vse_jax.index.shards import Files
+from vse_jax.index.shards import Files, Shard
 from vse_jax.index.store import Store
 
 FOLDER = "codes"
@@ -44,7 +44,7 @@ def build(store: Store, codebook: Codebook | None) -> None:
                 shutil.rmtree(other)
         files.keep([shard.number for shard in layout])
         for shard in layout:
-            if not files.path(shard.number).exists():
+            if not _is_whole(files, shard):
                 files.write(shard.number, codebooks.quantize(store.read(shard), book))
 
 
@@ -58,7 +58,7 @@ def is_current(store: Store, codebook: Codebook | None) -> bool:
     if codebook is None:
         return False
     files = _files(store, codebook)
-    return is_built(store) and all(files.path(shard.number).exists() for shard in store.layout())
+    return is_built(store) and all(_is_whole(files, shard) for shard in store.layout())
 
 
 def shards(store: Store, codebook: Codebook) -> Iterator[tuple[int, UInt8[np.ndarray, "n m"]]]:
@@ -108,6 +108,14 @@ def required(store: Store, codebook: Codebook | None) -> Codebook:
     if store.about["similarity"] != "negative_euclidean":
         raise StoreError("codes of a learned codebook are of models that compare by distance")
     return found
+
+
+def _is_whole(files: Files, shard: Shard) -> bool:
+    try:
+        files.read(shard)
+    except StoreError:
+        return False
+    return True
 
 
 def _files(store: Store, codebook: Codebook) -> Files:

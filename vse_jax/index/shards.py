@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 from collections.abc import Collection
 from pathlib import Path
 from typing import NamedTuple
@@ -10,6 +11,9 @@ import numpy as np
 from jaxtyping import Shaped
 
 from vse_jax.index.database import StoreError
+
+# Of shards, whole or not.
+_NAMES = re.compile(r"\d{8,}\.(npy|partial)")
 
 
 class Shard(NamedTuple):
@@ -77,6 +81,6 @@ class Files:
     def keep(self, numbers: Collection[int]) -> None:
         """Removes all shards but these, and what a stop left of one; raises OSError."""
         known = {self.path(number) for number in numbers}
-        for path in self.folder.glob("[0-9]*.*"):
-            if path not in known:
+        for path in self.folder.iterdir():
+            if _NAMES.fullmatch(path.name) and path not in known:
                 path.unlink()

@@ -303,7 +303,8 @@ class Store:
                         for row, item in enumerate(items, start)
                     ],
                 )
-                self.database.changed()
+                if new:
+                    self.database.changed()
             for shard, _ in begun:
                 self._files.remove(shard)
 
@@ -331,6 +332,8 @@ class Store:
         run(f"CREATE TEMP TABLE gone AS {files}", (root,))
         if not self.database.all("SELECT 1 FROM gone LIMIT 1"):
             return
+        # Stopped between two shards, no file is taken for one whose items are all there.
+        run("UPDATE files SET size = -1, changed = -1 WHERE number IN gone")
         touched = self.database.all(
             "SELECT DISTINCT shards.number, rows, shards.place FROM items "
             "JOIN shards ON shards.number = shard WHERE file IN gone ORDER BY shards.place"
