@@ -166,9 +166,24 @@ def test_two_commands_to_a_search(clip, hub, photos, tmp_path, monkeypatch, caps
     config = default_config()
     presets.clip(config)
     assert name == config.model.image.weights
-    # And the page searches in it.
-    outcome = tabs.served([clip[0]], index)["search"]
-    assert len(tabs.by_words(outcome.finder, "a red circle", 9).photos) == 5
+    # And the page searches in it, by the same names.
+    for model in (clip[0], Path(f"hub:{name}")):
+        outcome = tabs.served([model], images=photos)["search"]
+        assert len(tabs.by_words(outcome.finder, "a red circle", 9).photos) == 5
+    alone = tabs.served([Path(f"hub:{name}")])["search"]
+    assert "is no folder here to keep an index in" in alone.reasons[0]
+    assert "and --images=FOLDER here too" in alone.advice
+
+
+@pytest.mark.torch
+def test_other_pixels_are_another_model(clip, tmp_path):
+    for path in Path(clip[0]).iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    before = vse_jax.load(tmp_path).fingerprint
+    assert before == vse_jax.load(clip[0]).fingerprint
+    changed = json.dumps({"image_mean": [0.1, 0.2, 0.3], "image_std": [0.5, 0.5, 0.5]})
+    (tmp_path / "preprocessor_config.json").write_text(changed)
+    assert vse_jax.load(tmp_path).fingerprint != before
 
 
 @pytest.mark.torch

@@ -77,10 +77,12 @@ def test_a_port_that_is_taken(told, busy):
     )
 
 
-def test_a_host_that_is_none(told):
-    code, line = told("--workdir=a", "--host=256.0.0.1")
+@pytest.mark.parametrize("host", ["256.0.0.1", "a..b"])
+def test_a_host_that_is_none(told, host):
+    code, line = told("--workdir=a", f"--host={host}")
     assert code == 1
-    assert line.startswith("demo: --host=256.0.0.1 is no address of this machine: ")
+    assert line.startswith(f"demo: --host={host} is no address of this machine: ")
+    assert line.count("\n") == 1
 
 
 def test_without_gradio(told, monkeypatch):

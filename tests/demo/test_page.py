@@ -187,6 +187,12 @@ def test_a_picture_is_uploaded_to_search(page, photos):
     figure = page.locator("#photos figure", has_text="1.000").first
     assert figure.get_attribute("title") == first.name
     assert page.locator("#search-picture .place img").evaluate("one => one.naturalWidth") == SIDE
+    # The button asks by the photo where no words are written, now for three.
+    page.fill("#words textarea", "")
+    page.fill("#most input[type=number]", "3")
+    page.click("#find")
+    page.wait_for_function("document.querySelectorAll('#photos figure').length == 3")
+    assert page.locator("#photos figure").first.get_attribute("title") == first.name
     page.click("#search-picture .clear")
     page.wait_for_selector("#photos .hint")
 
@@ -205,6 +211,8 @@ def test_a_picture_is_captioned(page, photos, tasks):
         [str(number), caption.text or "no words", f"{caption.log_probability:.2f}"]
         for number, caption in enumerate(wanted, 1)
     ]
+    page.click("#caption-picture .clear")
+    page.wait_for_selector("#captions .hint")
 
 
 def test_a_sentence_is_aligned(page, photos, tasks):
@@ -240,6 +248,11 @@ def test_bad_uploads_are_told(page, tmp_path):
         file.truncate(uploads.BYTES + 2**20)
     given(page, place, tmp_path / "large.png")
     told.filter(has_text="“large.png” has 11.0 MB; at most 10 MB are taken").wait_for()
+    # What is told becomes HTML; a dialog would be noticed.
+    named = "<img src=x onerror=alert(1)>.txt"
+    (tmp_path / named).write_text("no picture")
+    given(page, place, tmp_path / named)
+    told.filter(has_text=f"“{named}” is no picture of a known type").wait_for()
     (tmp_path / "text.png").write_text("no picture")
     given(page, place, tmp_path / "text.png")
     told_of(page, "the file is no picture of a known type")
@@ -298,15 +311,15 @@ def test_no_path_of_a_request_reaches_the_disk(ask, call, tmp_path):
 
 def test_values_that_the_page_would_not_send(call, as_data):
     picture = as_data(Image.new("RGB", (20, 20), "red"))
-    assert "at most 500" in call("find", "click", "x" * 501, 3)
-    assert "write a sentence first" in call("find", "click", " ", 3)
-    assert "a whole number from 1 to 48" in call("find", "click", SENTENCE, 1.5)
+    assert "at most 500" in call("words", "submit", "x" * 501, 3)
+    assert "write a sentence first" in call("words", "submit", " ", 3)
+    assert "a whole number from 1 to 48" in call("words", "submit", SENTENCE, 1.5)
     for count in (0, 49, "3", None):  # of which Gradio refuses some itself
-        assert "<figure" not in call("find", "click", SENTENCE, count)
+        assert "<figure" not in call("words", "submit", SENTENCE, count)
     for width, count in ((5000, 1), (1, 5000), (None, 1)):
         assert "<table" not in call("write", "click", picture, width, count)
     # And then it answers as before.
-    assert call("find", "click", SENTENCE, 3).count("<figure") == 3
+    assert call("find", "click", SENTENCE, None, 3).count("<figure") == 3
 
 
 def test_a_picture_of_one_pixel(call, as_data):
@@ -327,5 +340,5 @@ def test_a_failure_of_ours_is_logged_and_told(call, monkeypatch, caplog):
         raise RuntimeError("a bug")
 
     monkeypatch.setattr(tabs, "by_words", failed)
-    assert "failed on the server, whose log says why" in call("find", "click", SENTENCE, 3)
+    assert "failed on the server, whose log says why" in call("words", "submit", SENTENCE, 3)
     assert "a bug" in caplog.text

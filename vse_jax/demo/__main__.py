@@ -35,7 +35,7 @@ def main(arguments: Sequence[str]) -> None:
     console.set_up_logging()
     parallel.keep_compiled()
     try:
-        serve(given.workdir, given.index, given.kind, given.host, given.port)
+        serve(given.workdir, given.index, given.kind, given.host, given.port, given.images)
     except (*USER_ERRORS, DemoError, OSError) as error:
         sys.stderr.write(f"demo: {error}\n")
         sys.exit(1)
@@ -43,7 +43,14 @@ def main(arguments: Sequence[str]) -> None:
         sys.exit(130)
 
 
-def serve(folders: Sequence[Path], index: Path | None, kind: str, host: str, port: int) -> None:
+def serve(
+    folders: Sequence[Path],
+    index: Path | None,
+    kind: str,
+    host: str,
+    port: int,
+    images: Path | None = None,
+) -> None:
     """Serves the page until it is stopped.
 
     Args:
@@ -52,6 +59,7 @@ def serve(folders: Sequence[Path], index: Path | None, kind: str, host: str, por
       kind: likewise.
       host: name or address to listen at.
       port: there; 0 for a free one.
+      images: as of `tabs.served`.
 
     Raises:
       DemoError: the extra [demo] is missing, the address cannot be listened at, or no task can be
@@ -67,7 +75,7 @@ def serve(folders: Sequence[Path], index: Path | None, kind: str, host: str, por
     # Taken before the models are loaded, and listened at after.
     with _bound(host, port) as listening, ThreadPoolExecutor(1) as worker:
         log.info("loading and warming up")
-        tasks = worker.submit(tabs.served, folders, index, kind).result()
+        tasks = worker.submit(tabs.served, folders, index, kind, images).result()
         if not any(isinstance(outcome, tabs.Served) for outcome in tasks.values()):
             reasons = "\n  ".join(tabs.reasons(tasks))
             raise DemoError(f"there is nothing to show:\n  {reasons}")
@@ -94,8 +102,9 @@ def _bound(host: str, port: int) -> socket.socket:
     try:
         family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         found = socket.socket(family, kind)
-    except OSError as error:
-        raise DemoError(f"--host={host} is no address of this machine: {error.strerror}") from error
+    except (OSError, UnicodeError) as error:
+        told = getattr(error, "strerror", None) or "it is no name"
+        raise DemoError(f"--host={host} is no address of this machine: {told}") from error
     try:
         found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         found.bind(address)
@@ -114,6 +123,9 @@ def _parsed(arguments: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--model", dest="workdir", type=_model, action="append", help=console.MODEL)
     parser.add_argument("--index", type=console.path, help="folder of the index (RUN/index/images)")
+    parser.add_argument(
+        "--images", type=console.path, help="folder of photos that was indexed by a --model"
+    )
     parser.add_argument("--kind", choices=kinds.KINDS, default=kinds.EXACT, help="of index (exact)")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen at (127.0.0.1)")
     parser.add_argument(

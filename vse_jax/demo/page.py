@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Executor
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import gradio
 from fastapi import FastAPI
@@ -106,7 +106,7 @@ def _search(task: Served | Unserved, worker: Executor) -> None:
                 1, tabs.MOST, value=12, step=1, label="Photos shown", elem_id="most"
             )
         with gradio.Column(scale=3, min_width=360):
-            found = _output("Photos that fit best come first.", "photos")
+            found = _output(hint := "Photos that fit best come first.", "photos")
 
     def by_words(text: Any, k: Any) -> str:
         sentence, count = uploads.sentence(text), uploads.count(k, tabs.MOST)
@@ -114,12 +114,16 @@ def _search(task: Served | Unserved, worker: Executor) -> None:
 
     def by_picture(data: Any, k: Any) -> str:
         if not data:
-            return cards.hint("Photos that fit best come first.")
+            return cards.hint(hint)
         pixels, count = uploads.picture(data), uploads.count(k, tabs.MOST)
         return cards.gallery(tabs.by_picture(finder, pixels, count))
 
-    _on([words.submit, find.click], by_words, [words, most], found, worker)
-    _on([picture.change], by_picture, [picture, most], found, worker)
+    def by_either(text: Any, data: Any, k: Any) -> str:
+        return by_picture(data, k) if data and not str(text or "").strip() else by_words(text, k)
+
+    _on([words.submit], by_words, [words, most], found, worker)
+    _on([find.click], by_either, [words, picture, most], found, worker)
+    _on([picture.change], by_picture, [picture, most], found, worker, "always_last")
 
 
 def _caption(task: Served | Unserved, worker: Executor) -> None:
@@ -148,7 +152,7 @@ def _caption(task: Served | Unserved, worker: Executor) -> None:
             )
             write = gradio.Button("Caption", variant="primary", elem_id="write")
         with gradio.Column(scale=3, min_width=360):
-            found = _output("The likeliest captions come first.", "captions")
+            found = _output(hint := "The likeliest captions come first.", "captions")
 
     def written(data: Any, width: Any, count: Any) -> str:
         if width not in widths:
@@ -157,7 +161,11 @@ def _caption(task: Served | Unserved, worker: Executor) -> None:
         best = tabs.captions(model, pixels, int(width), uploads.count(count, max(widths)))
         return cards.captions(best, time.perf_counter() - begun)
 
-    _on([picture.change, write.click], written, [picture, beams, n_best], found, worker)
+    def changed(data: Any, width: Any, count: Any) -> str:
+        return written(data, width, count) if data else cards.hint(hint)
+
+    _on([picture.change], changed, [picture, beams, n_best], found, worker, "always_last")
+    _on([write.click], written, [picture, beams, n_best], found, worker)
 
 
 def _align(aligns: Served | Unserved, looks: Served | Unserved, worker: Executor) -> None:
@@ -207,8 +215,12 @@ def _on(
     inputs: list[Any],
     output: gradio.HTML,
     worker: Executor,
+    pending: Literal["once", "always_last"] = "once",
 ) -> None:
-    """Has a function done in the worker's thread; its errors are told in one line."""
+    """Has a function done in the worker's thread; its errors are told in one line.
+
+    What happens while it is done is dropped, or of "always_last" the last is done behind it.
+    """
 
     def told(*values: Any) -> str:
         try:
@@ -229,7 +241,7 @@ def _on(
         concurrency_limit=1,
         concurrency_id="model",
         show_progress="minimal",
-        trigger_mode="once",
+        trigger_mode=pending,
     )
 
 

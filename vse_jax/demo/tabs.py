@@ -41,7 +41,8 @@ PROPOSED_IN = 320
 WIDTHS = (1, 3, 10)
 ADVICE = {
     "search": "Index a folder by a model that embeds pictures and sentences, such as of "
-    "configs/custom.py:FILE: python -m vse_jax.search index --workdir=RUN --images=FOLDER",
+    "configs/custom.py:FILE: python -m vse_jax.search index --workdir=RUN --images=FOLDER; or by "
+    "published weights, --model in place of --workdir, and --images=FOLDER here too",
     "caption": "Train a model that writes captions: python -m vse_jax.main "
     "--config=configs/custom.py:FILE,multimodal_rnn --workdir=RUN",
     "align": "Train a model that ties words to regions: python -m vse_jax.main "
@@ -78,7 +79,10 @@ class Unserved(NamedTuple):
 
 
 def served(
-    folders: Sequence[Path], index: Path | None = None, kind: str = kinds.EXACT
+    folders: Sequence[Path],
+    index: Path | None = None,
+    kind: str = kinds.EXACT,
+    images: Path | None = None,
 ) -> dict[str, Served | Unserved]:
     """Of each task of `ADVICE` what does it: the first workdir that can, tried once and warm.
 
@@ -86,6 +90,7 @@ def served(
       folders: workdirs, or what else `vse_jax.load` takes.
       index: folder of the index; None: where `finder.default_folder` says.
       kind: of the index, as of `Finder`.
+      images: the folder whose photos are searched, by a model that has no workdir.
 
     Raises:
       WorkdirError, CheckpointError, ConfigError: one of them is no workdir that can be loaded.
@@ -99,14 +104,25 @@ def served(
             if isinstance(outcome, Served):
                 continue
             try:
-                found[task] = _tried(task, folder, model, index, kind)
+                found[task] = _tried(task, folder, model, index, kind, images)
             except (*USER_ERRORS, ValueError) as error:
                 reasons = (*outcome.reasons, f"{folder}: {error}")
                 found[task] = outcome._replace(reasons=reasons)
     return found
 
 
-def _tried(task: str, folder: Path, model: Model, index: Path | None, kind: str) -> Served:
+def _index_of(folder: Path, model: Model, images: Path | None) -> Path:
+    """Where `search index` has put it, of a folder of photos where one is named."""
+    if images is not None:
+        alone = finder.cached_folder(model, "images", images.resolve())
+        if alone.exists():
+            return alone
+    return finder.default_folder(folder, "images")
+
+
+def _tried(
+    task: str, folder: Path, model: Model, index: Path | None, kind: str, images: Path | None
+) -> Served:
     """What does a task, once it has done it: what is slow the first time is behind it.
 
     Raises:
@@ -120,7 +136,7 @@ def _tried(task: str, folder: Path, model: Model, index: Path | None, kind: str)
     example = _example(model.config.data.image_size)
     if task == "search":
         finder.about(model, "images")
-        place = index or finder.default_folder(folder, "images")
+        place = index or _index_of(folder, model, images)
         opened = Finder(model, place, kind)
         finder.check(model, opened.store, "images")
         by_words(opened, "a", 1)

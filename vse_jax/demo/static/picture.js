@@ -3,7 +3,8 @@
 const most = Number(props.most);
 const take = (file) => {
   if (!file) return;
-  const told = (text) => { props.told = text; };
+  // What it says becomes HTML, and a file may have any name.
+  const told = (text) => { props.told = text.replace(/[&<>"]/g, (sign) => `&#${sign.charCodeAt()};`); };
   if (!props.types.split(",").includes(file.type))
     return told(`“${file.name}” is no picture of a known type: ${props.known}`);
   if (file.size > most)
