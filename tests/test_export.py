@@ -266,6 +266,12 @@ def test_use_from_the_command_line(trained, tmp_path, expected, pictures):
         f"{score:.4f}\t{path}\t{SENTENCES[0]}\n"
         for score, path in zip(scores, (pictures[0], pictures[4]), strict=True)
     )
+    # Longer than any file's name.
+    spec = importlib.util.spec_from_file_location("use", folder / "use.py")
+    use = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(use)
+    assert not use.is_picture("a red circle " * 40)
+    assert use.is_picture(pictures[0])
 
 
 def told(arguments, capsys):

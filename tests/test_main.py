@@ -4,8 +4,10 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import types
 
 import pytest
 from commands import REPOSITORY, Command
@@ -205,3 +207,46 @@ def test_ctrl_c_before_the_first_step_ends_in_one_line(monkeypatch, capsys):
         main.start(["main"])
     assert ended.value.code == 130
     assert capsys.readouterr().err == "vse_jax: interrupted; what was saved is whole\n"
+
+
+class Left(BaseException):
+    """Instead of os._exit."""
+
+
+@pytest.mark.parametrize("error", [RuntimeError("a bug"), KeyboardInterrupt()], ids=repr)
+def test_what_ends_one_of_several_processes_ends_it_at_once(monkeypatch, capsys, error):
+    """Behind it JAX would wait minutes for the others, which wait for this one."""
+
+    def left(code):
+        raise Left(code)
+
+    def broken(*_):
+        raise error
+
+    monkeypatch.setattr(main, "_is_one_of_several", lambda: True)
+    monkeypatch.setattr(main, "_WORKDIR", types.SimpleNamespace(value=["a"]))
+    monkeypatch.setattr(main, "_run", broken)
+    monkeypatch.setattr(main.app, "run", lambda function, *_, **__: function(["main"]))
+    monkeypatch.setattr(main.os, "_exit", left)
+    with pytest.raises(Left) as ended:
+        main.start(["main"])
+    told = capsys.readouterr().err
+    if isinstance(error, RuntimeError):
+        assert ended.value.args == (1,)
+        assert told.endswith("RuntimeError: a bug\n")
+    else:
+        assert ended.value.args == (130,)
+        assert told == "vse_jax: interrupted; what was saved is whole\n"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signals_stop_the_steps_and_end_what_is_behind_them(number):
+    before = signal.getsignal(number)
+    with main._stop_on_signal() as stop:
+        assert not stop.is_set()
+        os.kill(os.getpid(), number)
+        assert stop.wait(10)
+        if number == signal.SIGINT:
+            with pytest.raises(KeyboardInterrupt):
+                os.kill(os.getpid(), number)
+    assert signal.getsignal(number) is before

@@ -92,8 +92,9 @@ def test_a_lost_process_is_known_by_what_collectives_say(monkeypatch):
     )
     assert parallel.loss_behind(lost) is None
     monkeypatch.setattr(jax, "process_count", lambda: 2)
-    assert parallel.loss_behind(lost) == parallel.loss_behind(ValueError(said)) == said
-    assert parallel.loss_behind(wrapper) == f"UNAVAILABLE: {said}"
+    told = "another process of the run has ended; the same command on all of them goes on from"
+    for error, what in ((lost, said), (ValueError(said), said), (wrapper, f"UNAVAILABLE: {said}")):
+        assert parallel.loss_behind(error) == f"{told} what was saved ({what})"
     full = CheckpointError("cannot be written: no space")
     full.__cause__ = jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: memory")
     assert parallel.loss_behind(full) is None
@@ -245,6 +246,20 @@ def test_nothing_else_is_donated(devices):
     step(state, batch)
     assert not state.is_deleted()
     assert not batch["x"].is_deleted()
+
+
+def test_products_are_in_float32(devices):
+    """On CPUs they are anyway; what accelerators are told is in the program."""
+
+    def loss(w, x):
+        return jnp.sum(jnp.square(x @ w))
+
+    step = devices.map(jax.grad(loss), (parallel.REPLICATED, parallel.SPLIT), parallel.REPLICATED)
+    w = devices.place(np.ones((3, 2), np.float32))
+    program = step.lower(w, devices.split(ROWS)).as_text()
+    products = [line for line in program.splitlines() if "stablehlo.dot_general" in line]
+    assert len(products) == 2
+    assert all("precision = [HIGHEST, HIGHEST]" in line for line in products)
 
 
 def test_the_mean_of_the_gradients_is_the_gradient_of_the_whole(devices):

@@ -11,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -47,11 +48,11 @@ def run(trained, tmp_path, capsys):
     """Command and arguments -> exit code, what was printed, and what was told."""
     before = signal.getsignal(signal.SIGTERM)
 
-    def command(name, *arguments, folder=trained, index=tmp_path / "index"):
+    def command(name, *arguments, folder=trained, index=tmp_path / "index", main=search.main):
         code = 0
         given = [name, f"--workdir={folder}", f"--index={index}", *map(str, arguments)]
         try:
-            search.main(given)
+            main(given)
         except SystemExit as ended:
             code = ended.code
         printed = capsys.readouterr()
@@ -201,7 +202,7 @@ def test_what_was_encoded_before_sigterm_is_kept(run, many, tmp_path, monkeypatc
 
     with monkeypatch.context() as patch:
         patch.setattr(search.indexing.inputs, "pixels", ended)
-        code, _, told = run("index", f"--images={many}", "--batch_size=4")
+        code, _, told = run("index", f"--images={many}", "--batch_size=4", main=search.start)
     assert (code, told.splitlines()[-1]) == (
         130, "search: stopped; the same command goes on from here",
     )  # fmt: skip
@@ -377,6 +378,8 @@ def test_models_without_embeddings_are_refused(run, photos, trained_dvsa, traine
         (["query"], "takes a sentence in quotes, or --image=FILE"),
         (["query", "a", "--image=b.png"], "takes a sentence in quotes, or --image=FILE"),
         (["query", "a", "--images=b", "--among=texts"], "--images is of pictures to find: leave"),
+        (["query", " "], "the sentence is empty"),
+        (["query", "a", "--index="], "argument --index: it is empty; expected a path"),
         (["query", "a", "--top=0"], "'0' is no whole number of 1 or more"),
         (["index"], "one of the arguments --images --texts is required"),
         (["index", "--images=a", "--process=1"], "--processes and --process belong together"),
@@ -387,6 +390,37 @@ def test_wrong_flags_end_in_one_line(run, arguments, message):
     assert code == 2
     assert message in told
     assert told.count("\n") == 1
+
+
+def test_a_process_that_is_lost_is_told(run, photos, monkeypatch, capsys):
+    class Left(BaseException):
+        """Instead of os._exit."""
+
+    def left(code):
+        raise Left(code)
+
+    def lost(*_):
+        raise jax.errors.JaxRuntimeError("Gloo all-gather failed: Connection closed by peer")
+
+    monkeypatch.setattr(search.parallel, "initialize", lambda *_: None)
+    monkeypatch.setattr(search.indexing, "update", lost)
+    monkeypatch.setattr(search.os, "_exit", left)
+    flags = ["--coordinator=localhost:1", "--processes=2", "--process=0"]
+    monkeypatch.setattr(search.parallel, "loss_behind", lambda error: f"lost: {error}")
+    with pytest.raises(Left, match="1"):
+        run("index", f"--images={photos}", *flags)
+    assert capsys.readouterr().err.endswith(
+        "search: lost: Gloo all-gather failed: Connection closed by peer\n"
+    )
+
+
+def test_types_that_are_not_taken_are_told(run, tmp_path):
+    (tmp_path / "phone").mkdir()
+    for name in ("1.HEIC", "2.heic", "notes"):
+        (tmp_path / "phone" / name).write_bytes(b"some")
+    code, printed, told = run("index", f"--images={tmp_path / 'phone'}")
+    assert (code, printed[:18]) == (0, "0 files: as before")
+    assert "files of other types, not looked at: 2 .heic, 1 without; taken are .avif .bmp" in told
 
 
 def test_folders_that_are_none(run, photos, tmp_path):

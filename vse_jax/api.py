@@ -242,13 +242,21 @@ class Model:
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """SHA-256 (hex) of what embeddings depend on: parameters, words, size of pictures."""
+        """SHA-256 (hex) of what embeddings and scores depend on.
+
+        Parameters, words, size of pictures and what their pixels become, regions, similarity.
+        """
         found = hashlib.sha256()
         variables = self._devices.fetch(self._variables)
         for path, leaf in jax.tree_util.tree_leaves_with_path(variables):
             found.update(f"{jax.tree_util.keystr(path)} {leaf.dtype}{leaf.shape}".encode())
             found.update(np.asarray(leaf).tobytes())
-        told = (self._vocabulary, self.config.data.image_size, self.config.data.max_tokens)
+        image = self.config.model.image
+        told = (
+            self._vocabulary, self.config.data.image_size, self.config.data.max_tokens,
+            image.features, image.cells, self.config.model.similarity,
+            [getattr(self._backbone, name, None) for name in ("mean", "std")],
+        )  # fmt: skip
         found.update(json.dumps(told).encode())
         return found.hexdigest()
 

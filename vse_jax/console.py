@@ -40,7 +40,13 @@ class Parser(argparse.ArgumentParser):
 
 
 def path(text: str) -> Path:
-    """A path that a flag gives; `~` is expanded, as shells do not behind a flag's name."""
+    """A path that a flag gives; `~` is expanded, as shells do not behind a flag's name.
+
+    Raises:
+      ArgumentTypeError: it is empty, as of a variable that is not set; Path takes that for ".".
+    """
+    if not text:
+        raise argparse.ArgumentTypeError("it is empty; expected a path")
     return Path(os.path.expanduser(text))
 
 

@@ -15,7 +15,8 @@ def default_config() -> ConfigDict:
     config.seed = 0
     # Maps the step over devices: "shard_map", or "pmap" (the same numbers, in maintenance mode).
     config.parallel = "shard_map"
-    # Of the computation: "float32" or "bfloat16"; parameters and losses stay float32.
+    # Of the computation: "float32", on accelerators too, or "bfloat16"; parameters and losses stay
+    # float32.
     config.precision = "float32"
     config.data = _data()
     config.model = _model()

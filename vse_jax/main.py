@@ -5,6 +5,7 @@ evaluates a workdir again by its own config, or a config without any training, s
 `configs/flickr8k.py:clip`.
 """
 
+import contextlib
 import logging
 import os
 import shlex
@@ -12,7 +13,7 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -48,25 +49,34 @@ def main(argv: Sequence[str]) -> None:
         _fail(str(error))
     except Exception as error:
         # Collectives raise errors of several kinds, and what saves a checkpoint wraps them.
-        loss = parallel.loss_behind(error) if _COORDINATOR.value else None
+        loss = parallel.loss_behind(error) if _is_one_of_several() else None
         if loss is not None:
-            _fail(
-                "another process of the run has ended; the same command on all of them goes on "
-                f"from the last checkpoint ({loss[:200]})"
-            )
+            _fail(loss)
         # An OSError names its file and reason: a full disk, a missing permission.
         if not isinstance(error, (*USER_ERRORS, OSError)):
+            if _is_one_of_several():
+                traceback.print_exc()
+                _leave_at_once(1)
             raise
         _fail(str(error))
 
 
 def _fail(message: str) -> NoReturn:
     log.error("%s", message)
-    sys.stderr.flush()
-    if _COORDINATOR.value:
-        # Other processes wait in collectives; they must not be waited for.
-        os._exit(1)
+    if _is_one_of_several():
+        _leave_at_once(1)
     sys.exit(1)
+
+
+def _is_one_of_several() -> bool:
+    # Ctrl-C may come before the flags are known.
+    return flags.FLAGS.is_parsed() and bool(_COORDINATOR.value)
+
+
+def _leave_at_once(code: int) -> NoReturn:
+    """Ends one of several processes: others wait in collectives, and must not be waited for."""
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def _run(workdirs: Sequence[Path], arguments: Sequence[str]) -> None:
@@ -93,7 +103,8 @@ def _run(workdirs: Sequence[Path], arguments: Sequence[str]) -> None:
     train.train(_CONFIG.value, workdir, _stop_on_signal, command)
 
 
-def _stop_on_signal() -> threading.Event:
+@contextlib.contextmanager
+def _stop_on_signal() -> Iterator[threading.Event]:
     """An event that SIGTERM or the first Ctrl-C sets; the second Ctrl-C ends at once."""
     stop = threading.Event()
 
@@ -104,11 +115,15 @@ def _stop_on_signal() -> threading.Event:
         stop.set()
         log.warning("%s: stopping at the next step", signal.Signals(number).name)
 
-    if parallel.process_share()["processes"] == 1:
-        # With several processes JAX's preemption service listens instead.
-        signal.signal(signal.SIGTERM, handle)
-        signal.signal(signal.SIGINT, handle)
-    return stop
+    # With several processes JAX's preemption service listens instead.
+    several = parallel.process_share()["processes"] > 1
+    numbers = () if several else (signal.SIGTERM, signal.SIGINT)
+    before = [signal.signal(number, handle) for number in numbers]
+    try:
+        yield stop
+    finally:
+        for number, usual in zip(numbers, before, strict=True):
+            signal.signal(number, usual)
 
 
 def _parse(argv: Sequence[str]) -> list[str]:
@@ -178,6 +193,8 @@ def start(arguments: Sequence[str]) -> None:
     except KeyboardInterrupt:
         sys.stderr.write("vse_jax: interrupted; what was saved is whole\n")
         # 128 and the signal's number, as of what a shell ends.
+        if _is_one_of_several():
+            _leave_at_once(130)
         sys.exit(130)
 
 

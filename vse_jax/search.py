@@ -45,8 +45,6 @@ BATCH = 64
 def main(arguments: Sequence[str]) -> None:
     """Does what the command line asks for; a user's mistake ends in one clear line and exit 1."""
     given = _parsed(arguments)
-    # What a machine that is shut down sends: what was encoded is kept, as after Ctrl-C.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         console.set_up_logging()
         if given.command == "index":
@@ -54,10 +52,22 @@ def main(arguments: Sequence[str]) -> None:
         console.speak_if(parallel.is_first_process())
         parallel.keep_compiled()
         (_index if given.command == "index" else _query)(given)
-    except (*USER_ERRORS, ValueError, OSError) as error:
-        _end(given, f"search: {error}\n", 1)
     except KeyboardInterrupt:
         _end(given, "search: stopped; the same command goes on from here\n", 130)
+    except Exception as error:
+        several = getattr(given, "coordinator", None)
+        if several and (loss := parallel.loss_behind(error)) is not None:
+            _end(given, f"search: {loss}\n", 1)
+        if not isinstance(error, (*USER_ERRORS, ValueError, OSError)):
+            raise
+        _end(given, f"search: {error}\n", 1)
+
+
+def start(arguments: Sequence[str]) -> None:
+    """Runs the command line as a process of its own."""
+    # What a machine that is shut down sends: what was encoded is kept, as after Ctrl-C.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    main(arguments)
 
 
 def _end(given: argparse.Namespace, told: str, code: int) -> NoReturn:
@@ -122,6 +132,8 @@ def _wrong_index(given: argparse.Namespace) -> str | None:
 def _wrong_query(given: argparse.Namespace) -> str | None:
     if (given.text is None) == (given.image is None):
         return "query takes a sentence in quotes, or --image=FILE"
+    if given.text is not None and not given.text.strip():
+        return "the sentence is empty"
     if given.images is not None and given.among != "images":
         return "--images is of pictures to find: leave --among out"
     if given.workdir is None and given.images is None and given.index is None:
@@ -249,4 +261,4 @@ def _as_json(hit: Hit) -> str:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    start(sys.argv[1:])

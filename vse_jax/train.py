@@ -1,6 +1,7 @@
 """The loop: set up, restore, step, log, validate, save, evaluate."""
 
 import collections
+import contextlib
 import logging
 import math
 import threading
@@ -31,6 +32,8 @@ from vse_jax.report import content
 from vse_jax.train_state import TrainState
 
 log = logging.getLogger(__name__)
+# An event, while it is entered.
+Stop = contextlib.AbstractContextManager[threading.Event]
 # The collapse: this many log lines in a row within this distance of 2 x margin per pair.
 COLLAPSE_LINES, COLLAPSE_DISTANCE = 10, 0.03
 # 256 embeddings for each of 256 codes.
@@ -44,7 +47,7 @@ COLLAPSE_ADVICE = (
 def train(
     config: ConfigDict,
     folder: Path,
-    listen: Callable[[], threading.Event] = threading.Event,
+    listen: Callable[[], Stop] = lambda: contextlib.nullcontext(threading.Event()),
     command: str | None = None,
 ) -> bool:
     """Trains from where the workdir stands to the end, then evaluates the best checkpoint.
@@ -52,8 +55,8 @@ def train(
     Args:
       config: of the run.
       folder: the workdir.
-      listen: called when the first step is near (what is killed before loses nothing); when the
-        event that it returns is set, the run saves and returns at the next step.
+      listen: entered for the steps alone (what is killed before or behind loses nothing); when the
+        event is set, the run saves and returns at the next step.
       command: that does this again, for the report.
 
     Returns:
@@ -68,7 +71,7 @@ def train(
 
 
 def _train(
-    config: ConfigDict, folder: Path, listen: Callable[[], threading.Event], command: str | None
+    config: ConfigDict, folder: Path, listen: Callable[[], Stop], command: str | None
 ) -> bool:
     run = experiment.prepare(config, folder, training=True)
     last = Checkpoints(folder / "checkpoints" / "last", keep=2)
@@ -82,11 +85,12 @@ def _train(
     told = never_mined(run)
     for warning in told:
         log.warning(warning)
-    loop = Loop(run, state, last, best, listen())
-    try:
-        finished = loop.run()
-    finally:
-        loop.close()
+    with listen() as stop:
+        loop = Loop(run, state, last, best, stop)
+        try:
+            finished = loop.run()
+        finally:
+            loop.close()
     if finished:
         warnings = [*told, *warnings_of(loop.metrics.rows)]
         content.report_state(run, _final_state(run, template), warnings, command)

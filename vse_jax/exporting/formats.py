@@ -33,7 +33,9 @@ def write_jax(function: Function, path: Path, precision: str) -> None:
     """
     try:
         exported = jax.export.export(jax.jit(function.call), platforms=PLATFORMS)
-        path.write_bytes(exported(*function.arguments()).serialize())
+        # As in `parallel.Devices.map`: float32 is float32 on every platform.
+        with jax.default_matmul_precision("highest"):
+            path.write_bytes(exported(*function.arguments()).serialize())
     except (ValueError, NotImplementedError, TypeError) as error:
         raise ExportError(_refusal(function, "jax.export", error)) from error
     _check(function, use.load_jax(path), precision, path.name)

@@ -176,10 +176,18 @@ def load_onnx(file: Path) -> Callable[..., Arrays]:
     return lambda *arrays: tuple(session.run(None, dict(zip(names, arrays, strict=True))))
 
 
+def is_picture(given: str) -> bool:
+    """Whether an argument names a file; else it is a sentence, which may be longer than a name."""
+    try:
+        return Path(given).is_file()
+    except OSError:
+        return False
+
+
 def main(arguments: Sequence[str]) -> None:
     """Prints what a model makes of the pictures and sentences of a command line."""
     model = Exported()
-    pictures = [given for given in arguments if Path(given).is_file()]
+    pictures = [given for given in arguments if is_picture(given)]
     sentences = [given for given in arguments if given not in pictures]
     if not pictures:
         sys.exit(__doc__)

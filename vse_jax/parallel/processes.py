@@ -104,7 +104,7 @@ def misfit(coordinator: str | None, processes: int | None, process: int | None) 
 
 
 def loss_behind(error: BaseException | None) -> str | None:
-    """What a collective or a barrier said that failed, as it does when another process has ended.
+    """What to tell of a collective or a barrier that failed as another process has ended.
 
     None where nothing says so, neither the error nor what it comes from.
     """
@@ -112,7 +112,11 @@ def loss_behind(error: BaseException | None) -> str | None:
         return None
     while error is not None:
         if any(sign in str(error) for sign in _SIGNS_OF_A_LOSS):
-            return " ".join(str(error).split())
+            said = " ".join(str(error).split())[:200]
+            return (
+                "another process of the run has ended; the same command on all of them goes on "
+                f"from what was saved ({said})"
+            )
         error = error.__cause__
     return None
 
