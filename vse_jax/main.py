@@ -123,7 +123,8 @@ def _stop_on_signal() -> Iterator[threading.Event]:
         yield stop
     finally:
         for number, usual in zip(numbers, before, strict=True):
-            signal.signal(number, usual)
+            # None: of a handler that Python does not know.
+            signal.signal(number, signal.SIG_DFL if usual is None else usual)
 
 
 def _parse(argv: Sequence[str]) -> list[str]:
