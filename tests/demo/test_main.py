@@ -35,12 +35,12 @@ def test_what_is_asked_for(monkeypatch):
     monkeypatch.setattr(demo, "serve", lambda *given: asked.append(given))
     demo.main(["--workdir=a"])
     demo.main(["--workdir=a", "--workdir=b", "--index=c", "--kind=hnsw", "--host=::", "--port=80"])
-    demo.main(["--model=me/clip", "--workdir=a", "--index=c"])
+    demo.main(["--model=me/clip", "--workdir=a", "--images=d"])
     assert asked == [
         # Nobody else's machine is served unless that is asked for.
-        ([Path("a")], None, EXACT, "127.0.0.1", 7860),
-        ([Path("a"), Path("b")], Path("c"), "hnsw", "::", 80),
-        ([Path("hub:me/clip"), Path("a")], Path("c"), EXACT, "127.0.0.1", 7860),
+        ([Path("a")], None, EXACT, "127.0.0.1", 7860, None),
+        ([Path("a"), Path("b")], Path("c"), "hnsw", "::", 80, None),
+        ([Path("hub:me/clip"), Path("a")], None, EXACT, "127.0.0.1", 7860, Path("d")),
     ]
 
 
