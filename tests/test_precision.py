@@ -1,11 +1,16 @@
 """Steps in bfloat16 do what steps in float32 do, and keep in float32 all that adds up."""
 
+import functools
+
 import jax
 import numpy as np
 import pytest
 import tiny_step
+from jax.tree_util import Partial
 
-from vse_jax import training_objective
+from vse_jax import alignment, training_objective
+from vse_jax.encoding import Encoding
+from vse_jax.evaluators import blocks
 from vse_jax.objectives.base import Objective
 from vse_jax.optimizer import flatten
 from vse_jax.parallel import AXIS
@@ -82,3 +87,19 @@ def test_what_adds_up_is_float32(preset, system, batch, monkeypatch):
     assert after.ema
     for leaf in jax.tree.leaves((after, metrics)):
         assert leaf.dtype in (np.float32, np.int32, np.uint32), leaf
+
+
+def test_programs_apart_from_the_step_ask_for_float32_too():
+    """Scores of words with regions, and of pairs where they are ranked; see `parallel.Devices`."""
+    vectors, rows = np.ones((2, 3, 4), np.float32), np.ones((4, 8), np.float32)
+    sets = Encoding(vectors, np.ones((2, 3), bool), vectors[:, 0])
+    score = Partial(lambda images, captions: images @ captions.T)
+    programs = (
+        jax.make_jaxpr(alignment.pair_scores)(sets, sets),
+        jax.make_jaxpr(functools.partial(blocks._score, width=2))(score, rows, rows, np.int32(0)),
+    )
+    for program in programs:
+        told = str(program)
+        products = told.count("dot_general[")
+        assert products
+        assert told.count("precision=(Precision.HIGHEST, Precision.HIGHEST)") == products, told

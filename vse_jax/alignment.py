@@ -133,7 +133,8 @@ def pair_scores(
         image, text = jax.tree.map(lambda rows: rows[None], (image, text))
         return products(image, text, dtype)[0, 0].T
 
-    return jax.vmap(of_one)(images, texts)
+    with parallel.exact_products():
+        return jax.vmap(of_one)(images, texts)
 
 
 class Scored(NamedTuple):

@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from vse_jax import alignment, alignment_picture, finder, inputs, look_picture, workdir
+from vse_jax import alignment, alignment_picture, finder, hub, inputs, look_picture, workdir
 from vse_jax.alignment import Alignment, known_words
 from vse_jax.api import Caption, Model, load
 from vse_jax.data import tokenizer
@@ -112,12 +112,12 @@ def served(
 
 
 def _index_of(folder: Path, model: Model, images: Path | None) -> Path:
-    """Where `search index` has put it, of a folder of photos where one is named."""
-    if images is not None:
-        alone = finder.cached_folder(model, "images", images.resolve())
-        if alone.exists():
-            return alone
-    return finder.default_folder(folder, "images")
+    """Where `search index` puts it: in a workdir, or by a model without one of `images` alone."""
+    if images is None:
+        return finder.default_folder(folder, "images")
+    if not hub.is_remote(folder) and (own := finder.default_folder(folder, "images")).exists():
+        return own
+    return finder.cached_folder(model, "images", images.resolve())
 
 
 def _tried(

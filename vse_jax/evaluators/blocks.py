@@ -74,7 +74,9 @@ def _score(
 ) -> Float[Array, "n width"]:
     """Scores of all images with `width` captions from `start`."""
     some = jax.tree.map(lambda leaf: lax.dynamic_slice_in_dim(leaf, start, width), captions)
-    return score(images, some).astype(jnp.float32)
+    # Of float32 numbers in float32 on every device, as all else that is computed.
+    with jax.default_matmul_precision("highest"):
+        return score(images, some).astype(jnp.float32)
 
 
 @jax.jit

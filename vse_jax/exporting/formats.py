@@ -10,6 +10,7 @@ import jax
 import jax.export
 import numpy as np
 
+from vse_jax import parallel
 from vse_jax.exporting import use
 from vse_jax.exporting.folder import ExportError
 from vse_jax.exporting.functions import Function, example
@@ -33,8 +34,7 @@ def write_jax(function: Function, path: Path, precision: str) -> None:
     """
     try:
         exported = jax.export.export(jax.jit(function.call), platforms=PLATFORMS)
-        # As in `parallel.Devices.map`: float32 is float32 on every platform.
-        with jax.default_matmul_precision("highest"):
+        with parallel.exact_products():
             path.write_bytes(exported(*function.arguments()).serialize())
     except (ValueError, NotImplementedError, TypeError) as error:
         raise ExportError(_refusal(function, "jax.export", error)) from error

@@ -120,11 +120,11 @@ def built(store: Store) -> list[str]:
 
 def is_current(kind: str, store: Store) -> bool:
     """Whether the index of this kind is there, whole, and of the items as they are."""
-    path, about = _paths(store, kind)
+    path, _ = _paths(store, kind)
     try:
-        size = json.loads(about.read_text())["bytes"]
-        return _generation(kind, store) == store.generation and path.stat().st_size == size
-    except (StoreError, OSError, ValueError, LookupError, TypeError):
+        of = _built_of(kind, store)
+        return of["generation"] == store.generation and of.get("bytes") == path.stat().st_size
+    except (StoreError, OSError):
         return False
 
 
@@ -135,7 +135,7 @@ def load(kind: str, store: Store) -> Built:
       StoreError: it is not there, is older than the items, or cannot be read.
     """
     path, _ = _paths(store, kind)
-    if _generation(kind, store) != store.generation:
+    if _built_of(kind, store)["generation"] != store.generation:
         raise StoreError(
             f"{path} was built before the last changes: index again with --kind={kind}"
         )
@@ -146,11 +146,12 @@ def load(kind: str, store: Store) -> Built:
     return Built(index, store.about["similarity"] == "negative_euclidean")
 
 
-def _generation(kind: str, store: Store) -> int:
-    """Of the store that the index of this kind was built of."""
+def _built_of(kind: str, store: Store) -> dict[str, Any]:
+    """What was noted beside the index of this kind; the store's "generation" always."""
     _, about = _paths(store, kind)
     try:
-        return int(json.loads(about.read_text())["generation"])
+        noted = dict(json.loads(about.read_text()))
+        return noted | {"generation": int(noted["generation"])}
     except FileNotFoundError as error:
         raise StoreError(
             f"{store.folder} has no index of the kind {kind!r}: give --kind={kind} when indexing"

@@ -73,8 +73,8 @@ def shards(store: Store, codebook: Codebook) -> Iterator[tuple[int, UInt8[np.nda
         )
     if not is_current(store, codebook):
         raise StoreError(
-            f"{store.folder / FOLDER} was built before the last changes: index again with "
-            "--kind=codes"
+            f"{store.folder / FOLDER} is not whole, or was built before the last changes: index "
+            "again with --kind=codes"
         )
     files, start = _files(store, codebook), 0
     for rows in [files.read(shard) for shard in store.layout()]:

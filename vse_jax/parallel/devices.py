@@ -80,8 +80,7 @@ class Devices:
         With `check_vma=False`, as under `pmap`, the gradient of a replicated value is this
         device's share, so a step takes `pmean(grad(local_loss))`.
 
-        Products of float32 numbers are in float32, where JAX by itself takes TensorFloat-32 on
-        a GPU and bfloat16 on a TPU.
+        Inside are `exact_products`.
 
         Args:
           function: takes and returns trees of arrays, one device's rows of the split ones.
@@ -92,7 +91,7 @@ class Devices:
 
         @functools.wraps(function)
         def exact(*arguments: Any) -> Any:
-            with jax.default_matmul_precision("highest"):
+            with exact_products():
                 return function(*arguments)
 
         if self.mode == "pmap":
@@ -188,6 +187,14 @@ class Devices:
 def without_transfers() -> contextlib.AbstractContextManager[None]:
     """Inside, an array that must first be moved to a device is an error and no silent copy."""
     return jax.transfer_guard("disallow")
+
+
+def exact_products() -> contextlib.AbstractContextManager[None]:
+    """Inside, products of float32 numbers are traced as in float32.
+
+    By itself JAX takes TensorFloat-32 for them on a GPU, and bfloat16 on a TPU.
+    """
+    return jax.default_matmul_precision("highest")
 
 
 def keep_compiled() -> None:
